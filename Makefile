@@ -1,0 +1,51 @@
+# Everything a user does starts here. Each target sets up what it needs; a second call costs nothing.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Telemetry of every dependency is off, and nothing asks a server for a newer version of itself.
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export GX_ANALYTICS_ENABLED := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup repro test lint format bench serve lock clean
+
+setup: $(READY)  ## make .venv from requirements.lock
+
+# uv comes from the same lock (version and hash), then installs the rest.
+$(READY): requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; name another with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	touch $@
+
+repro: setup  ## run every stage that is stale
+	dvc repro
+
+test: setup  ## the whole test suite, no network, no GPU
+	python -m pytest tests
+
+lint: setup  ## style and types
+	ruff check .
+	ruff format --check .
+	mypy qwen3llada stages flows
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+bench: setup  ## side-by-side benchmarks; see docs/performance.md
+	python -m bench.loss && python -m bench.sample && python -m bench.train
+
+lock:  ## after editing pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --no-annotate --no-header -q --upgrade -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

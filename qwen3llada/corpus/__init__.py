@@ -1,0 +1,1 @@
+"""From sources of text and conversations to batches of corrupted token ids."""

@@ -1,0 +1,1 @@
+"""Corruption and loss as pure tensor functions."""
