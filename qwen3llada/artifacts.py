@@ -1,0 +1,175 @@
+"""Writing outputs whole or not at all, and reading them back.
+
+Every output goes to a temporary sibling first, is flushed to the disk, and takes its name by a rename. So a reader
+never meets half an output, a failure leaves what was there before, and a file that DVC has hard-linked into its cache
+is replaced by a new one instead of being rewritten in place.
+"""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FullDiskError(OSError):
+    """The disk is full; the message names the output, and `errno` is the system's."""
+
+
+@contextmanager
+def new_file(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write to; on success flush it and rename it to `path`.
+
+    Missing parent folders are made. `size`, the number of bytes about to be written where it is known, is named in the
+    error when the disk is full.
+    Raises: OSError in one line, naming `path`, when the disk is full; what the body raises. The old file then stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+    try:
+        with full_disk_named(path, size):
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
+    """Yield an empty temporary sibling folder to fill; on success flush it and put it in the place of `path`.
+
+    The temporary folder is always `.NAME.partial` beside `path`: there is one writer at a time, every process of a
+    distributed run can name it, and what a killed run left is removed by the next one. `size` as in `new_file`.
+    Raises: OSError in one line, naming `path`, when the disk is full; whatever the body raises. What was at `path`
+    before then stays, and nothing else is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.partial"
+    _remove(temporary)
+    try:
+        with full_disk_named(path, size):
+            temporary.mkdir()
+            yield temporary
+            publish(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Flush `folder` to the disk and rename it to `path`; what was at `path` is removed only after that.
+
+    A folder cannot be renamed over one that has files, so the old one steps aside and returns if the rename fails.
+    """
+    for directory, _, files in os.walk(folder):
+        for name in files:
+            _flush(Path(directory, name))
+        _flush(Path(directory))
+    old = path.parent / f".{path.name}.old"
+    if os.path.lexists(path):
+        _remove(old)
+        os.rename(path, old)
+    try:
+        os.rename(folder, path)
+    except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
+        raise
+    _flush(path.parent)
+    _remove(old)
+
+
+@contextmanager
+def full_disk_named(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
+    """Turn a full disk's error into one line that names `path`, the bytes to write (`size`) and the bytes free."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors reports the system's error as text, in an exception of its own
+        text_of_rust = any(f"os error {number})" in str(error) for number in FULL_DISK)
+        number = getattr(error, "errno", None)
+        if isinstance(error, FullDiskError) or (not text_of_rust and number not in FULL_DISK):
+            raise
+        needed = f", {size:,} bytes to write" if size is not None else ""
+        free = shutil.disk_usage(_existing(Path(path))).free
+        clear = FullDiskError(f"no space left on the disk for {path}{needed}, {free:,} bytes free")
+        clear.errno = number if number in FULL_DISK else errno.ENOSPC
+        raise clear from error
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Write `obj` as indented UTF-8 JSON. Raises ValueError for NaN and infinities, which JSON does not have."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    data = text.encode()
+    with new_file(path, size=len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file. Raises FileNotFoundError, or ValueError naming the file and line that are not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
+    """Write one JSON value per line, as the iterable gives them. Raises ValueError for NaN and infinities."""
+    with new_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
+    """Yield the value of each line that is not blank.
+
+    Raises: FileNotFoundError at once; ValueError naming the file and line that is not JSON, when it is reached.
+    """
+    file = open(path, encoding="utf-8")  # noqa: SIM115 - opened here so that a missing file is an error of the call
+
+    def values() -> Iterator[Any]:
+        with file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}: line {number} is not JSON: {error.msg}") from error
+
+    return values()
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, link or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())

@@ -1,0 +1,179 @@
+"""Outputs are whole or absent, and never written in place."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from qwen3llada import artifacts
+from qwen3llada.artifacts import new_file, new_folder, read_json, read_jsonl, write_json, write_jsonl
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_json_round_trip_makes_parents_and_keeps_unicode(tmp_path):
+    value = {"text": "naïve 日本", "numbers": [1, 2.5, None, True]}
+    write_json(tmp_path / "a" / "b" / "x.json", value)
+    assert read_json(tmp_path / "a" / "b" / "x.json") == value
+    assert "日本" in (tmp_path / "a" / "b" / "x.json").read_text(encoding="utf-8")
+    assert os.listdir(tmp_path / "a" / "b") == ["x.json"]
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    write_json(tmp_path / "x.json", [1])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", float("nan"))
+    assert read_json(tmp_path / "x.json") == [1]
+
+
+def test_jsonl_round_trip_is_a_line_per_row(tmp_path):
+    rows = [{"i": i, "line": "a\nb\u2028c"} for i in range(5)]
+    write_jsonl(tmp_path / "x.jsonl", iter(rows))
+    assert list(read_jsonl(tmp_path / "x.jsonl")) == rows
+    assert (tmp_path / "x.jsonl").read_bytes().count(b"\n") == len(rows)
+
+
+def test_reading_errors_name_file_and_line(tmp_path):
+    (tmp_path / "bad.json").write_text('{\n"a": }')
+    with pytest.raises(ValueError, match=r"bad\.json: line 2 is not JSON"):
+        read_json(tmp_path / "bad.json")
+    (tmp_path / "bad.jsonl").write_text('{"a": 1}\n\n{"a": \n')
+    rows = read_jsonl(tmp_path / "bad.jsonl")
+    assert next(rows) == {"a": 1}
+    with pytest.raises(ValueError, match=r"bad\.jsonl: line 3 is not JSON"):
+        next(rows)
+    with pytest.raises(FileNotFoundError):
+        read_jsonl(tmp_path / "absent.jsonl")
+
+
+def test_a_linked_file_is_replaced_not_rewritten(tmp_path):
+    """DVC's cache holds hard links of outputs; writing through one would corrupt the cache."""
+    write_json(tmp_path / "x.json", "old")
+    os.link(tmp_path / "x.json", tmp_path / "cached")
+    write_json(tmp_path / "x.json", "new")
+    assert (read_json(tmp_path / "cached"), read_json(tmp_path / "x.json")) == ("old", "new")
+
+
+def test_failing_rows_leave_the_old_file_and_nothing_else(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [1])
+
+    def rows():
+        yield 2
+        raise RuntimeError("broken source")
+
+    with pytest.raises(RuntimeError, match="broken source"):
+        write_jsonl(tmp_path / "x.jsonl", rows())
+    assert list(read_jsonl(tmp_path / "x.jsonl")) == [1]
+    assert os.listdir(tmp_path) == ["x.jsonl"]
+
+
+def test_new_folder_replaces_all_of_the_old_content(tmp_path):
+    target = tmp_path / "parent" / "model"
+    for name in ("old", "new"):
+        with new_folder(target) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / name).write_text(name)
+            assert not (target / "deep" / name).exists()
+    assert os.listdir(target / "deep") == ["new"]
+    assert os.listdir(target.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failing_folder_leaves_the_old_one_and_nothing_else(tmp_path, error):
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("old")
+
+    def replace():
+        with new_folder(tmp_path / "model") as folder:
+            (folder / "weights").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        replace()
+    assert os.listdir(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_a_failing_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("old")
+    rename = os.rename
+
+    def broken(source, destination):
+        if str(source).endswith(".partial"):
+            raise OSError(errno.EIO, "broken")
+        rename(source, destination)
+
+    monkeypatch.setattr(artifacts.os, "rename", broken)
+    with pytest.raises(OSError, match="broken"), new_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("new")
+    assert os.listdir(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    with new_folder(tmp_path / "model") as folder:
+        left = folder
+    left.mkdir()
+    (left / "half").write_text("half")
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "whole").write_text("whole")
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(tmp_path / "model") == ["whole"]
+
+
+def test_outputs_reach_the_disk_before_they_get_their_name(tmp_path, monkeypatch):
+    order = []
+    flush, rename = os.fsync, os.rename
+    monkeypatch.setattr(artifacts.os, "fsync", lambda d: (order.append(os.readlink(f"/proc/self/fd/{d}")), flush(d)))
+    monkeypatch.setattr(artifacts.os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("x")
+    before = order[: order.index("rename")]
+    assert {os.path.basename(path) for path in before} == {"weights", ".model.partial"}
+    assert order[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("context", [new_file, new_folder])
+def test_full_disk_is_one_line_with_path_and_size(tmp_path, context):
+    target = tmp_path / "out"
+
+    def write():
+        with context(target, size=12345) as temporary:
+            (temporary / "x" if context is new_folder else temporary).write_text("half")
+            full_disk()
+
+    with pytest.raises(OSError, match="no space left on the disk for") as caught:
+        write()
+    message = str(caught.value)
+    assert str(target) in message
+    assert "12,345 bytes" in message
+    assert "\n" not in message
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_full_disk_reported_by_safetensors_is_recognised(tmp_path):
+    from safetensors import SafetensorError
+
+    with pytest.raises(OSError, match="no space left on the disk for"), new_folder(tmp_path / "out"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def test_other_errors_pass_unchanged(tmp_path):
+    with pytest.raises(PermissionError, match=r"^denied$"), new_folder(tmp_path / "out"):
+        raise PermissionError("denied")
+
+
+def test_written_files_have_ordinary_permissions(tmp_path):
+    write_json(tmp_path / "x.json", 1)
+    with new_folder(tmp_path / "folder"):
+        pass
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert json.loads((tmp_path / "x.json").read_text()) == 1
