@@ -1,0 +1,14 @@
+"""One thin module per stage of `dvc.yaml`: parameters in, one function of the package, artifacts out."""
+
+import os
+
+# Telemetry of every dependency is off before any of them is imported. A value set by the user wins.
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",  # our own worker processes fork; tokenizers warns otherwise
+}.items():
+    os.environ.setdefault(_name, _value)

@@ -1,0 +1,149 @@
+"""Every knob: the sections composed, read from YAML, the environment and the command line. Imported by stages alone.
+
+A stage sees the whole of `params.yaml`; its own section's keys are plain flags (`--loss_impl dllm`,
+`--noise.schedule cosine`), the shared sections that it reads are prefixed (`--pretrain_data.num_proc 4`).
+Priority, lowest first: params.yaml, the parameter set given by `--params`, environment (`QWEN3LLADA_…`), command line.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ConfigDict, Field
+
+from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, validated, with_default
+from qwen3llada.corpus.builtin import BuiltinParams
+from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.validation import ValidateParams
+from qwen3llada.evaluation.eval_loss import EvalLossParams
+from qwen3llada.modeling.convert import ConvertParams
+from qwen3llada.sampling.sampler import SampleParams
+from qwen3llada.section import Section
+from qwen3llada.training.params import PretrainParams, SftParams
+
+PARAMS_FILE = Path("params.yaml")
+ENV_PREFIX = "QWEN3LLADA_"
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    seed: int = Field(ge=0, lt=2**63, description="Seed of training, noise, evaluation and sampling; 0 or more")
+    builtin: BuiltinParams
+    model: ModelSource
+    pretrain_data: TextData
+    sft_data: ConversationData
+    convert: ConvertParams
+    validation: ValidateParams = Field(alias="validate")  # a pydantic model cannot have a field `validate`
+    pretrain: PretrainParams
+    sft: SftParams
+    eval_loss: EvalLossParams
+    sample: SampleParams
+
+
+def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:
+    """`Params` from `path` and, on top of it, the parameter set `overlay`. Raises `ParamsError`, one line."""
+    tree, where = read_yaml(path), path
+    if overlay is not None and overlay.resolve() != path.resolve():
+        tree, where = merge(tree, read_yaml(overlay)), overlay
+    return validated(Params, tree, str(where))
+
+
+def load_stage(
+    argv: Sequence[str],
+    *,
+    own: str | None = None,
+    shared: Sequence[str] = (),
+    request: type[Section] | None = None,
+    doc: str = "",
+) -> tuple[Params, Any]:
+    """What one stage runs with.
+
+    Args:
+        argv: the command line without the program's name.
+        own: name of the section whose keys are plain flags, or None.
+        shared: names of the other entries of `Params` that the stage reads.
+        request: further flags that belong to this call and not to params.yaml (a prompt, an output file).
+        doc: shown above the flags by `--help`.
+
+    Returns: the parameters with the overrides applied, and the `request` (None if no such class was given).
+    Raises: `ParamsError` with one line naming the place, the key, what was given and what is allowed.
+    """
+    overlay, rest = _take_params_flag(list(argv))
+    base = load(PARAMS_FILE, overlay)
+    section = getattr(base, own) if own else None
+    fields = {name: with_default(section, name) for name in type(section).model_fields} if section else {}
+    fields |= {name: with_default(base, name) for name in shared}
+    if request is not None:
+        fields |= {name: (field.annotation, field) for name, field in request.model_fields.items()}
+    prefix = f"{ENV_PREFIX}{_key(own)}__".upper() if own else ENV_PREFIX
+    doc = f"{doc.strip()}\n\n--params FILE puts a parameter set (configs/…) on top of {PARAMS_FILE}."
+    given = parse_flags(fields, rest, doc=doc, env_prefix=prefix)
+
+    tree = base.model_dump(by_alias=True)
+    if section is not None:
+        tree[_key(own)] = {name: given[name] for name in type(section).model_fields}
+    tree |= {_key(name): given[name] for name in shared}
+    asked = request(**{name: given[name] for name in request.model_fields}) if request else None
+    return validated(Params, tree, "command line"), asked
+
+
+def run(
+    main: Callable[..., None],
+    *,
+    own: str | None = None,
+    shared: Sequence[str] = (),
+    request: type[Section] | None = None,
+) -> NoReturn:
+    """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, leave with a status.
+
+    Status 2: parameters; 1: input or output (one line on stderr each); 75: stopped, can be resumed. A defect of the
+    program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a one-line error was raised.
+    """
+    # A caller may have started us with SIGTERM ignored, which is inherited. A stage must end when told, and clean up.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        doc = sys.modules[main.__module__].__doc__ or ""
+        params, asked = load_stage(sys.argv[1:], own=own, shared=shared, request=request, doc=doc)
+    except ParamsError as error:
+        sys.exit(_complain(error, 2))
+    try:
+        main(params) if request is None else main(params, asked)
+    except (ValueError, OSError) as error:
+        sys.exit(_complain(error, 1))
+    sys.exit(0)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def _complain(error: Exception, status: int) -> int:
+    if os.environ.get(f"{ENV_PREFIX}TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _key(name: str | None) -> str:
+    """The name that a field of `Params` has in the file."""
+    assert name is not None
+    return Params.model_fields[name].alias or name
+
+
+def _take_params_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of `--params` (both spellings) and the other arguments."""
+    for i, argument in enumerate(argv):
+        if argument == "--params":
+            if i + 1 == len(argv):
+                raise ParamsError("command line: --params: expected the path of a parameter set")
+            return Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
+        if argument.startswith("--params="):
+            return Path(argument.removeprefix("--params=")), argv[:i] + argv[i + 1 :]
+    return None, argv
