@@ -1,0 +1,129 @@
+"""YAML and flags to a validated model: values, priorities, and one-line errors."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, validated, with_default
+from qwen3llada.section import Section
+
+
+class Noise(Section):
+    schedule: Literal["uniform", "cosine"] = Field("uniform", description="corruption schedule")
+    cap: float | None = Field(None, gt=0, description="bound of the weight; above 0")
+
+
+class Train(Section):
+    lr: float = Field(1e-3, gt=0, description="learning rate; above 0")
+    noise: Noise = Noise()
+    compile: bool | None = Field(None, description="compile the body")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay rates")
+
+
+class Request(Section):
+    prompt: list[str] = Field([], description="a question; may be repeated")
+
+
+def flags(instance: Section, *argv: str) -> dict:
+    fields = {name: with_default(instance, name) for name in type(instance).model_fields}
+    fields |= {name: (f.annotation, f) for name, f in Request.model_fields.items()}
+    return parse_flags(fields, argv, doc="Trains.", env_prefix="Q3LTEST_")
+
+
+def test_file_values_are_the_defaults_of_flags():
+    train = Train(lr=0.5, noise=Noise(schedule="cosine", cap=2.0))
+    assert flags(train)["noise"] == {"schedule": "cosine", "cap": 2.0}
+    changed = flags(train, "--noise.schedule", "uniform")
+    assert changed["noise"] == {"schedule": "uniform", "cap": 2.0}
+    assert changed["lr"] == 0.5
+
+
+def test_flag_beats_environment_beats_file(monkeypatch):
+    monkeypatch.setitem(os.environ, "Q3LTEST_LR", "0.25")
+    monkeypatch.setitem(os.environ, "Q3LTEST_NOISE__CAP", "3")
+    assert flags(Train(lr=0.5))["lr"] == 0.25
+    assert flags(Train(lr=0.5), "--lr", "0.125")["lr"] == 0.125
+    assert flags(Train(lr=0.5))["noise"] == {"schedule": "uniform", "cap": 3.0}
+
+
+def test_booleans_tuples_and_null():
+    values = flags(Train(noise=Noise(cap=1.0)), "--compile", "--betas", "0.8,0.99", "--noise.cap", "null")
+    assert (values["compile"], values["betas"], values["noise"]["cap"]) == (True, (0.8, 0.99), None)
+    assert flags(Train(), "--no-compile")["compile"] is False
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3))
+def test_repeated_text_is_taken_verbatim(prompts):
+    argv = [part for prompt in prompts for part in ("--prompt", prompt)]
+    assert flags(Train(), *argv)["prompt"] == prompts
+    assert flags(Train(), *(f"--prompt={prompt}" for prompt in prompts))["prompt"] == prompts
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--lrr", "1"], ["--lrr", "did you mean lr?", "noise.schedule"]),
+        (["--lr", "-1"], ["lr", "'-1'", "greater than 0"]),
+        (["--lr", "fast"], ["lr", "'fast'", "number"]),
+        (["--noise.schedule", "cubic"], ["noise.schedule", "'cubic'", "'uniform' or 'cosine'"]),
+        (["--lr"], ["--lr", "expected one argument"]),
+        (["--prompt"], ["--prompt", "expected one argument"]),
+        (["stray"], ["stray", "unknown"]),
+    ],
+)
+def test_wrong_flags_say_what_is_allowed(argv, words):
+    with pytest.raises(ParamsError) as caught:
+        flags(Train(), *argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("command line: ")
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"noise": {"shedule": "cosine"}}, ["noise.shedule", "unknown key", "did you mean schedule?"]),
+        ({"noise": {"cap": 0}}, ["noise.cap", "given 0", "greater than 0"]),
+        ({"lr": "1e-5x", "betas": 3}, ["lr", "and 1 more"]),
+        ({"lr": float("nan")}, ["lr", "nan"]),
+    ],
+)
+def test_wrong_files_name_file_key_given_allowed(tree, words):
+    with pytest.raises(ParamsError) as caught:
+        validated(Train, tree, "p.yaml")
+    assert str(caught.value).startswith("p.yaml: ")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_yaml_is_1_2(tmp_path: Path):
+    """`1e-05`, as `dvc exp run -S` writes it, is a number; `no` and `on` are words."""
+    path = tmp_path / "p.yaml"
+    path.write_text("lr: 1e-05\nword: no\n")
+    assert read_yaml(path) == {"lr": 1e-05, "word": "no"}
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n", "", "a: 1\na: 2\n"])
+def test_broken_yaml_is_one_line(tmp_path: Path, text):
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError) as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path):
+    with pytest.raises(ParamsError, match="no such parameter file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_merge_replaces_leaves_only():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    assert merge(base, {"a": {"c": [3]}, "e": 2}) == {"a": {"b": 1, "c": [3]}, "d": 1, "e": 2}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 1}

@@ -1,0 +1,73 @@
+"""Imports point one way (see README, "where things are")."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the outermost layer to the innermost. A layer may import itself and those after it.
+LAYERS = ["stages", "training", "evaluation", "sampling", "corpus", "modeling", "diffusion", "artifacts", "section"]
+MODULES = sorted(p for top in ("qwen3llada", "stages", "flows") for p in (ROOT / top).rglob("*.py"))
+# What trust_remote_code copies beside a checkpoint: there the package may not be installed.
+STANDALONE = {"configuration_qwen3llada", "modeling_qwen3llada"}
+# Slow or heavy, and absent on a training machine: only these places may import them.
+CONFINED = {"great_expectations": {"qwen3llada/corpus/validation.py"}, "prefect": {"flows/"}}
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of everything that a module imports, at any depth; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(path.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def layer(name: str) -> str | None:
+    parts = name.split(".")
+    if parts[0] == "qwen3llada":
+        return parts[1] if len(parts) > 1 and parts[1] in LAYERS else None
+    return parts[0] if parts[0] in LAYERS else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_inwards(path):
+    relative = path.relative_to(ROOT)
+    own = layer(".".join(relative.with_suffix("").parts))
+    used = imported(path)
+    if relative.parts[0] == "flows":
+        assert not {name for name in used if name.startswith(("qwen3llada", "stages"))}
+    if own is not None:
+        outward = {n for n in used if (at := layer(n)) is not None and LAYERS.index(at) < LAYERS.index(own)}
+        assert not outward, f"{relative} imports from an outer layer: {sorted(outward)}"
+    if relative.parts[0] != "stages":
+        allowed = {"qwen3llada/params.py"}
+        assert str(relative) in allowed or not {n for n in used if n.startswith("qwen3llada.params")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_packages_are_confined(path):
+    relative = str(path.relative_to(ROOT))
+    tops = {name.split(".")[0] for name in imported(path)}
+    for package, places in CONFINED.items():
+        assert package not in tops or any(relative.startswith(place) for place in places)
+
+
+@pytest.mark.parametrize("name", sorted(STANDALONE))
+def test_remote_code_stands_alone(name):
+    path = ROOT / "qwen3llada" / "modeling" / f"{name}.py"
+    ours = {n for n in imported(path) if n.startswith("qwen3llada.modeling.")}
+    others = {n.split(".")[0] for n in imported(path)} - {"qwen3llada"}
+    assert all(n.split(".")[2] in STANDALONE for n in ours)
+    assert others - sys.stdlib_module_names <= {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("*.py")), ids=lambda p: p.stem)
+def test_stages_are_thin(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
