@@ -1,9 +1,10 @@
 # Everything a user does starts here. Each target sets up what it needs; a second call costs nothing.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# Named after the content of the lock: neither a checkout that touches the file nor a second call installs again.
+READY := $(VENV)/.ready-$(shell sha256sum requirements.lock | cut -c1-16)
 
 # Telemetry of every dependency is off, and nothing asks a server for a newer version of itself.
 export DVC_NO_ANALYTICS := 1
@@ -13,18 +14,21 @@ export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test lint format bench serve lock clean
+.PHONY: setup use repro test lint format bench serve lock clean
 
 setup: $(READY)  ## make .venv from requirements.lock
 
 # uv comes from the same lock (version and hash), then installs the rest.
-$(READY): requirements.lock
+$(READY):
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; name another with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	touch $@
+
+use: setup  ## put a parameter set into params.yaml: make use PARAMS=configs/NAME.yaml (undo: git restore params.yaml)
+	python -m qwen3llada.params $(PARAMS)
 
 repro: setup  ## run every stage that is stale
 	dvc repro

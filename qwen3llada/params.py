@@ -10,11 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ConfigDict, Field
+from ruamel.yaml import YAML
 
+from qwen3llada.artifacts import new_file
 from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, validated, with_default
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
@@ -53,6 +56,30 @@ def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:
     if overlay is not None and overlay.resolve() != path.resolve():
         tree, where = merge(tree, read_yaml(overlay)), overlay
     return validated(Params, tree, str(where))
+
+
+def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
+    """Write the values of the parameter set `overlay` into `path`, whose comments and order stay.
+
+    Nothing is written unless the result is valid; `git restore params.yaml` undoes it. Raises: `ParamsError`.
+    """
+    load(path, overlay)
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 120
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    _put(tree, read_yaml(overlay))
+    text = StringIO()
+    yaml.dump(tree, text)
+    with new_file(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _put(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def load_stage(
@@ -147,3 +174,12 @@ def _take_params_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
         if argument.startswith("--params="):
             return Path(argument.removeprefix("--params=")), argv[:i] + argv[i + 1 :]
     return None, argv
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(_complain(ParamsError(f"expected one parameter set, given {sys.argv[1:]}"), 2))
+    try:
+        use(Path(sys.argv[1]))
+    except (ParamsError, OSError) as error:
+        sys.exit(_complain(error, 2))
