@@ -47,7 +47,7 @@ def record_shape(row: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def map_record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in `row`, whichever of `SHAPES` it has. It only renames: the malformed stays so, for validation to find.
+    """The record in `row`, whichever of `SHAPES` it has. Only renames: validation is to find what is malformed.
 
     A leading system turn becomes `system` unless the record has one. Of a `row` of no known shape, `conversations` is
     None.

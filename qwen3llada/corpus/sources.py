@@ -1,0 +1,108 @@
+"""Where the model, the text and the conversations come from: the parameters of the sources."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qwen3llada.corpus.conversations import Overflow, Template
+from qwen3llada.corpus.records import Turns
+from qwen3llada.section import Section
+
+BUILTIN = "builtin"
+
+
+class ModelSource(Section):
+    """The Qwen3 checkpoint to start from."""
+
+    source: str = Field(
+        BUILTIN,
+        min_length=1,
+        description="builtin (a tiny Qwen3 made here), a local folder, or a Hugging Face model id",
+    )
+    revision: str | None = Field(
+        None, description="branch, tag or commit of the hub repository; null = main. Only for a hub id"
+    )
+
+
+class DataSource(Section):
+    """A data set: which rows of what, and which of them are held out from training."""
+
+    name: str = Field(
+        BUILTIN,
+        min_length=1,
+        description="builtin, a Hugging Face data set id, or a local file, folder or glob: parquet, jsonl, json, csv, txt "
+        "(each also .gz or .zst), or Arrow folders saved by datasets",
+    )
+    config: str | None = Field(
+        None, description="configuration of a hub data set (wikitext-2-raw-v1, say); null = its default"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub data set; null = main")
+    split: str = Field(
+        "train", min_length=1, description="split to train on, also a slice of it such as train[:1%] or train[100:200]"
+    )
+    heldout_name: str | None = Field(None, description="another source for the held-out data; null = the same source")
+    heldout_split: str | None = Field(None, description="split that is held out from training; null = none of its own")
+    heldout_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training split to hold out (0 = none), chosen by a hash of each row's text or first "
+        "prompt, so that equal ones stay together",
+    )
+    columns: list[str] = Field([], description="columns to keep; empty = all")
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self):
+        own = self.heldout_name is not None or self.heldout_split is not None
+        if self.name == BUILTIN:
+            for key in ("config", "revision", "heldout_name", "heldout_split", "columns"):
+                if getattr(self, key):
+                    raise ValueError(f"{key} must be empty with name: {BUILTIN}, which brings its own held-out data")
+            if self.heldout_fraction or self.split != "train":
+                raise ValueError(f"heldout_fraction must be 0 and split train with name: {BUILTIN}")
+        elif own == (self.heldout_fraction > 0):
+            raise ValueError(
+                "exactly one must be given: heldout_name and/or heldout_split, or heldout_fraction above 0"
+            )
+        return self
+
+
+class TextData(DataSource):
+    """Text to pretrain on, and how it becomes sequences."""
+
+    text_field: str = Field(
+        "auto",
+        min_length=1,
+        description="column of the text; auto = text, content, raw, document, …, else the first column of strings",
+    )
+    txt_unit: Literal["file", "paragraph", "line"] = Field(
+        "file", description="what a document is in a .txt file: all of it, what stands between blank lines, or a line"
+    )
+    pack_to_max_length: bool = Field(
+        True,
+        description="true = documents one after the other, EOS after each, cut into sequences of pretrain.max_length; "
+        "false = each document starts a sequence of its own, a long one is continued in the next",
+    )
+    remainder: Literal["drop", "pad"] = Field(
+        "drop",
+        description="what becomes of the last, shorter sequence when packing: dropped, or kept and padded in its batch",
+    )
+    num_proc: int = Field(2, ge=1, description="processes that tokenize; the result does not depend on it")
+
+
+class ConversationData(DataSource):
+    """Conversations to fine-tune on, and how they become prompts and answers."""
+
+    template: Template = Field(
+        "plain",
+        description="form of a prompt: plain lines, or the tokenizer's chat template. It is stored with the checkpoint",
+    )
+    turns: Turns = Field(
+        "all",
+        description="human→gpt pairs that become samples; with last and all, the turns before are part of the prompt",
+    )
+    overflow: Overflow = Field(
+        "drop",
+        description="a sample longer than sft.max_length is dropped, or its prompt is cut at the start, or its answer at the end",
+    )
+    num_proc: int = Field(2, ge=1, description="processes that tokenize; the result does not depend on it")
