@@ -1,0 +1,199 @@
+"""Corruption of token sequences: which positions are masked or replaced, and with which probability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from qwen3llada.diffusion.keyed_random import Purpose, golden_ratio_levels, position_uniforms, sample_uniforms
+from qwen3llada.diffusion.schedules import SCHEDULES
+from qwen3llada.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NoiseParams(Section):
+    """How a sequence is corrupted. The formulas: p(t) of the schedule, then p <- (1 - eps) p + eps, then the clamp."""
+
+    schedule: str = Field("uniform", description=f"mask probability p(t) at noise level t: {', '.join(SCHEDULES)}")
+    power: float = Field(2.0, gt=0, description="exponent k of the schedule 'power', p = 1-(1-t)^k; others ignore it")
+    noise_type: Literal["mask", "random_replace"] = Field(
+        "mask", description="corrupted positions become the mask token, or uniformly random tokens of the vocabulary"
+    )
+    eps: float = Field(1e-3, gt=0, le=1, description="smallest p of every schedule: p <- (1-eps)p + eps; in (0, 1]")
+    min_masking_rate: float = Field(
+        0.0, ge=0, le=1, description="p is raised to at least this before the mask is drawn; in [0, 1]"
+    )
+    mask_contiguous_region_prob: float = Field(
+        0.0, ge=0, le=1, description="share of sequences whose mask is one contiguous span of round(p*n) positions"
+    )
+    reweight_cap: float | None = Field(
+        None, gt=0, description="upper bound of the loss weight 1/p, > 0; null: none. The mask does not change"
+    )
+    random_length_prob: float = Field(
+        0.01, ge=0, le=1, description="share of pretraining sequences cut to a uniformly random length"
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, schedule: str) -> str:
+        if schedule not in SCHEDULES:
+            raise ValueError(f"{schedule=} must be one of {', '.join(SCHEDULES)}")
+        return schedule
+
+
+class Noised(NamedTuple):
+    """A corrupted batch: tokens [B, L] int64, masked [B, L] bool (what was corrupted), p_mask [B] float32."""
+
+    tokens: Tensor
+    masked: Tensor
+    p_mask: Tensor
+
+
+class _SampleDraws(NamedTuple):
+    """The four uniforms of each sample, each [B]: whether and where to cut it, whether and where to mask a span."""
+
+    cut: NDArray[np.float64]
+    length: NDArray[np.float64]
+    span: NDArray[np.float64]
+    span_start: NDArray[np.float64]
+
+
+def noise_levels(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Noise levels t in [0, 1), float64 [B], of the samples at `indices` [B] in the epoch's order; stratified."""
+    import torch
+
+    return torch.from_numpy(golden_ratio_levels(_index_array(indices), seed=seed, epoch=epoch))
+
+
+def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
+    """Mask probabilities p, float32 [B], at noise levels `t` [B]: the exact values that `add_noise` compares with."""
+    import torch
+
+    schedule = SCHEDULES[params.schedule]
+    options = {"power": params.power} if params.schedule == "power" else {}
+    # One level at a time: vectorised and scalar code paths differ in the last bit, so p would depend on the batch size.
+    p = torch.stack([schedule(level, **options) for level in t.double().unbind()]) if len(t) else t.double()
+    return ((1 - params.eps) * p + params.eps).clamp(params.min_masking_rate, 1).float()
+
+
+def random_lengths(
+    lengths: NDArray[np.int64], probability: float, *, indices: NDArray[np.int64], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Lengths [B] after cutting: with `probability` a sequence keeps its first n tokens, n uniform in [1, length].
+
+    LLaDA (arXiv 2502.09992, appendix B.1) cuts 1 % of the pretraining sequences. `lengths`, `indices`: [B].
+    """
+    draws = _SampleDraws(*sample_uniforms(indices, seed=seed, epoch=epoch).T)
+    return np.where(draws.cut < probability, 1 + np.floor(draws.length * lengths).astype(np.int64), lengths)
+
+
+def maskable_positions(tokens: Tensor, valid: Tensor | None, prompt_lengths: Tensor | None) -> Tensor:
+    """Bool [B, L]: real tokens (`valid` [B, L], None = all) after the prompt (`prompt_lengths` [B], None = none)."""
+    import torch
+
+    batch, length = tokens.shape
+    for name, mask, shape in (("valid", valid, (batch, length)), ("prompt_lengths", prompt_lengths, (batch,))):
+        if mask is not None and tuple(mask.shape) != shape:
+            raise ValueError(f"{name} of shape {tuple(mask.shape)} must have shape {shape}")
+    maskable = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid.bool()
+    if prompt_lengths is not None:
+        maskable = maskable & (torch.arange(length, device=tokens.device) >= prompt_lengths[:, None])
+    return maskable
+
+
+def add_noise(
+    tokens: Tensor,
+    params: NoiseParams,
+    *,
+    mask_token_id: int,
+    indices: Tensor,
+    seed: int,
+    epoch: int,
+    valid: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
+    real_tokens: Tensor | Sequence[int] | None = None,
+) -> Noised:
+    """Corrupt `tokens` [B, L]; what happens to a sample depends on (seed, epoch, its index) alone.
+
+    `indices` [B]: position of each sample in the epoch's order. `valid` [B, L] bool: real tokens, None = all.
+    `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that `random_replace`
+    draws from. Every sequence with a maskable position gets at least one masked.
+    Raises ValueError on shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
+    """
+    import torch
+
+    if len(indices) != len(tokens):
+        raise ValueError(f"indices of {len(indices)} samples must be as many as the rows of tokens, {len(tokens)}")
+    order = _index_array(indices)
+    maskable = maskable_positions(tokens, valid, prompt_lengths)
+    p_mask = mask_probabilities(noise_levels(indices, seed=seed, epoch=epoch), params)
+    allowed, p = maskable.cpu().numpy(), p_mask.double().numpy()
+
+    masked = _independent_mask(
+        allowed, p, position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
+    )
+    if params.mask_contiguous_region_prob > 0:
+        draws = _SampleDraws(*sample_uniforms(order, seed=seed, epoch=epoch).T)
+        is_span = draws.span < params.mask_contiguous_region_prob
+        masked = np.where(is_span[:, None], _span_mask(allowed, p, draws.span_start), masked)
+
+    chosen = torch.from_numpy(masked).to(tokens.device)
+    if params.noise_type == "mask":
+        noisy = tokens.masked_fill(chosen, mask_token_id)
+    else:
+        ids = _replacement_ids(real_tokens, mask_token_id)
+        uniforms = position_uniforms(order, tokens.shape[1], Purpose.REPLACEMENT, seed=seed, epoch=epoch)
+        drawn = ids[torch.from_numpy((uniforms * len(ids)).astype(np.int64))]
+        noisy = torch.where(chosen, drawn.to(tokens), tokens)
+    return Noised(noisy, chosen, p_mask.to(tokens.device))
+
+
+def _index_array(indices: Tensor) -> NDArray[np.int64]:
+    array = indices.cpu().numpy().astype(np.int64)
+    if array.size and array.min() < 0:
+        raise ValueError(f"indices={array.tolist()} must be 0 or more")
+    return array
+
+
+def _independent_mask(
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Bool [B, L]: each maskable position with probability p [B], and always the one with the smallest uniform.
+
+    Given that no uniform is below p, the smallest is equally likely anywhere: the rescue of an empty mask is uniform.
+    """
+    candidates = np.where(maskable, uniforms, 1.0)
+    masked = candidates < p[:, None]  # a uniform is below 1, so p = 1 masks all; 1.0 is below no p
+    if masked.shape[1]:
+        empty = np.flatnonzero(~masked.any(axis=1))
+        masked[empty, candidates[empty].argmin(axis=1)] = True
+    return masked & maskable
+
+
+def _span_mask(
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Bool [B, L]: of each row's n maskable positions a run of max(1, round(p n)), its start uniform among all."""
+    count = maskable.sum(axis=1)
+    span = np.minimum(np.maximum(np.rint(p * count).astype(np.int64), 1), count)
+    start = np.floor(start_uniforms * (count - span + 1)).astype(np.int64)
+    rank = maskable.cumsum(axis=1) - 1
+    return maskable & (rank >= start[:, None]) & (rank < (start + span)[:, None])
+
+
+def _replacement_ids(real_tokens: Tensor | Sequence[int] | None, mask_token_id: int) -> Tensor:
+    """The ids [R] that `random_replace` draws from, checked."""
+    import torch
+
+    ids = torch.as_tensor([] if real_tokens is None else real_tokens, dtype=torch.long, device="cpu")
+    if not len(ids):
+        raise ValueError("real_tokens must hold at least one token id for noise_type=random_replace")
+    if (ids == mask_token_id).any():
+        raise ValueError(f"real_tokens must not hold the mask token {mask_token_id}")
+    return ids
