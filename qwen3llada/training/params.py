@@ -1,0 +1,185 @@
+"""The knobs of training: one section for pretraining and one for SFT, which differ in defaults and answer padding."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.section import Section
+
+
+class OptimParams(Section):
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adamw", "adamw8bit", "lion8bit"] = Field(
+        "adamw",
+        description="Optimiser. The 8-bit ones are bitsandbytes' and need a GPU; without it adamw runs instead, which"
+        " is logged and recorded in the summary",
+    )
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate, above 0")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moment averages, each in [0, 1)")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment, above 0; Lion has none")
+    weight_decay: float = Field(
+        0.1, ge=0, description="Decoupled weight decay, 0 or more; never applied to norms, biases and embeddings"
+    )
+    scheduler: Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"] = Field(
+        "cosine",
+        description="Learning rate after warm-up: falling to 0 (linear, cosine), constant, or constant and then"
+        " falling to 0 over decay_ratio",
+    )
+    warmup_ratio: float = Field(0.02, ge=0, le=1, description="Share of the steps with rising learning rate, 0 to 1")
+    decay_ratio: float = Field(
+        0.2, ge=0, le=1, description="Share of the steps with falling rate at the end of warmup_stable_decay, 0 to 1"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must each be in [0, 1)")
+        if self.scheduler == "warmup_stable_decay" and self.warmup_ratio + self.decay_ratio > 1:
+            raise ValueError(
+                f"warmup_ratio={self.warmup_ratio} + decay_ratio={self.decay_ratio} must not exceed 1"
+                " under scheduler=warmup_stable_decay"
+            )
+        return self
+
+
+class AttentionParams(Section):
+    """Who sees whom while training; stored with the checkpoint, where the sampler finds it."""
+
+    policy: str = Field(
+        "full",
+        description="Attention policy: full, block, block_causal, or layered: one per layer separated by commas, or"
+        " alternate:<a>,<b>",
+    )
+    block_length: int = Field(
+        32, ge=1, description="Length of the answer's blocks under a block policy, 1 or more tokens"
+    )
+    implementation: Literal["auto", "eager", "sdpa", "flex_attention"] = Field(
+        "auto",
+        description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies",
+    )
+
+
+class AdapterParams(Section):
+    """Training a few added weights instead of all (peft)."""
+
+    method: Literal["none", "lora", "qlora"] = Field(
+        "none", description="none: all weights are trained; lora: low-rank adapters; qlora: the same over 4-bit weights"
+    )
+    rank: int = Field(16, ge=1, description="Rank of the adapters, 1 or more")
+    alpha: float = Field(32.0, gt=0, description="Adapters are scaled by alpha/rank; above 0")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters, in [0, 1)")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="Linear layers that get an adapter, by the end of their name",
+    )
+    merge: bool = Field(
+        True, description="Add the adapters to the base weights in the final model; false: dst holds the adapters alone"
+    )
+
+
+class TrainParams(Section):
+    """What pretraining and SFT have in common."""
+
+    model: Path = Field(Path("out/qwen3llada-converted"), description="Folder of the model to start from")
+    data: Path = Field(Path("data/tokenized/pretrain"), description="Tokenized data: a folder with train/ and heldout/")
+    dst: Path = Field(Path("out/qwen3llada-base"), description="Folder for the final model, Hugging Face format")
+    output_dir: Path = Field(
+        Path("out/pretrain"), description="Working folder; checkpoints go to its checkpoints/step-N"
+    )
+    reports: Path = Field(Path("reports/pretrain"), description="Folder for curves, metrics and the summary")
+
+    loss_impl: str = Field("guidelines", description=f"Training loss: {', '.join(LOSSES)}")
+    loss_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="Label smoothing of soft_ce, in [0, 1); the other losses have none"
+    )
+    noise: NoiseParams = Field(default_factory=NoiseParams, description="How sequences are corrupted")
+    attention: AttentionParams = Field(default_factory=AttentionParams, description="Who sees whom")
+    optim: OptimParams = Field(default_factory=OptimParams, description="Optimiser and learning rate")
+    adapter: AdapterParams = Field(default_factory=AdapterParams, description="LoRA and QLoRA")
+
+    epochs: int = Field(1, ge=1, description="Passes over the data, 1 or more; without effect if max_steps is above 0")
+    max_steps: int = Field(0, ge=0, description="Optimiser steps, over as many epochs as they take; 0: epochs decide")
+    micro_batch_size: int = Field(8, ge=1, description="Sequences in one forward pass of one process, 1 or more")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes in one optimiser step, 1 or more")
+    max_length: int = Field(
+        1024, ge=2, description="Longest sequence in tokens, 2 or more; data with a longer one are refused"
+    )
+    pad_to_multiple_of: int = Field(
+        8, ge=1, description="Batches are padded to a multiple of this length, 1 or more; fewer shapes compile faster"
+    )
+    num_workers: int = Field(0, ge=0, description="Processes that prepare batches; 0: the training process does")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never")
+
+    bf16: bool = Field(False, description="Compute in bfloat16 (losses stay in float32)")
+    fp16: bool = Field(False, description="Compute in float16 with loss scaling; needs a GPU")
+    param_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Stored parameters and optimiser moments; bfloat16 halves memory and rounds small updates",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: far less memory, about a third more work"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="torch.compile of the decoder layers; auto: on a GPU"
+    )
+    deterministic: bool = Field(
+        True, description="Same bits from the same run on a GPU too, with slower kernels; a CPU always gives them"
+    )
+
+    save_steps: int = Field(500, ge=0, description="Steps between checkpoints; 0: none but when stopped")
+    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints kept, beside the best; 1 or more")
+    resume_from: str = Field(
+        "latest",
+        description="'': start anew; latest: newest whole checkpoint of output_dir that was made with the same"
+        " parameters, data and code, if any; or a checkpoint's folder, which must match",
+    )
+    do_eval_loss: bool = Field(True, description="Measure the loss on data/heldout while training")
+    eval_every_steps: int = Field(500, ge=1, description="Steps between these measurements, 1 or more")
+    eval_samples: int = Field(256, ge=0, description="Held-out samples for them; 0: all")
+    logging_steps: int = Field(10, ge=1, description="Steps between two points of the curves, 1 or more")
+    peak_tflops: float = Field(
+        0.0, ge=0, description="The device's peak for FLOP utilisation, in TFLOP/s; 0: from a table of known GPUs"
+    )
+
+    @field_validator("loss_impl")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        if value not in LOSSES:
+            raise ValueError(f"loss_impl={value!r} must be one of {', '.join(LOSSES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16=true and fp16=true exclude each other; choose one")
+        if self.param_dtype == "bfloat16" and not self.bf16:
+            raise ValueError(f"param_dtype=bfloat16 needs bf16=true, given bf16={self.bf16}, fp16={self.fp16}")
+        if self.adapter.method == "qlora" and not (self.bf16 or self.fp16):
+            raise ValueError(
+                "adapter.method=qlora needs bf16=true or fp16=true: 4-bit weights are computed with in 16 bits"
+            )
+        return self
+
+
+class PretrainParams(TrainParams):
+    """Pretraining on packed text."""
+
+
+class SftParams(TrainParams):
+    """Supervised fine-tuning on prompts and answers."""
+
+    model: Path = Field(Path("out/qwen3llada-base"), description="Folder of the model to start from")
+    data: Path = Field(Path("data/tokenized/sft"), description="Tokenized data: a folder with train/ and heldout/")
+    dst: Path = Field(Path("out/qwen3llada-sft"), description="Folder for the final model, Hugging Face format")
+    output_dir: Path = Field(Path("out/sft"), description="Working folder; checkpoints go to its checkpoints/step-N")
+    reports: Path = Field(Path("reports/sft"), description="Folder for curves, metrics and the summary")
+    answer_padding: Literal["none", "block", "batch"] = Field(
+        "block",
+        description="How far an answer goes on with EOS tokens that belong to it: not at all, to the next multiple of"
+        " the block length, or to the longest sample of the step",
+    )
