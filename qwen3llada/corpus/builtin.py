@@ -10,6 +10,7 @@ pretraining and the habit of answering from SFT: neither stage alone holds the p
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -39,7 +40,7 @@ class BuiltinParams(Section):
     two_turns: int = Field(1, ge=0, description="conversations of two turns per pair that is not held out")
     system_share: float = Field(0.25, ge=0, le=1, description="share of conversations that have a system prompt")
     bpe_tokens: int = Field(
-        512,
+        1024,
         ge=257,
         le=50000,
         description="byte-level BPE tokens, 256 bytes included, special tokens not (257 to 50000)",
@@ -80,26 +81,34 @@ def builtin_documents(params: BuiltinParams) -> tuple[list[str], list[str]]:
 
 def write_builtin_conversations(folder: str | Path, params: BuiltinParams) -> None:
     """Write the conversations to `folder` as train.jsonl and heldout.jsonl, disjoint in (entity, attribute)."""
+    for split, records in zip(("train", "heldout"), builtin_conversations(params), strict=True):
+        write_jsonl(Path(folder, f"{split}.jsonl"), records)
+
+
+def builtin_conversations(params: BuiltinParams) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The training conversations and the held-out ones, as records."""
     kinds = builtin_world(params)
     held = hold_out(kinds, params.heldout_one_in, _rng(params, "hold out"))
     share = params.system_share
     train = train_conversations(
         kinds, held, system_share=share, two_turns=params.two_turns, rng=_rng(params, "conversations")
     )
-    heldout = heldout_conversations(kinds, held, system_share=share, rng=_rng(params, "held-out conversations"))
-    write_jsonl(Path(folder, "train.jsonl"), train)
-    write_jsonl(Path(folder, "heldout.jsonl"), heldout)
+    return train, heldout_conversations(kinds, held, system_share=share, rng=_rng(params, "held-out conversations"))
 
 
 def write_builtin_model(folder: str | Path, params: BuiltinParams) -> None:
     """Write a tiny Qwen3 checkpoint with random weights to `folder`, in the files that the hub serves.
 
+    Its tokenizer is trained on the training text and the training conversations.
+
     Raises: ValueError if `bpe_tokens` is more than the text has merges for.
     """
     from qwen3llada.corpus.builtin_model import write_tokenizer, write_weights
 
-    train, _ = builtin_documents(params)
-    write_tokenizer(Path(folder), train, bpe_tokens=params.bpe_tokens)
+    texts, _ = builtin_documents(params)
+    records, _ = builtin_conversations(params)
+    texts += [message["value"] for record in records for message in record["conversations"]]
+    write_tokenizer(Path(folder), texts, bpe_tokens=params.bpe_tokens)
     write_weights(Path(folder), params, seed=_seed(params, "weights"))
 
 
