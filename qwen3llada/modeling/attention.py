@@ -1,0 +1,127 @@
+"""Attention policies: which query position sees which key position.
+
+A sequence is a prompt of P tokens (P = 0 in pretraining) and an answer, cut into blocks of `block_length` tokens:
+position i >= P lies in block (i - P) // block_length. Each policy is a comparison of block numbers, broadcast over all
+pairs of positions at once; the same function serves tensors and FlexAttention's index-wise masks.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from qwen3llada.section import Section
+
+if TYPE_CHECKING:  # FlexAttention takes a second to import, and only `block_mask` needs it
+    from torch.nn.attention.flex_attention import BlockMask
+
+PROMPT = -1  # the block number of every prompt position
+
+
+class AttentionParams(Section):
+    """Who sees whom in training. Stored with the checkpoint, and the sampler's default."""
+
+    policy: Literal["full", "block"] = Field(
+        "full",
+        description="full: every position sees every other; block: the prompt sees itself, an answer block sees the "
+        "prompt and itself",
+    )
+    block_length: int = Field(32, ge=1, description="tokens of an answer block")
+
+
+def full(query: Tensor, key: Tensor) -> Tensor:
+    """Every position sees every other (LLaDA, arXiv 2502.09992)."""
+    return torch.ones_like(query == key)
+
+
+def block(query: Tensor, key: Tensor) -> Tensor:
+    """The prompt is seen by all; an answer block is seen by itself alone."""
+    return (key == PROMPT) | (query == key)
+
+
+def block_causal(query: Tensor, key: Tensor) -> Tensor:
+    """The prompt is seen by all; an answer block by itself and later ones (BD3-LM, arXiv 2503.09573)."""
+    return key <= query  # the prompt's number is below every other
+
+
+# name -> (query's block number, key's block number), broadcastable -> True where the query sees the key
+POLICIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"full": full, "block": block, "block_causal": block_causal}
+
+
+def block_numbers(positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:
+    """The block of each position, `PROMPT` in the prompt. The two tensors broadcast."""
+    return torch.where(positions < prompt_lengths, PROMPT, (positions - prompt_lengths) // block_length)
+
+
+def attention_bias(
+    policy: str,
+    prompt_lengths: Tensor,
+    length: int,
+    block_length: int,
+    valid: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor | None:
+    """The mask of a policy: 0 where a query sees a key and -inf where not, or True and False for `dtype=torch.bool`.
+
+    prompt_lengths [B], tokens before the answer, left padding included; valid [B,L], False at padding, never seen.
+    A padding query may see no key at all; the model gives such rows finite numbers.
+    Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and no `valid` is given.
+    Raises ValueError for an unknown policy, a block length below 1 and shapes that do not fit.
+    """
+    _check(policy, prompt_lengths, length, block_length, valid)
+    if policy == "full" and valid is None:
+        return None
+    positions = torch.arange(length, device=prompt_lengths.device)
+    blocks = block_numbers(positions, prompt_lengths[:, None], block_length)  # [B,L]
+    visible = POLICIES[policy](blocks[:, None, :, None], blocks[:, None, None, :])
+    if valid is not None:
+        visible = visible & valid[:, None, None, :]
+    if dtype == torch.bool:
+        return visible
+    return torch.zeros((), dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
+
+
+def block_mask(
+    policy: str, prompt_lengths: Tensor, length: int, block_length: int, valid: Tensor | None = None
+) -> "BlockMask | None":
+    """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair. Arguments as above.
+
+    Returns a `BlockMask` [B,1,L,L], or None where the policy is full and no `valid` is given.
+    """
+    _check(policy, prompt_lengths, length, block_length, valid)
+    if policy == "full" and valid is None:
+        return None
+    sees = POLICIES[policy]
+    positions = torch.arange(length, device=prompt_lengths.device)
+    blocks = block_numbers(positions, prompt_lengths[:, None], block_length)
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = sees(blocks[b, q], blocks[b, k])
+        return seen if valid is None else seen & valid[b, k]
+
+    device = prompt_lengths.device
+    build = _create_block_mask(compiled=device.type == "cuda")
+    return build(visible, B=len(prompt_lengths), H=None, Q_LEN=length, KV_LEN=length, device=device)
+
+
+@cache
+def _create_block_mask(compiled: bool) -> Callable[..., Any]:
+    """Compiled, the L·L pairs are never held at once; FlexAttention is compiled only on a GPU, so this is, too."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask) if compiled else create_block_mask
+
+
+def _check(policy: str, prompt_lengths: Tensor, length: int, block_length: int, valid: Tensor | None) -> None:
+    if policy not in POLICIES:
+        raise ValueError(f"{policy=} must be one of {', '.join(POLICIES)}")
+    if block_length < 1:
+        raise ValueError(f"{block_length=} must be at least 1")
+    if prompt_lengths.dim() != 1:
+        raise ValueError(f"prompt_lengths has shape {tuple(prompt_lengths.shape)} but must be [B]")
+    shape = (len(prompt_lengths), length)
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != shape):
+        raise ValueError(f"valid has shape {tuple(valid.shape)} and {valid.dtype} but must be {shape} and boolean")

@@ -1,0 +1,107 @@
+"""Attention policies against a scalar reading of their definition, pair by pair."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from qwen3llada.modeling.attention import POLICIES, AttentionParams, attention_bias, block_mask
+
+PROMPTS, LENGTH, BLOCK = [0, 3, 7, 12], 12, 4
+
+
+def sees(policy: str, prompt: int, block_length: int, query: int, key: int) -> bool:
+    """The table of the method, one pair of positions at a time."""
+    if policy == "full":
+        return True
+    if key < prompt:
+        return True
+    if query < prompt:
+        return False
+    query_block, key_block = (query - prompt) // block_length, (key - prompt) // block_length
+    return {"block": query_block == key_block, "block_causal": key_block <= query_block}[policy]
+
+
+def expected(policy, valid=None):
+    return torch.tensor(
+        [
+            [
+                [sees(policy, p, BLOCK, q, k) and (valid is None or bool(valid[b, k])) for k in range(LENGTH)]
+                for q in range(LENGTH)
+            ]
+            for b, p in enumerate(PROMPTS)
+        ]
+    )[:, None]
+
+
+@pytest.fixture
+def valid():
+    """Right padding, left padding, none, and a row that is padding alone."""
+    mask = torch.ones(len(PROMPTS), LENGTH, dtype=torch.bool)
+    mask[0, 9:] = mask[1, :2] = mask[3] = False
+    return mask
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_bias_is_the_definition_pair_by_pair(policy, padded, valid):
+    valid = valid if padded else None
+    bias = attention_bias(policy, torch.tensor(PROMPTS), LENGTH, BLOCK, valid)
+    if policy == "full" and not padded:
+        assert bias is None
+        return
+    assert bias.shape == (len(PROMPTS), 1, LENGTH, LENGTH)
+    assert set(bias.unique().tolist()) <= {0.0, -torch.inf}
+    assert torch.equal(bias == 0, expected(policy, valid))
+    as_boolean = attention_bias(policy, torch.tensor(PROMPTS), LENGTH, BLOCK, valid, dtype=torch.bool)
+    assert torch.equal(as_boolean, bias == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bias_comes_in_the_type_asked_for(dtype):
+    assert attention_bias("block", torch.tensor([2]), 8, 2, dtype=dtype).dtype == dtype
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_block_mask_is_the_same_mask(policy, padded, valid):
+    valid = valid if padded else None
+    prompts = torch.tensor(PROMPTS)
+    mask = block_mask(policy, prompts, LENGTH, BLOCK, valid)
+    if policy == "full" and not padded:
+        assert mask is None
+        return
+    index = torch.arange(LENGTH)
+    batch = torch.arange(len(PROMPTS))[:, None, None]
+    pairs = mask.mask_mod(batch, torch.zeros(()), index[:, None].expand(LENGTH, LENGTH)[None], index[None, None, :])
+    assert torch.equal(pairs.expand(-1, LENGTH, LENGTH)[:, None], expected(policy, valid))
+
+
+def test_block_mask_leaves_out_the_tiles_that_hold_no_visible_pair():
+    """Four blocks of one tile (128 positions) each: the diagonal and the prompt's column, 1 + 3 * 2 of 16 tiles."""
+    mask = block_mask("block", torch.tensor([128]), 512, 128)
+    assert mask.shape == (1, 1, 512, 512)
+    assert int(mask.to_dense().sum()) == 1 + 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("diagonal", torch.tensor([1]), 4, 2), "policy='diagonal' must be one of full, block, block_causal"),
+        (("block", torch.tensor([1]), 4, 0), "block_length=0 must be at least 1"),
+        (("block", torch.tensor(1), 4, 2), r"shape \(\) but must be \[B\]"),
+        (("block", torch.tensor([1]), 4, 2, torch.ones(1, 5, dtype=torch.bool)), r"\(1, 5\).* must be \(1, 4\)"),
+        (("block", torch.tensor([1]), 4, 2, torch.ones(1, 4)), "boolean"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    for function in (attention_bias, block_mask):
+        with pytest.raises(ValueError, match=message):
+            function(*arguments)
+
+
+def test_the_training_knob_takes_what_training_can_do():
+    assert AttentionParams().policy == "full"
+    assert AttentionParams(policy="block", block_length=4).block_length == 4
+    for knobs in ({"policy": "block_causal"}, {"block_length": 0}, {"blocks": 3}):
+        with pytest.raises(ValidationError):
+            AttentionParams(**knobs)
