@@ -1,0 +1,13 @@
+"""Prefect flows over the stages of `dvc.yaml`: they schedule, retry, stop and report. DVC decides what is stale."""
+
+import os
+
+# Telemetry of every dependency is off before any of them is imported. A value set by the user wins.
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}.items():
+    os.environ.setdefault(_name, _value)

@@ -1,0 +1,97 @@
+"""What became of a stage, read from dvc's exit status and text: dvc exits 255 whatever the stage's own status was."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flows.guard import TIMED_OUT, TOLD_TO_STOP
+
+RESUMABLE = os.EX_TEMPFAIL  # 75: a stage that was stopped and has saved what it needs to go on
+Kind = Literal["ran", "cached", "unchanged", "stopped", "killed", "busy", "network", "timeout", "cancelled", "failed"]
+SUCCESS: frozenset[Kind] = frozenset({"ran", "cached", "unchanged"})
+WORTH_RETRYING: frozenset[Kind] = frozenset({"stopped", "killed", "busy", "network"})
+
+_EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)\s*$", re.DOTALL)
+_BUSY = re.compile(r"' is busy, it is being blocked by|Unable to acquire lock")
+_NETWORK = re.compile(
+    r"connection (error|refused|reset|aborted|timed out|broken)|connect(ion)?error|name resolution|getaddrinfo|"
+    r"max retries exceeded|read timed out|timeout ?error|network is unreachable|remote end closed|incompleteread|"
+    r"(429|500|502|503|504) (client|server) error|too many requests|bad gateway|service unavailable|gateway time-?out",
+    re.IGNORECASE,
+)
+_OURS = re.compile(r"^(ERROR|WARNING): |^> |^Running stage |^guard: |^Updating lock|^Generating lock")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: what kind of end, the stage's own exit status, and one line that says why."""
+
+    kind: Kind
+    status: int
+    message: str
+
+    @property
+    def ok(self) -> bool:
+        return self.kind in SUCCESS
+
+    @property
+    def worth_retrying(self) -> bool:
+        return self.kind in WORTH_RETRYING
+
+
+class StageFailedError(RuntimeError):
+    """A stage did not succeed; `outcome` says how."""
+
+    def __init__(self, stage: str, outcome: Outcome) -> None:
+        super().__init__(f"stage {stage}: {outcome.message}")
+        self.stage, self.outcome = stage, outcome
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.stage, self.outcome)
+
+
+def read_outcome(status: int, lines: Sequence[str]) -> Outcome:
+    """From the guard's exit status and the last lines of output."""
+    text = "\n".join(lines)
+    if status == 0:
+        if re.search(r"^Stage '.*' didn't change, skipping", text, re.MULTILINE):
+            return Outcome("unchanged", 0, "did not change")
+        if re.search(r"^Stage '.*' is cached - skipping run", text, re.MULTILINE):
+            return Outcome("cached", 0, "came from the run cache")
+        return Outcome("ran", 0, "ran")
+    if status == TIMED_OUT:
+        return Outcome("timeout", status, "ran longer than meta.flow.timeout_minutes of dvc.yaml allows; stopped")
+    if status == TOLD_TO_STOP:
+        return Outcome("cancelled", status, "stopped with this run")
+    exited = next((m for line in reversed(lines) if line.startswith("ERROR:") and (m := _EXIT.search(line))), None)
+    if exited is None:
+        return _dvc_failed(status, lines, text)
+    return _stage_failed(int(exited[1]), lines)
+
+
+def _stage_failed(status: int, lines: Sequence[str]) -> Outcome:
+    if status == RESUMABLE:
+        return Outcome("stopped", status, f"was stopped and can be resumed (exit status {status})")
+    if status < 0 or status > 128:
+        number = -status if status < 0 else status - 128
+        return Outcome("killed", status, f"was killed by signal {number}; out of memory is a likely reason for 9")
+    said = _last_words(lines)
+    kind: Kind = "network" if _NETWORK.search(said) else "failed"
+    return Outcome(kind, status, f"exit status {status}: {said}")
+
+
+def _dvc_failed(status: int, lines: Sequence[str], text: str) -> Outcome:
+    said = next((line.removeprefix("ERROR: ") for line in reversed(lines) if line.startswith("ERROR: ")), "")
+    if _BUSY.search(text):
+        return Outcome("busy", status, said or "dvc is busy")
+    if 128 < status < 255:
+        return Outcome("killed", status, f"dvc was killed by signal {status - 128}")
+    return Outcome("failed", status, f"dvc ended with status {status}: {said or _last_words(lines)}")
+
+
+def _last_words(lines: Sequence[str]) -> str:
+    """The stage's own error line, else its last line."""
+    own = [line.strip() for line in lines if line.strip() and not _OURS.search(line)]
+    return next((line for line in reversed(own) if line.startswith("error: ")), own[-1] if own else "no message")
