@@ -1,0 +1,47 @@
+"""What training data consist of, and the two ways to get at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Sample(NamedTuple):
+    """Token ids [n] and, in SFT, how many of them are the prompt; from a stream also where to go on reading."""
+
+    tokens: NDArray[Any]
+    prompt_length: int | None = None
+    cursor: Any = None
+
+
+@runtime_checkable
+class TokenDataset(Protocol):
+    """Samples with random access."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sample, [n]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class TokenStream(Protocol):
+    """Pretraining samples of one length in one endless order, made on demand: no length, no random access.
+
+    Where the data ends the stream starts over, so that every step is full and all processes take the same number.
+    """
+
+    sample_length: int
+
+    def read(self, positions: Iterator[int], cursors: Mapping[int, Any]) -> Iterator[Sample]:
+        """The samples at `positions` (endless, rising), in that order; what lies between is for other readers.
+
+        `cursors` maps positions of the last finished step, whichever process read them, to the cursors that their
+        samples carried: enough to go on after that step without reading all before it. Empty: from the beginning.
+        """

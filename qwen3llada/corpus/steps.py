@@ -1,0 +1,111 @@
+"""Which samples an epoch's optimiser steps are made of, and how a step is shared out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3llada.diffusion.keyed_random import Purpose, philox_words
+
+
+def epoch_order(lengths: NDArray[np.int64], *, seed: int, epoch: int, bucket: int = 1) -> NDArray[np.int64]:
+    """The dataset index at each position of the epoch, int64 [n]: a permutation keyed by (seed, epoch).
+
+    With `bucket` > 1 neighbours are of similar length: each `bucket`^2 samples of the permutation are sorted by
+    `lengths` [n] and cut into groups of `bucket`; the groups come in random order and are shuffled inside. It does not
+    depend on the step size, so a sample keeps its position, and with it its noise, when batch sizes change.
+    Samples that fill no whole group stay at the end, unsorted. Raises ValueError on no samples and on `bucket` < 1.
+    """
+    samples = len(lengths)
+    if samples < 1:
+        raise ValueError("the dataset must hold at least one sample")
+    if bucket < 1:
+        raise ValueError(f"{bucket=} must be 1 (no bucketing) or more")
+    # Sorting random words gives the same permutation with every version of numpy; Generator.permutation may not.
+    keys = philox_words(seed, epoch, (0, Purpose.EPOCH_ORDER, 0), 2 * samples)
+    order = np.argsort(keys[:samples], kind="stable")
+    if bucket == 1 or samples < bucket:
+        return order
+    head = order[: samples // bucket * bucket]
+    window = np.arange(len(head)) // bucket**2
+    groups = head[np.lexsort((lengths[head], window))].reshape(-1, bucket)
+    shuffle = keys[samples : samples + len(head)].reshape(groups.shape)
+    groups = np.take_along_axis(groups, shuffle.argsort(axis=1, kind="stable"), axis=1)
+    groups = groups[shuffle[:, 0].argsort(kind="stable")]
+    return np.concatenate([groups.ravel(), order[len(head) :]])
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The optimiser steps of an epoch: step k takes the positions k·step_size … of `order` [n], the last what is left.
+
+    The last step is kept however small it is, so that every sample is seen once in an epoch whatever the number of
+    processes; a process that gets nothing of it takes part with a batch of padding.
+    """
+
+    order: NDArray[np.int64]
+    step_size: int
+
+    def __len__(self) -> int:
+        return steps_per_epoch(len(self.order), self.step_size)
+
+    def __getitem__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions in the epoch's order and dataset indices of step number `step`, two int64 arrays [samples]."""
+        if not 0 <= step < len(self):
+            raise IndexError(f"{step=} must be in [0, {len(self)})")
+        positions = np.arange(step * self.step_size, min((step + 1) * self.step_size, len(self.order)))
+        return positions, self.order[positions]
+
+
+def steps_per_epoch(samples: int, step_size: int) -> int:
+    """Optimiser steps in an epoch of `samples`, `step_size` at a time; the last may be smaller."""
+    return -(-samples // step_size)
+
+
+def step_plan(lengths: NDArray[np.int64], *, seed: int, epoch: int, step_size: int, bucket: int = 1) -> StepPlan:
+    """The steps of an epoch, the same in every process: a function of these arguments alone.
+
+    `lengths` [n]: tokens of each sample. `step_size` = micro batch × accumulation × processes, in samples.
+    `bucket`: see `epoch_order`. Raises ValueError as `epoch_order` does, and on `step_size` < 1.
+    """
+    if step_size < 1:
+        raise ValueError(f"{step_size=} must be 1 or more")
+    return StepPlan(epoch_order(np.asarray(lengths), seed=seed, epoch=epoch, bucket=bucket), step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a step is shared out: `accumulation` rounds, in each of them every process gets up to `micro_batch_size`."""
+
+    micro_batch_size: int
+    accumulation: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "accumulation", "num_processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if not 0 <= self.process_index < self.num_processes:
+            raise ValueError(f"process_index={self.process_index} must be in [0, {self.num_processes})")
+
+    @property
+    def round_size(self) -> int:
+        """Samples that all processes take together in a round."""
+        return self.micro_batch_size * self.num_processes
+
+    @property
+    def step_size(self) -> int:
+        """Samples of a full optimiser step."""
+        return self.round_size * self.accumulation
+
+    def rounds(self, samples: int) -> int:
+        """Rounds that a step of `samples` takes: the same number in every process."""
+        return -(-samples // self.round_size)
+
+    def share(self, positions: NDArray[np.int64], micro_batch: int) -> NDArray[np.int64]:
+        """This process's part of the step's `positions` in round `micro_batch`: split evenly, may be empty."""
+        round_positions = positions[micro_batch * self.round_size : (micro_batch + 1) * self.round_size]
+        return np.array_split(round_positions, self.num_processes)[self.process_index]
