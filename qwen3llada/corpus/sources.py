@@ -30,8 +30,8 @@ class DataSource(Section):
     name: str = Field(
         BUILTIN,
         min_length=1,
-        description="builtin, a Hugging Face data set id, or a local file, folder or glob: parquet, jsonl, json, csv, txt "
-        "(each also .gz or .zst), or Arrow folders saved by datasets",
+        description="builtin, a Hugging Face data set id, or a local file, folder or glob: parquet, jsonl, json, csv, "
+        "txt (each also .gz or .zst), or Arrow folders saved by datasets",
     )
     config: str | None = Field(
         None, description="configuration of a hub data set (wikitext-2-raw-v1, say); null = its default"
@@ -103,6 +103,6 @@ class ConversationData(DataSource):
     )
     overflow: Overflow = Field(
         "drop",
-        description="a sample longer than sft.max_length is dropped, or its prompt is cut at the start, or its answer at the end",
+        description="samples longer than sft.max_length are dropped, or prompts lose their start, or answers their end",
     )
     num_proc: int = Field(2, ge=1, description="processes that tokenize; the result does not depend on it")

@@ -1,0 +1,94 @@
+"""What files are read as: blocks of records, and rows that say why they could not be read."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow")
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+BLOCK_BYTES = 1 << 20
+#: Files that `datasets` writes beside its Arrow files.
+BOOKKEEPING = ("dataset_info.json", "dataset_dict.json", "state.json", "SOURCE.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record. `error` says why it could not be read; then `value` is None and `raw` what stands in the file."""
+
+    value: Any
+    error: str | None = None
+    raw: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive records of one file: undecoded lines of JSON, an Arrow batch, or rows already decoded."""
+
+    file: Path
+    first: int  # index, in the file, of the first record
+    lines: list[bytes] | None = None
+    batch: pa.RecordBatch | None = None
+    decoded: list[Row] | None = None
+
+    def __len__(self) -> int:
+        records: Any = self.lines if self.lines is not None else self.decoded
+        return self.batch.num_rows if self.batch is not None else len(records)
+
+    def rows(self) -> list[Row]:
+        """The records, decoded."""
+        if self.lines is not None:
+            return [_json_row(line) for line in self.lines]
+        return [Row(value) for value in self.batch.to_pylist()] if self.batch is not None else self.decoded or []
+
+
+def _json_row(line: bytes) -> Row:
+    try:
+        return Row(json.loads(line.decode()))
+    except UnicodeDecodeError as error:
+        return Row(
+            None, f"not UTF-8 text: {error.reason} at byte {error.start}", line.decode(errors="backslashreplace")
+        )
+    except json.JSONDecodeError as error:
+        return Row(None, f"not JSON: {error.msg} at character {error.pos}", line.decode())
+    except RecursionError:
+        return Row(None, "not readable JSON: nested too deeply", line.decode())
+
+
+def file_format(path: Path) -> str | None:
+    """The format that a file's name declares, without its compression; None if it is not one of `FORMATS`."""
+    name = path.name.lower()
+    for suffix in COMPRESSION:
+        name = name.removesuffix(suffix)
+    found = name.rpartition(".")[2] if "." in name else ""
+    return found if found in FORMATS and path.name not in BOOKKEEPING else None
+
+
+def open_stream(path: Path) -> pa.NativeFile:
+    """The bytes of `path`, decompressed as its name says."""
+    return pa.input_stream(str(path), compression=COMPRESSION.get(path.suffix.lower()))
+
+
+def open_text(stream: pa.NativeFile) -> io.TextIOWrapper:
+    """Characters of a UTF-8 stream. A byte that is not UTF-8 becomes a lone surrogate, which no valid text holds."""
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def iter_lines(path: Path) -> Iterator[list[bytes]]:
+    """Lines of a file without their ends, in lists of about `BLOCK_BYTES`, without a leading UTF-8 byte order mark."""
+    with open_stream(path) as stream:
+        rest = stream.read(3)
+        rest = b"" if rest == b"\xef\xbb\xbf" else rest
+        while data := stream.read(BLOCK_BYTES):
+            head, newline, tail = data.rpartition(b"\n")
+            if newline:
+                yield (rest + head).split(b"\n")
+                rest = tail
+            else:
+                rest += data
+        if rest:
+            yield rest.split(b"\n")

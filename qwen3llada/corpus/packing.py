@@ -1,0 +1,121 @@
+"""Token ids on disk: documents cut into sequences, and all sequences in one Arrow file."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from qwen3llada.artifacts import new_file
+
+TOKENS_FILE = "tokens.arrow"
+#: Tokens in a record batch of the file: what is held in memory while writing, 4 MiB.
+BATCH_TOKENS = 1 << 20
+
+
+class Packer:
+    """Cuts a stream of documents into sequences of at most `max_length` tokens.
+
+    With `pack` the documents follow each other and each sequence but the last has `max_length` tokens. Without, each
+    document starts a sequence, and what exceeds `max_length` is continued in the next.
+    """
+
+    def __init__(self, max_length: int, *, pack: bool = True):
+        self.max_length, self.pack = max_length, pack
+        self._rest = np.empty(0, np.int32)
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, *, open_end: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences that are complete after these documents: their tokens one after the other, and their lengths.
+
+        Args:
+            tokens: [sum of lengths] int32, the documents one after the other. The first goes on with a document that
+                was left open.
+            lengths: [documents] int64.
+            open_end: the last document goes on in the next call.
+        """
+        if self._rest.size:
+            tokens = np.concatenate([self._rest, tokens])
+        if self.pack:
+            whole = len(tokens) // self.max_length
+            cuts = np.full(whole, self.max_length, np.int64)
+        else:
+            lengths = lengths.copy()
+            lengths[:1] += self._rest.size
+            pieces = -(-lengths // self.max_length)
+            cuts = np.full(pieces.sum(), self.max_length, np.int64)
+            filled = pieces > 0
+            cuts[np.cumsum(pieces)[filled] - 1] = (lengths - (pieces - 1) * self.max_length)[filled]
+            if open_end and cuts.size and cuts[-1] < self.max_length:
+                cuts = cuts[:-1]
+        used = int(cuts.sum())
+        self._rest = tokens[used:].copy()
+        return tokens[:used], cuts
+
+    def close(self) -> np.ndarray:
+        """Tokens that fill no sequence."""
+        rest, self._rest = self._rest, np.empty(0, np.int32)
+        return rest
+
+
+class SequenceWriter:
+    """Appends sequences to an Arrow file: a list of token ids each and, for prompts and answers, the prompt's length.
+
+    What the file holds, and where its batches end, depends on the sequences alone.
+    """
+
+    def __init__(self, path: Path, *, prompts: bool = False):
+        fields = [pa.field("tokens", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False)]
+        if prompts:
+            fields.append(pa.field("prompt_length", pa.int32(), nullable=False))
+        self.schema, self.prompts = pa.schema(fields), prompts
+        self._writer = pa.ipc.new_file(str(path), self.schema)
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting = 0
+        self._digest = hashlib.sha256()
+        self.sequences = self.tokens = 0
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, prompt_lengths: np.ndarray | None = None) -> None:
+        """Append sequences: [sum of lengths] int32 tokens, [n] lengths and, for prompts, [n] of theirs."""
+        if prompt_lengths is None:
+            prompt_lengths = np.zeros(len(lengths), np.int32)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        first = 0
+        while first < len(lengths):  # a batch ends with the sequence that fills it
+            last = int(np.searchsorted(starts, starts[first] + BATCH_TOKENS - self._waiting))
+            last = min(max(last, first + 1), len(lengths))
+            part = tokens[starts[first] : starts[last]], lengths[first:last], prompt_lengths[first:last]
+            self._pending.append(part)
+            self._waiting += len(part[0])
+            if self._waiting >= BATCH_TOKENS:
+                self._flush()
+            first = last
+
+    def close(self) -> str:
+        """Write what waits; the SHA-256 of all token ids, lengths and prompt lengths."""
+        self._flush()
+        self._writer.close()
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        tokens, lengths, prompt_lengths = (np.concatenate(column) for column in zip(*self._pending, strict=True))
+        self._pending, self._waiting = [], 0
+        tokens, prompt_lengths = np.ascontiguousarray(tokens, np.int32), prompt_lengths.astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        for part in (tokens, offsets, prompt_lengths):
+            self._digest.update(part.tobytes())
+        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=self.schema.field("tokens").type)
+        columns = [lists, pa.array(prompt_lengths)] if self.prompts else [lists]
+        self._writer.write_batch(pa.record_batch(columns, schema=self.schema))
+        self.sequences += len(lengths)
+        self.tokens += len(tokens)
+
+
+@contextmanager
+def new_sequences(folder: Path, *, prompts: bool = False) -> Iterator[SequenceWriter]:
+    """A writer of `folder`'s token file, which is there when the block is left without an error."""
+    with new_file(folder / TOKENS_FILE) as path:
+        yield SequenceWriter(path, prompts=prompts)

@@ -1,0 +1,97 @@
+"""Pretraining text as token ids: documents closed by EOS, packed into sequences."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3llada.corpus.conversations import is_encodable
+from qwen3llada.corpus.histogram import Histogram
+from qwen3llada.corpus.packing import Packer, SequenceWriter
+from qwen3llada.corpus.parallel import ordered_map
+from qwen3llada.corpus.sources import TextData
+from qwen3llada.corpus.text import TextBlock, text_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Documents of a block as token ids, one after the other, EOS after each that ends in it."""
+
+    tokens: np.ndarray  # [sum of lengths] int32
+    lengths: np.ndarray  # [documents] int64
+    continues: bool
+    open_end: bool
+    characters: int
+    blank: int
+
+
+class TextEncoder:
+    """Encodes blocks of documents. What reads like a special token is encoded as the text that it is."""
+
+    def __init__(self, tokenizer: Any):
+        # A copy: these settings are the tokenizer's own, and its owner may have others.
+        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.eos = tokenizer.eos_token_id
+
+    def __call__(self, block: TextBlock) -> EncodedText:
+        """The tokens of a block. Raises: ValueError naming the file and record whose text is missing or not Unicode."""
+        texts = block.decoded()
+        whole = range(block.continues, len(texts) - block.open_end)  # neither go on before nor after this block
+        blank = {i for i in whole if not texts[i].strip()}
+        kept = [text for i, text in enumerate(texts) if i not in blank] if blank else texts
+        try:
+            encodings = self.backend.encode_batch_fast(kept, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            bad = next((i for i, text in enumerate(texts) if not is_encodable(text)), None)
+            if bad is None:
+                raise
+            raise ValueError(f"{block.file}: record {block.first + bad} is not valid Unicode text") from None
+        ids = [encoding.ids for encoding in encodings]
+        if self.eos is not None:
+            for document in ids[:-1] if block.open_end else ids:
+                document.append(self.eos)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        return EncodedText(tokens, lengths, block.continues, block.open_end, sum(map(len, kept)), len(blank))
+
+
+def encode_blocks(raw: Path, tokenizer: Any, params: TextData) -> Iterator[EncodedText]:
+    """The text files in `raw`, encoded by `params.num_proc` processes, in order."""
+    blocks = text_blocks(raw, params.text_field, params.txt_unit)
+    return ordered_map(_encode, TextEncoder(tokenizer), blocks, params.num_proc)
+
+
+def _encode(encoder: TextEncoder, block: TextBlock) -> EncodedText:
+    return encoder(block)
+
+
+def write_text_sequences(
+    parts: Iterator[EncodedText], writer: SequenceWriter, params: TextData, max_length: int
+) -> tuple[dict[str, int], dict[str, Histogram]]:
+    """Write encoded documents as sequences of at most `max_length`; the counts, and the lengths of the documents."""
+    packer = Packer(max_length, pack=params.pack_to_max_length)
+    documents = Histogram()
+    characters = blank = open_length = 0  # open: of the document that goes on in the next block
+    for part in parts:
+        writer.add(*packer.add(part.tokens, part.lengths, open_end=part.open_end))
+        characters += part.characters
+        blank += part.blank
+        lengths = part.lengths.copy()
+        if part.continues:
+            lengths[0] += open_length
+        open_length = int(lengths[-1]) if part.open_end else 0
+        documents.add(lengths[:-1] if part.open_end else lengths)
+    rest = packer.close()
+    dropped = len(rest) if params.remainder == "drop" else 0
+    if len(rest) > dropped:
+        writer.add(rest, np.array([len(rest)]))
+    counts = {"documents": documents.count, "blank_documents": blank, "characters": characters}
+    counts |= {"tokens": documents.total, "longest_document": documents.longest, "dropped_tokens": dropped}
+    return counts, {"document": documents}

@@ -1,0 +1,164 @@
+"""Text and conversations as token ids on disk: the same input gives the same bytes with any number of processes."""
+
+import csv
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qwen3llada.artifacts import new_file, new_folder, write_json
+from qwen3llada.corpus.conversation_tokens import encode_records, write_conversation_samples
+from qwen3llada.corpus.histogram import Histogram
+from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.corpus.sources import ConversationData, TextData
+from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
+from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
+
+__all__ = [
+    "ArrowTokens",
+    "load_tokenizer",
+    "load_tokens",
+    "tokenize_conversations",
+    "tokenize_corpora",
+    "tokenize_text",
+]
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "heldout")
+log = logging.getLogger(__name__)
+
+
+def tokenize_corpora(
+    raw_text: Path,
+    validated: Path,
+    out: Path,
+    reports: Path,
+    *,
+    tokenizer_folder: Path,
+    text: TextData,
+    conversations: ConversationData,
+    pretrain_length: int,
+    sft_length: int,
+) -> dict[str, Any]:
+    """Tokenize both splits of both corpora into `out`/{pretrain,sft}/{train,heldout}.
+
+    Reports: tokenize.json (counts of each), lengths.csv (histograms), and throughput.json, which alone depends on the
+    machine. Returns: the counts. Raises: ValueError in one line if there is nothing to tokenize.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    manifests: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
+    speeds: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
+    with new_folder(out) as folder:
+        for split in SPLITS:
+            with _timed("pretrain", split, manifests, speeds):
+                manifests["pretrain"][split] = tokenize_text(
+                    raw_text / split, folder / "pretrain" / split, tokenizer, text, max_length=pretrain_length
+                )
+            with _timed("sft", split, manifests, speeds):
+                manifests["sft"][split] = tokenize_conversations(
+                    validated / split, folder / "sft" / split, tokenizer, conversations, max_length=sft_length
+                )
+    counts = {
+        kind: {split: {k: v for k, v in manifest.items() if isinstance(v, int)} for split, manifest in splits.items()}
+        for kind, splits in manifests.items()
+    }
+    write_json(reports / "tokenize.json", counts)
+    write_json(reports / "throughput.json", speeds)
+    _write_histograms(reports / "lengths.csv", manifests)
+    return counts
+
+
+def tokenize_text(raw: Path, out: Path, tokenizer: Any, params: TextData, *, max_length: int) -> dict[str, Any]:
+    """Tokenize the text files in `raw` into sequences of `max_length` tokens in the folder `out`; its manifest.
+
+    Every document ends with EOS (if the tokenizer has one); blank documents are left out and counted.
+    Raises: ValueError if there is no text, no column of text, or not enough of it for one sequence.
+    """
+    with new_folder(out) as folder:
+        with new_sequences(folder) as writer:
+            counts, lengths = write_text_sequences(encode_blocks(raw, tokenizer, params), writer, params, max_length)
+            digest = writer.close()
+        if not counts["documents"]:
+            raise ValueError(f"{raw}: no text in it; {counts['blank_documents']} documents, all of them blank")
+        if not writer.sequences:
+            tokens = counts["tokens"]
+            raise ValueError(
+                f"{raw}: {tokens} tokens do not fill one sequence of {max_length=}; remainder=pad keeps them"
+            )
+        counts |= {"sequences": writer.sequences, "sequence_tokens": writer.tokens, "max_length": max_length}
+        return _write_manifest(folder, counts, lengths, digest, tokenizer)
+
+
+def tokenize_conversations(
+    validated: Path, out: Path, tokenizer: Any, params: ConversationData, *, max_length: int
+) -> dict[str, Any]:
+    """Tokenize the conversations in `validated` into samples with a prompt length in the folder `out`; its manifest.
+
+    Raises: ValueError if there is no record, a record has no human→gpt pair, or every sample is too long.
+    """
+    with new_folder(out) as folder:
+        with new_sequences(folder, prompts=True) as writer:
+            parts = encode_records(validated, tokenizer, params, max_length)
+            counts, lengths = write_conversation_samples(parts, writer)
+            digest = writer.close()
+        if not counts["records"]:
+            raise ValueError(f"{validated}: no records in it")
+        if not writer.sequences:
+            raise ValueError(f"{validated}: all {counts['exchanges']} samples are longer than {max_length=}")
+        counts |= {"samples": writer.sequences, "sample_tokens": writer.tokens, "max_length": max_length}
+        return _write_manifest(folder, counts, lengths, digest, tokenizer)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer in `folder`. Raises: ValueError if there is none, or none of the fast kind."""
+    from transformers import AutoTokenizer
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder; it must hold a tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")
+    return tokenizer
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of what decides the token ids of a text: vocabulary, merges, added tokens, chat template."""
+    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _write_manifest(
+    folder: Path, counts: dict[str, int], lengths: dict[str, Histogram], digest: str, tokenizer: Any
+) -> dict[str, Any]:
+    manifest: dict[str, Any] = {**counts, "sha256": digest, "tokenizer_sha256": fingerprint(tokenizer)}
+    manifest["histograms"] = {name: histogram.rows() for name, histogram in lengths.items()}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+@contextmanager
+def _timed(kind: str, split: str, manifests: dict[str, Any], speeds: dict[str, Any]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    manifest = manifests[kind][split]
+    tokens = manifest["tokens"] if kind == "pretrain" else manifest["sample_tokens"]
+    speeds[kind][split] = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}
+    log.info("%s %s: %s tokens, %.0f a second", kind, split, f"{tokens:,}", tokens / seconds)
+
+
+def _write_histograms(path: Path, manifests: dict[str, dict[str, Any]]) -> None:
+    """One line for each bin: what is counted (documents, prompts or answers of a split), its lower edge, how many."""
+    with new_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["series", "at_least", "count"])
+        for splits in manifests.values():
+            for split, manifest in splits.items():
+                for name, rows in manifest["histograms"].items():
+                    writer.writerows([f"{split} {name}", row["at_least"], row["count"]] for row in rows)
