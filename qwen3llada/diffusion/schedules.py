@@ -33,12 +33,9 @@ def sigmoid(t: Tensor, *, start: float = -3.0, end: float = 3.0, tau: float = 1.
 
     `t` and the result: any shape, in [0, 1]. `tau` > 0 sets the steepness, `start` < end the part of the curve used.
     """
-
-    def g(reversed_time: Tensor) -> Tensor:
-        return ((reversed_time * (end - start) + start) / tau).sigmoid()
-
-    g_one, g_zero = g(t.new_ones(())), g(t.new_zeros(()))
-    return (g_one - g(1 - t)) / (g_one - g_zero)
+    g_one, g_zero = (1 / (1 + math.exp(-x / tau)) for x in (end, start))
+    g = ((end - t * (end - start)) / tau).sigmoid()  # (1 - t) (end - start) + start, multiplied out
+    return (g_one - g) / (g_one - g_zero)
 
 
 SCHEDULES: dict[str, Callable[..., Tensor]] = {

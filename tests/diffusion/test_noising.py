@@ -1,0 +1,316 @@
+"""Noise: its distributions against closed forms, what it must never touch, and that it depends on its key alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import stats
+
+from qwen3llada.diffusion.noising import NoiseParams, add_noise, mask_probabilities, noise_levels, random_lengths
+from qwen3llada.diffusion.schedules import SCHEDULES
+
+MASK = 99
+REAL = torch.arange(10, 60)  # ids below are "special", ids above are padding slack
+# p(t) solved for t: the cumulative distribution of p under uniform t.
+INVERSE = {
+    "uniform": lambda p: p,
+    "cosine": lambda p: 2 / math.pi * np.arcsin(p),
+    "power": lambda p: 1 - np.sqrt(1 - p),
+    "sigmoid": lambda p: 1 - (np.log((g := _sigmoid_at(p)) / (1 - g)) + 3) / 6,
+}
+ALPHA = 1e-4  # the draws are keyed, so a test that passes once passes always
+
+
+def _sigmoid_at(p):
+    low, high = 1 / (1 + math.exp(3)), 1 / (1 + math.exp(-3))
+    return high - p * (high - low)
+
+
+def tokens(batch, length):
+    return torch.from_numpy(np.random.default_rng(0).integers(10, 60, (batch, length)))
+
+
+def noise(clean, params=NoiseParams(), *, first=0, seed=3, epoch=1, **kwargs):
+    kwargs.setdefault("indices", torch.arange(first, first + len(clean)))
+    return add_noise(clean, params, mask_token_id=MASK, seed=seed, epoch=epoch, real_tokens=REAL, **kwargs)
+
+
+def constant_p(p, **kwargs):
+    """A schedule that stays below `p` until the very end, so that the clamp makes it `p` for every sample."""
+    return NoiseParams(schedule="power", power=1e-9, eps=1e-9, min_masking_rate=p, **kwargs)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_distribution_of_p(name):
+    params = NoiseParams(schedule=name, eps=0.01)
+    p = mask_probabilities(noise_levels(torch.arange(100_000), seed=1, epoch=0), params).double().numpy()
+    result = stats.kstest((p - params.eps) / (1 - params.eps), lambda x: INVERSE[name](np.clip(x, 0, 1)))
+    assert result.pvalue > ALPHA
+    assert result.statistic < 5e-4  # stratified: independent draws would give about 3e-3
+
+
+def test_power_is_the_exponent():
+    t = torch.tensor([0.5], dtype=torch.float64)
+    p = mask_probabilities(t, NoiseParams(schedule="power", power=3.0, eps=1e-9))
+    assert p.item() == pytest.approx(0.875, abs=1e-7)
+
+
+@pytest.mark.parametrize("run", [4, 16, 100])
+def test_levels_are_stratified(run):
+    t = noise_levels(torch.arange(5000), seed=5, epoch=2).numpy()
+    for start in range(0, 4800, 37):
+        window = np.sort(t[start : start + run])
+        assert np.diff([*window, window[0] + 1]).max() < 2 / run
+
+
+def test_levels_start_anywhere():
+    starts = [
+        noise_levels(torch.tensor([0]), seed=seed, epoch=epoch).item() for seed in range(40) for epoch in range(25)
+    ]
+    assert stats.kstest(starts, "uniform").pvalue > ALPHA
+
+
+def test_levels_keep_their_precision_at_any_index():
+    t = noise_levels(torch.tensor([2**62, 2**62 + 1]), seed=0, epoch=0)
+    assert (t[1] - t[0]).item() % 1 == pytest.approx((math.sqrt(5) - 1) / 2, abs=1e-12)
+
+
+def test_masked_fraction_given_p():
+    length = 64
+    noised = noise(tokens(4000, length), NoiseParams(min_masking_rate=0.2))
+    p = noised.p_mask.double()
+    spread = (noised.masked.sum(1) - length * p) / (length * p * (1 - p)).sqrt()
+    assert p.min().item() == pytest.approx(0.2)
+    assert abs(spread.mean().item()) < 4 / math.sqrt(4000)
+    # Independent positions: the count is binomial, so the variance of its standardised form is 1.
+    assert (spread**2).mean().item() == pytest.approx(1, abs=4 * math.sqrt(2 / 4000))
+    columns = (noised.masked.double() - p[:, None]).sum(0) / (p * (1 - p)).sum().sqrt()
+    assert columns.abs().max().item() < 4.5
+
+
+def test_p_mask_is_the_probability_used():
+    params = NoiseParams(schedule="cosine", eps=0.02, min_masking_rate=0.3)
+    noised = noise(tokens(8, 3), params, first=5)
+    t = noise_levels(torch.arange(5, 13), seed=3, epoch=1)
+    expected = [max(0.98 * math.sin(math.pi / 2 * x) + 0.02, 0.3) for x in t.tolist()]
+    assert noised.p_mask.tolist() == pytest.approx(expected, rel=1e-6)
+    assert noised.p_mask.dtype == torch.float32
+
+
+def test_at_least_one_is_masked_uniformly():
+    noised = noise(tokens(4000, 5), constant_p(1e-6))
+    assert (noised.masked.sum(1) == 1).all()
+    assert stats.chisquare(noised.masked.sum(0).numpy()).pvalue > ALPHA
+
+
+def test_min_masking_rate_one_masks_everything():
+    noised = noise(tokens(8, 33), NoiseParams(min_masking_rate=1.0), prompt_lengths=torch.arange(8))
+    assert (noised.p_mask == 1).all()
+    assert (noised.masked == (torch.arange(33) >= torch.arange(8)[:, None])).all()
+
+
+def test_eps_one_masks_everything():
+    assert noise(tokens(8, 33), NoiseParams(eps=1.0)).masked.all()
+
+
+@pytest.mark.parametrize("span_probability", [0.0, 1.0])
+def test_one_maskable_position_is_masked(span_probability):
+    params = NoiseParams(mask_contiguous_region_prob=span_probability)
+    assert noise(tokens(50, 1), params).masked.all()
+    noised = noise(
+        tokens(50, 9), params, prompt_lengths=torch.full((50,), 4), valid=(torch.arange(9) < 5).expand(50, 9)
+    )
+    assert torch.equal(noised.masked, (torch.arange(9) == 4).expand(50, 9))
+
+
+@pytest.mark.parametrize("span_probability", [0.0, 1.0])
+@pytest.mark.parametrize("noise_type", ["mask", "random_replace"])
+def test_nothing_maskable_nothing_masked(span_probability, noise_type):
+    params = NoiseParams(mask_contiguous_region_prob=span_probability, noise_type=noise_type)
+    clean = tokens(6, 7)
+    for untouchable in ({"prompt_lengths": torch.full((6,), 7)}, {"valid": torch.zeros(6, 7, dtype=torch.bool)}):
+        noised = noise(clean, params, **untouchable)
+        assert not noised.masked.any()
+        assert torch.equal(noised.tokens, clean)
+
+
+@pytest.mark.parametrize("noise_type", ["mask", "random_replace"])
+@pytest.mark.parametrize("span_probability", [0.0, 0.5, 1.0])
+def test_prompt_and_padding_are_untouched(noise_type, span_probability):
+    rng = np.random.default_rng(1)
+    lengths = torch.from_numpy(rng.integers(1, 41, 200))
+    prompts = torch.from_numpy(np.floor(rng.random(200) * lengths.numpy()).astype(np.int64))
+    clean, columns = tokens(200, 40), torch.arange(40)
+    valid = columns < lengths[:, None]
+    noised = noise(
+        clean,
+        NoiseParams(noise_type=noise_type, mask_contiguous_region_prob=span_probability),
+        valid=valid,
+        prompt_lengths=prompts,
+    )
+    answer = valid & (columns >= prompts[:, None])
+    assert not (noised.masked & ~answer).any()
+    assert noised.masked.any(1).all()
+    assert torch.equal(noised.tokens[~noised.masked], clean[~noised.masked])
+    if noise_type == "mask":
+        assert (noised.tokens[noised.masked] == MASK).all()
+    else:
+        assert torch.isin(noised.tokens[noised.masked], REAL).all()
+
+
+def test_spans_are_contiguous_and_as_long_as_p_says():
+    prompts = torch.arange(500) % 7
+    lengths = 12 + torch.arange(500) % 29
+    noised = noise(
+        tokens(500, 40),
+        NoiseParams(mask_contiguous_region_prob=1.0),
+        prompt_lengths=prompts,
+        valid=torch.arange(40) < lengths[:, None],
+    )
+    for masked, p, maskable in zip(noised.masked, noised.p_mask.tolist(), (lengths - prompts).tolist(), strict=True):
+        where = masked.nonzero().flatten()
+        assert len(where) == max(1, round(p * maskable))
+        assert where[-1] - where[0] == len(where) - 1
+
+
+def test_spans_start_anywhere():
+    noised = noise(tokens(4000, 20), constant_p(0.25, mask_contiguous_region_prob=1.0))
+    assert (noised.masked.sum(1) == 5).all()
+    starts = np.bincount(noised.masked.int().argmax(1).numpy(), minlength=16)
+    assert len(starts) == 16
+    assert stats.chisquare(starts).pvalue > ALPHA
+
+
+def test_share_of_spans():
+    noised = noise(tokens(4000, 60), constant_p(0.5, mask_contiguous_region_prob=0.3))
+    changes = (noised.masked[:, 1:] != noised.masked[:, :-1]).sum(1)
+    assert stats.binomtest(int((changes <= 2).sum()), 4000, 0.3).pvalue > ALPHA
+
+
+def test_replacements_are_uniform_and_masks_the_same():
+    clean = torch.full((400, 250), 7)
+    masked = noise(clean).masked
+    noised = noise(clean, NoiseParams(noise_type="random_replace"))
+    assert torch.equal(noised.masked, masked)
+    assert (noised.tokens[~masked] == 7).all()
+    counts = np.bincount(noised.tokens[masked].numpy(), minlength=100)
+    assert counts[:10].sum() == counts[60:].sum() == 0
+    assert stats.chisquare(counts[10:60]).pvalue > ALPHA
+
+
+def test_random_lengths():
+    full, indices = np.full(8000, 20), np.arange(8000)
+    key = {"indices": indices, "seed": 0, "epoch": 0}
+    assert (random_lengths(full, 0.0, **key) == 20).all()
+    always = random_lengths(full, 1.0, **key)
+    assert always.min() == 1
+    assert stats.chisquare(np.bincount(always, minlength=21)[1:]).pvalue > ALPHA
+    some = random_lengths(np.full(8000, 1000), 0.3, **key)
+    assert stats.binomtest(int((some < 1000).sum()), 8000, 0.3 * 0.999).pvalue > ALPHA
+    assert (random_lengths(np.ones(50, dtype=np.int64), 1.0, indices=np.arange(50), seed=0, epoch=0) == 1).all()
+
+
+VARIANTS = [
+    NoiseParams(),
+    NoiseParams(schedule="sigmoid", noise_type="random_replace", mask_contiguous_region_prob=0.5, min_masking_rate=0.1),
+]
+
+
+@pytest.mark.parametrize("params", VARIANTS)
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_batches_change_nothing(params, batch):
+    clean, prompts = tokens(16, 30), torch.arange(16)
+    whole = noise(clean, params, prompt_lengths=prompts, first=7)
+    for start in range(0, 16, batch):
+        rows = slice(start, start + batch)
+        part = noise(clean[rows], params, prompt_lengths=prompts[rows], first=7 + start)
+        assert all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True))
+
+
+@pytest.mark.parametrize("params", VARIANTS)
+def test_order_and_padding_change_nothing(params):
+    clean, order = tokens(16, 30), torch.from_numpy(np.random.default_rng(2).permutation(16))
+    whole = noise(clean, params)
+    shuffled = noise(clean[order], params, indices=order)
+    assert all(torch.equal(a, b[order]) for a, b in zip(shuffled, whole, strict=True))
+    wider = torch.nn.functional.pad(clean, (0, 11))
+    padded = noise(wider, params, valid=(torch.arange(41) < 30).expand(16, 41))
+    assert torch.equal(padded.tokens[:, :30], whole.tokens)
+    assert torch.equal(padded.p_mask, whole.p_mask)
+
+
+def test_each_part_of_the_key_counts():
+    clean = tokens(4, 200)
+    base = noise(clean)
+    for other in (noise(clean, seed=4), noise(clean, epoch=2), noise(clean, first=4)):
+        assert not torch.equal(other.masked, base.masked)
+        assert not torch.equal(other.p_mask, base.p_mask)
+
+
+def test_the_global_generators_are_neither_read_nor_moved():
+    clean = tokens(4, 50)
+    params = VARIANTS[1]
+    base = noise(clean, params)
+    torch.manual_seed(123)
+    np.random.seed(123)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    again = noise(clean, params)
+    assert all(torch.equal(a, b) for a, b in zip(again, base, strict=True))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_an_empty_batch():
+    noised = noise(tokens(0, 5), NoiseParams(mask_contiguous_region_prob=0.5))
+    assert [tuple(part.shape) for part in noised] == [(0, 5), (0, 5), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": torch.arange(3)}, "as many as the rows"),
+        ({"indices": torch.tensor([0, -1])}, "0 or more"),
+        ({"valid": torch.ones(2, 4, dtype=torch.bool)}, "valid of shape"),
+        ({"prompt_lengths": torch.ones(3, dtype=torch.long)}, "prompt_lengths of shape"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        noise(tokens(2, 5), **change)
+
+
+@pytest.mark.parametrize("real", [None, [], [1, MASK]])
+def test_bad_replacements(real):
+    with pytest.raises(ValueError, match="real_tokens must"):
+        add_noise(
+            tokens(2, 5),
+            NoiseParams(noise_type="random_replace"),
+            mask_token_id=MASK,
+            indices=torch.arange(2),
+            seed=0,
+            epoch=0,
+            real_tokens=real,
+        )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"schedule": "linear"},
+        {"noise_type": "swap"},
+        {"eps": 0.0},
+        {"eps": 1.1},
+        {"power": 0.0},
+        {"min_masking_rate": 1.1},
+        {"mask_contiguous_region_prob": -0.1},
+        {"reweight_cap": 0.0},
+        {"random_length_prob": 2.0},
+        {"unknown": 1},
+    ],
+)
+def test_bad_params(bad):
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        NoiseParams(**bad)
