@@ -92,8 +92,14 @@ def publish(folder: Path, path: Path) -> None:
 
 @contextmanager
 def full_disk_named(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
-    """Turn a full disk's error into one line that names `path`, the bytes to write (`size`) and the bytes free."""
+    """Turn a full disk's error into one line that names `path`, the bytes to write (`size`) and the bytes free.
+
+    Raises it at once where it is known that `size` bytes will not fit.
+    """
+    folder = _existing(Path(path))
     try:
+        if size is not None and size > shutil.disk_usage(folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
     except Exception as error:
         # safetensors reports the system's error as text, in an exception of its own
@@ -102,7 +108,7 @@ def full_disk_named(path: str | os.PathLike, size: int | None = None) -> Iterato
         if isinstance(error, FullDiskError) or (not text_of_rust and number not in FULL_DISK):
             raise
         needed = f", {size:,} bytes to write" if size is not None else ""
-        free = shutil.disk_usage(_existing(Path(path))).free
+        free = shutil.disk_usage(folder).free
         clear = FullDiskError(f"no space left on the disk for {path}{needed}, {free:,} bytes free")
         clear.errno = number if number in FULL_DISK else errno.ENOSPC
         raise clear from error

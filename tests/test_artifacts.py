@@ -156,6 +156,20 @@ def test_full_disk_is_one_line_with_path_and_size(tmp_path, context):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("context", [new_file, new_folder])
+def test_what_cannot_fit_is_not_begun(tmp_path, context):
+    begun = []
+
+    def write():
+        with context(tmp_path / "out", size=2**60):
+            begun.append(True)
+
+    with pytest.raises(OSError, match=r"1,152,921,504,606,846,976 bytes to write, [\d,]+ bytes free"):
+        write()
+    assert begun == []
+    assert os.listdir(tmp_path) == []
+
+
 def test_full_disk_reported_by_safetensors_is_recognised(tmp_path):
     from safetensors import SafetensorError
 

@@ -1,0 +1,178 @@
+"""From a Qwen3 checkpoint to a qwen3llada one: the same tensors, a mask token, and the code that drops the causal mask.
+
+Weight files are copied as they are, so memory does not grow with the model. Only a file that needs a new row for the
+mask token is rewritten, and then one file is in memory at a time.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from qwen3llada.artifacts import new_folder, write_json
+from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_tokenizer
+from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
+from qwen3llada.modeling.shards import INDEX, Shards, find_shards
+from qwen3llada.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Qwen3Config
+
+    from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig
+
+# Copied as they are; the tokenizer's other files are written with the mask token in them.
+COPIED = ("generation_config.json", "vocab.json", "merges.txt", "LICENSE*", "NOTICE*")
+ROWS_AT_ONCE = 4096  # of the embedding, when its mean is taken in float64
+
+
+class ConvertParams(Section):
+    """From which Qwen3 checkpoint to which folder, and which token is the mask."""
+
+    src: str = Field("data/raw/model", min_length=1, description="folder of a Qwen3 checkpoint, or a hub model id")
+    dst: str = Field("out/qwen3llada-converted", min_length=1, description="folder that is written, or replaced")
+    mask_token: Literal["auto"] | int = Field(
+        "auto",
+        description="auto = the tokenizer's mask token, else <|mask|> at its first free id; or the id of a row of the "
+        "embedding",
+    )
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was converted. Sizes in tensors, parameters and bytes; `rows_added` of the embedding."""
+
+    source: str
+    destination: str
+    files: list[str]
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: list[str]
+    tied: bool
+    vocab_size: int
+    rows_added: int
+    mask_token: str
+    mask_token_id: int
+    mask_token_origin: str
+    shadowed_token: str | None
+
+
+def convert_checkpoint(
+    source: str | Path, destination: str | Path, mask_token: int | Literal["auto"] = "auto"
+) -> ConversionReport:
+    """Write the Qwen3 checkpoint in folder `source` as a qwen3llada checkpoint to `destination`.
+
+    Every tensor is copied bit for bit with its type, into a file of the same name; embedding and head grow only if the
+    mask token finds no free row. `destination` is replaced when all is written, and only if it is empty or a qwen3llada
+    checkpoint.
+    Raises: FileNotFoundError or ValueError, before anything is written, naming what is wrong with the source, the mask
+    token or the destination; OSError when the disk is full. Then `destination` is as it was.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_destination(source, destination)
+    qwen3 = read_qwen3_config(source)
+    shards = find_shards(source)
+    check_tensors(shards, qwen3)
+    tokenizer = load_tokenizer(source)
+    mask = give_mask_token(tokenizer, mask_token, qwen3.vocab_size)
+    config = _config(qwen3, mask)
+    added = mask.vocab_size - qwen3.vocab_size
+    with new_folder(destination, size=shards.bytes) as folder:
+        for pattern in COPIED:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+        tokenizer.save_pretrained(folder)
+        _write_code(folder)
+        config.save_pretrained(folder)
+        _write_weights(shards, folder, added)
+    written = find_shards(destination)
+    return ConversionReport(
+        source=str(source),
+        destination=str(destination),
+        files=written.files,
+        tensors=len(written.tensors),
+        parameters=sum(tensor.size for tensor in written.tensors.values()),
+        bytes=written.bytes,
+        dtypes=sorted({tensor.dtype for tensor in shards.tensors.values()}),
+        tied=bool(config.tie_word_embeddings),
+        vocab_size=config.vocab_size,
+        rows_added=added,
+        mask_token=mask.token,
+        mask_token_id=mask.id,
+        mask_token_origin=mask.origin,
+        shadowed_token=mask.shadowed,
+    )
+
+
+def _check_destination(source: Path, destination: Path) -> None:
+    """It will be replaced, so it may hold nothing but an earlier conversion, least of all the source."""
+    from qwen3llada import Qwen3LLadaConfig
+
+    ours = Qwen3LLadaConfig.model_type
+    if destination.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"destination {destination} must not be the source {source} or hold it")
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise ValueError(f"destination {destination} must be a folder")
+    converted = (destination / "config.json").is_file() and model_type(destination) == ours
+    if any(destination.iterdir()) and not converted:
+        raise ValueError(
+            f"destination {destination} must be empty or a {ours} checkpoint: its content would be replaced"
+        )
+
+
+def _config(qwen3: "Qwen3Config", mask: MaskToken) -> "Qwen3LLadaConfig":
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    values = qwen3.to_dict()
+    for ours in ("model_type", "architectures", "use_cache", "auto_map", "transformers_version"):
+        values.pop(ours, None)
+    values |= {"vocab_size": mask.vocab_size, "mask_token_id": mask.id}
+    return Qwen3LLadaConfig(**values, architectures=[Qwen3LLadaForMaskedLM.__name__])
+
+
+def _write_code(folder: Path) -> None:
+    """The two files that `trust_remote_code` runs."""
+    from qwen3llada.modeling import configuration_qwen3llada, modeling_qwen3llada
+
+    for module in (configuration_qwen3llada, modeling_qwen3llada):
+        shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
+
+
+def _write_weights(shards: Shards, folder: Path, added: int) -> None:
+    """Copy the weight files; `added` rows go to the embedding and, where the files have one, to the head."""
+    from safetensors.torch import save_file
+
+    grown = [name for name in (EMBEDDING, HEAD) if added and name in shards.tensors]
+    sizes = {"total_size": 0, "total_parameters": 0}  # what growing adds to the numbers in the index
+    for file in shards.files:
+        here = [name for name in grown if shards.tensors[name].file == file]
+        if not here:
+            shutil.copyfile(shards.folder / file, folder / file)
+            continue
+        tensors, metadata = shards.load(file)
+        for name in here:
+            before, tensors[name] = tensors[name], with_mean_rows(tensors[name], added)
+            sizes["total_size"] += tensors[name].nbytes - before.nbytes
+            sizes["total_parameters"] += tensors[name].numel() - before.numel()
+        save_file(tensors, folder / file, metadata=metadata)
+        del tensors, before  # so that one file is in memory at a time
+    if shards.index is not None:
+        known = shards.index.get("metadata") or {}
+        known = {key: value + sizes.get(key, 0) if key in sizes else value for key, value in known.items()}
+        write_json(folder / INDEX, {**shards.index, "metadata": known})
+
+
+def with_mean_rows(weight: "Tensor", added: int) -> "Tensor":
+    """`weight` [V,D] with `added` rows more, each the mean of the V rows: no token in particular, at their scale."""
+    import torch
+
+    rows, width = weight.shape
+    total = torch.zeros(width, dtype=torch.float64)
+    for chunk in weight.split(ROWS_AT_ONCE):
+        total += chunk.sum(0, dtype=torch.float64)
+    return torch.cat([weight, (total / rows).to(weight.dtype).expand(added, width)])

@@ -1,0 +1,96 @@
+"""Choosing the mask token's id and giving it a name in the tokenizer."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MASK = "<|mask|>"
+FILLER = "<|unused_{}|>"  # names the ids between the tokenizer's last and the mask, as its files have no gaps
+GROWTH_MULTIPLE = 64  # rows of a grown embedding, as matrix kernels like them
+
+Origin = Literal["tokenizer", "added", "given"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MaskToken:
+    """id: its row of the embedding; origin: the tokenizer had one, it was added, or its id was given.
+
+    shadowed: the token whose id it took, if any; vocab_size: rows that the embedding needs.
+    """
+
+    id: int
+    token: str
+    origin: Origin
+    shadowed: str | None
+    vocab_size: int
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint folder. Raises ValueError in one line if there is none, or it is broken."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise ValueError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for files that it cannot read
+        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def give_mask_token(
+    tokenizer: "PreTrainedTokenizerBase", mask_token: int | Literal["auto"], vocab_size: int
+) -> MaskToken:
+    """Choose the mask token for an embedding of `vocab_size` rows, and add it to `tokenizer` in place.
+
+    `auto`: the tokenizer's own, else `<|mask|>` at the first id after its last; only if the embedding has no such row
+    must it grow. An explicit id has to be a row; a warning names the token that it shadows.
+    Raises: ValueError for an id outside the embedding, or one that ends, begins or pads a text.
+    """
+    taken = {number: token for token, number in tokenizer.get_vocab().items()}
+    origin: Origin
+    if mask_token == "auto":
+        if tokenizer.mask_token_id is not None:
+            origin, number, name = "tokenizer", tokenizer.mask_token_id, tokenizer.mask_token
+        else:
+            number = tokenizer.convert_tokens_to_ids(MASK) if MASK in tokenizer.get_vocab() else max(taken) + 1
+            origin, name = "added", MASK
+        shadowed = None
+    else:
+        if not 0 <= mask_token < vocab_size:
+            raise ValueError(f"{mask_token=} must be a row of the embedding, in [0, {vocab_size}), or auto")
+        origin, number, name = "given", mask_token, taken.get(mask_token, MASK)
+        shadowed = name if name not in (MASK, tokenizer.mask_token) and mask_token in taken else None
+    _check_role(tokenizer, number, name)
+    if shadowed is not None:
+        text = tokenizer.decode([number])
+        log.warning(
+            "mask_token=%d is the tokenizer's token %r (%r): text with it will be read as masked, and never be sampled",
+            number, shadowed, text,
+        )  # fmt: skip
+    _name(tokenizer, number, name, first_free=max(taken) + 1)
+    grown = -(-(number + 1) // GROWTH_MULTIPLE) * GROWTH_MULTIPLE
+    return MaskToken(number, name, origin, shadowed, vocab_size if number < vocab_size else grown)
+
+
+def _check_role(tokenizer: "PreTrainedTokenizerBase", number: int, name: str) -> None:
+    roles = {"ends": tokenizer.eos_token_id, "begins": tokenizer.bos_token_id, "pads": tokenizer.pad_token_id}
+    for role, taken in roles.items():
+        if number == taken:
+            raise ValueError(f"mask_token={number} must not be {name!r}, which {role} a text in this tokenizer")
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase", number: int, name: str, first_free: int) -> None:
+    """Make `name` the mask token with id `number`; ids are given out in order, so those before it get names, too."""
+    if number >= first_free:
+        filler = [FILLER.format(i) for i in range(first_free, number)]
+        if filler:
+            tokenizer.add_tokens(filler, special_tokens=True)
+    tokenizer.add_special_tokens({"mask_token": name})
+    if tokenizer.mask_token_id != number:
+        raise ValueError(f"the tokenizer gives {name!r} the id {tokenizer.mask_token_id}, not {number}")

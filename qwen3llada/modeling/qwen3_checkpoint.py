@@ -1,0 +1,65 @@
+"""Is this folder a Qwen3 checkpoint, whole and of the kind that can be converted?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen3llada.artifacts import read_json
+from qwen3llada.modeling.shards import Shards
+
+if TYPE_CHECKING:
+    from transformers import Qwen3Config
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def model_type(folder: Path) -> str | None:
+    """What `config.json` says the model is. Raises FileNotFoundError where there is no such folder or file."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; it must hold a checkpoint")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: has no config.json, so it is not a checkpoint")
+    values = read_json(folder / "config.json")
+    return values.get("model_type") if isinstance(values, dict) else None
+
+
+def read_qwen3_config(folder: Path) -> "Qwen3Config":
+    """The configuration of a Qwen3 checkpoint.
+
+    Raises: FileNotFoundError if there is no checkpoint; ValueError naming a model of another kind, or a quantised one.
+    """
+    from transformers import Qwen3Config
+
+    kind = model_type(folder)
+    values = read_json(folder / "config.json")
+    if kind != Qwen3Config.model_type:
+        architectures = ", ".join(values.get("architectures") or ()) if isinstance(values, dict) else ""
+        named = f"{kind} checkpoint ({architectures})" if architectures else f"{kind} checkpoint"
+        raise ValueError(f"{folder}: is a {named}, but must be a {Qwen3Config.model_type} checkpoint (dense Qwen3)")
+    if values.get("quantization_config"):
+        raise ValueError(f"{folder}: is quantised (quantization_config in config.json), but must have plain weights")
+    try:
+        return Qwen3Config.from_dict(values)
+    except Exception as error:  # Transformers' validation raises several unrelated exceptions
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+
+
+def check_tensors(shards: Shards, config: "Qwen3Config") -> None:
+    """Raises ValueError unless the files hold every tensor of the model, in its shape, and nothing else."""
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in Qwen3ForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings and HEAD not in shards.tensors:
+        del expected[HEAD]
+    given = {name: tensor.shape for name, tensor in shards.tensors.items()}
+    wrong = [f"{name} is missing" for name in expected.keys() - given.keys()]
+    wrong += [f"{name} is not one of them" for name in given.keys() - expected.keys()]
+    wrong += [
+        f"{name} has shape {list(given[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{shards.folder}: its tensors are not those that config.json describes: {min(wrong)}{more}")
