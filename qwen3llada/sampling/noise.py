@@ -1,0 +1,62 @@
+"""Noise that depends on keys, not on the order of calls.
+
+Every number is a pure function of (seed, row, block, step, position, token): the same row gets the same noise in any
+batch, on any device, eager or in a CUDA graph. The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable
+pseudorandom number generators"), written in wrapping int64 arithmetic, which torch has on every device.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, 2^64 / golden ratio, as a signed number
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+_FRACTION_BITS = 52  # one fewer than float64 holds, so that the half step added below is exact and 1.0 is never drawn
+
+STREAMS = {"token": 0, "score": 1}
+Stream = Literal["token", "score"]
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift: int64 shifts copy the sign bit, which is cleared here."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of 64-bit words. Any shape."""
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def fold(key: Tensor, value: Tensor | int) -> Tensor:
+    """A new key from a key and an integer (broadcast): different pairs give unrelated keys. int64."""
+    value = torch.as_tensor(value, dtype=torch.int64, device=key.device)
+    return _mix(key ^ _mix(value + _GOLDEN))
+
+
+def row_keys(seed: int, rows: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Keys [B] of the rows of a batch, from the seed and each row's own number."""
+    root = fold(torch.zeros((), dtype=torch.int64, device=device), seed)
+    return fold(root, torch.tensor(list(rows), dtype=torch.int64, device=device))
+
+
+def step_keys(rows: Tensor, step: Tensor | int, positions: int, stream: Stream) -> Tensor:
+    """Keys [U, positions] of every position of a block at one step, from keys [U] of (row, block)."""
+    keys = fold(fold(rows, step), STREAMS[stream])
+    return fold(keys[:, None], torch.arange(positions, device=rows.device)[None])
+
+
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers in the open interval (0, 1) for each key [N]: [N, count], float64."""
+    index = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
+    bits = _shift(_mix(keys[:, None] + index * _GOLDEN), 64 - _FRACTION_BITS)
+    return (bits.double() + 0.5) * 2.0**-_FRACTION_BITS
+
+
+def gumbel(uniforms: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform numbers in (0, 1): -log(-log u). Any shape, float64 in, float64 out."""
+    return -torch.log(-torch.log(uniforms))

@@ -1,0 +1,60 @@
+"""The knobs of the sampler."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from qwen3llada.sampling.remasking import SCORES
+from qwen3llada.section import Section
+
+
+class SampleParams(Section):
+    """How answers are decoded. What is null is taken from the checkpoint's config."""
+
+    steps: int = Field(128, ge=1, description="Forward passes for an answer, split evenly over its blocks; 1 or more")
+    gen_length: int = Field(128, ge=1, description="Tokens of an answer; 1 or more")
+    block_length: int | None = Field(
+        None, ge=1, description="Tokens of a block, 1 or more; blocks are decoded left to right; null: the checkpoint's"
+    )
+    temperature: float = Field(
+        0.0, ge=0, description="Temperature of the tokens' Gumbel noise, 0 or more; 0 takes the most likely token"
+    )
+    cfg_scale: float = Field(0.0, ge=0, description="Classifier-free guidance, 0 or more; 0 is off, else costs double")
+    remasking: str = Field(
+        "low_confidence",
+        description=f"Score by which masked positions are committed: {', '.join(sorted(SCORES))}",
+    )
+    remasking_temperature: float = Field(
+        1.0, ge=0, description="random_topk: noise on the score at a block's start, annealed to 0; 0 or more"
+    )
+    unmask: Literal["fixed", "threshold"] = Field(
+        "fixed",
+        description="fixed: the even share of a block per step; threshold: all that are confident enough, in as many"
+        " steps as that takes (faster, may change tokens)",
+    )
+    confidence_threshold: float = Field(
+        0.9, ge=0, le=1, description="threshold: commit a token of at least this probability, between 0 and 1"
+    )
+    block_attention: bool | None = Field(
+        None, description="true: attention policy block; false: full; null: the policy the checkpoint was trained with"
+    )
+    parallel_blocks: bool = Field(False, description="Decode all blocks at once: same tokens, needs policy block")
+    cache: Literal["none", "dual"] = Field(
+        "none",
+        description="dual: reuse keys and values around a block, renewed at each block (policy full; approximate)",
+    )
+
+    @field_validator("remasking")
+    @classmethod
+    def _is_a_score(cls, remasking: str) -> str:
+        if remasking not in SCORES:
+            raise ValueError(f"{remasking=} must be one of {', '.join(sorted(SCORES))}")
+        return remasking
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SampleParams":
+        if self.parallel_blocks and self.block_attention is False:
+            raise ValueError("parallel_blocks=true must not be combined with block_attention=false")
+        if self.cache == "dual" and (self.block_attention or self.parallel_blocks):
+            raise ValueError("cache=dual must not be combined with block_attention=true or parallel_blocks=true")
+        return self

@@ -1,0 +1,65 @@
+"""Keys and values that are computed once and read by every later pass.
+
+Given to the model as `past_key_values`: the model asks for nothing but `update` and `get_seq_length`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PrefixCache:
+    """A key/value prefix, read-only except inside `recording()`.
+
+    Reading, a layer attends to [prefix, its own new keys] and nothing is stored: a block can be run again and again.
+    Recording, what the pass computes is appended to the prefix. Shapes: [U, key/value heads, K, head_dim] per layer.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._recording = False
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Append the keys and values of the passes made inside to the prefix."""
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values that layer `layer_idx` attends to: the prefix's, then the new ones."""
+        if layer_idx in self._layers:
+            past_keys, past_values = self._layers[layer_idx]
+            keys, values = torch.cat([past_keys, keys], 2), torch.cat([past_values, values], 2)
+        if self._recording:
+            self._layers[layer_idx] = keys, values
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of positions in the prefix."""
+        return self._layers[layer_idx][0].shape[2] if layer_idx in self._layers else 0
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer's prefix."""
+        return self._layers[layer_idx]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def take(self, rows: Tensor) -> "PrefixCache":
+        """A cache of the given rows, which may repeat: [U] int64."""
+        return self._map(lambda x: x.index_select(0, rows))
+
+    def without(self, columns: slice) -> "PrefixCache":
+        """A cache of all positions but `columns`."""
+        return self._map(lambda x: torch.cat([x[:, :, : columns.start], x[:, :, columns.stop :]], 2))
+
+    def _map(self, function: Any) -> "PrefixCache":
+        cache = PrefixCache()
+        cache._layers = {i: (function(keys), function(values)) for i, (keys, values) in self._layers.items()}
+        return cache

@@ -1,0 +1,134 @@
+"""Which masked positions are committed in a step: how many there are to be, how each is scored, which are taken.
+
+A row is decoded block by block. Shapes: U units (a unit is one block of one row), W columns of a block, N masked
+positions, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwen3llada.sampling.noise import gumbel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A token proposed for each of N masked positions, and what a score may be computed from."""
+
+    logits: Tensor  # [N, V] float32, the mask token's at -inf
+    log_prob: Tensor  # [N] float64, natural log of the softmax probability of the proposed token
+    tail: Tensor  # [N] float64, probability of everything but the most likely token, over that token's probability
+    uniform: Tensor  # [N] float64 in (0, 1), keyed
+    temperature: Tensor  # [N] float64, annealed remasking temperature of this step
+
+
+def low_confidence(proposal: Proposal) -> Tensor:
+    """Log probability of the proposed token (LLaDA, arXiv 2502.09992): ranks as the probability does."""
+    return proposal.log_prob
+
+
+def random(proposal: Proposal) -> Tensor:
+    """Uniform random order (LLaDA's random remasking)."""
+    return proposal.uniform
+
+
+def random_topk(proposal: Proposal) -> Tensor:
+    """Log probability plus annealed Gumbel noise (MaskGIT, arXiv 2202.04200, its `mask_by_random_topk`)."""
+    return proposal.log_prob + proposal.temperature * gumbel(proposal.uniform)
+
+
+def entropy(proposal: Proposal) -> Tensor:
+    """Negative entropy of the softmax distribution, in nats."""
+    return -torch.special.entr(torch.softmax(proposal.logits, -1)).sum(-1).double()
+
+
+def margin(proposal: Proposal) -> Tensor:
+    """Probability of the most likely token minus that of the second."""
+    top = proposal.logits.topk(2, -1).values.double()
+    return (1 - torch.exp(top[:, 1] - top[:, 0])) / (1 + proposal.tail)
+
+
+SCORES: dict[str, Callable[[Proposal], Tensor]] = {
+    "low_confidence": low_confidence,
+    "random": random,
+    "random_topk": random_topk,
+    "entropy": entropy,
+    "margin": margin,
+}
+"""name -> score [N] float64 of a `Proposal`; the highest are committed first."""
+
+NOISY_SCORES = frozenset({"random", "random_topk"})
+
+
+def even_shares(total: int, parts: int) -> list[int]:
+    """`total` split into `parts` integers that differ by at most one, the larger first (LLaDA's transfer schedule)."""
+    base, extra = divmod(total, parts)
+    return [base + (i < extra) for i in range(parts)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many positions each block commits in each of its steps, for every row. B rows, J blocks, S steps."""
+
+    counts: Tensor  # [B, J, S] int64, zero where a block has no step left
+    shares: Tensor  # [B, J] int64, steps given to a block, 0 for one with nothing to decode
+
+    @classmethod
+    def plan(cls, masked: Tensor, steps: int) -> "Schedule":
+        """Split `steps` over the blocks that hold masks, and each block's masks over its steps.
+
+        Args:
+            masked: [B, J] number of masked positions in each block.
+            steps: forward passes for a whole row.
+
+        Raises:
+            ValueError: a row has more blocks to decode than steps.
+        """
+        table = masked.tolist()
+        most = max((sum(n > 0 for n in row) for row in table), default=0)
+        if steps < most:
+            raise ValueError(f"{steps=} must be at least the number of blocks to decode, {most}")
+        shares, plans = [], []
+        for row in table:
+            spread = iter(even_shares(steps, sum(n > 0 for n in row)) if any(row) else [])
+            share = [next(spread) if n > 0 else 0 for n in row]
+            shares.append(share)
+            # Where a block has more steps than masks, the last ones commit nothing: they are left out.
+            plans.append([even_shares(n, s)[:n] if s else [] for n, s in zip(row, share, strict=True)])
+        longest = max((len(plan) for row in plans for plan in row), default=0)
+        padded = [[plan + [0] * (longest - len(plan)) for plan in row] for row in plans]
+        return cls(torch.tensor(padded, dtype=torch.int64), torch.tensor(shares, dtype=torch.int64))
+
+    def to(self, device: torch.device | str) -> "Schedule":
+        return Schedule(self.counts.to(device), self.shares.to(device))
+
+
+def annealed(temperature: float, step: Tensor | int, shares: Tensor) -> Tensor:
+    """Remasking temperature at `step` (from 0) of blocks with `shares` steps: linear, 0 at a block's last step.
+
+    As in MaskGIT (arXiv 2202.04200): temperature · (1 - (step + 1) / shares). Shape of `shares`, float64.
+    """
+    return temperature * (1 - (step + 1) / shares.clamp(min=1).double()).clamp(min=0)
+
+
+def commit(score: Tensor, masked: Tensor, counts: Tensor, confidence: Tensor, threshold: float | None) -> Tensor:
+    """Positions to commit now: bool [U, W].
+
+    Args:
+        score: [U, W] float64; anything where not masked.
+        masked: [U, W] bool, positions still to be decoded.
+        counts: [U] how many are committed under fixed unmasking.
+        confidence: [U, W] probability of the proposed token.
+        threshold: None for fixed unmasking. Otherwise every position whose confidence exceeds it is committed, and
+            always the best-scored one (Fast-dLLM, arXiv 2505.22618), whatever `counts` says.
+    """
+    score = score.masked_fill(~masked, -torch.inf)
+    order = score.argsort(dim=-1, descending=True, stable=True)  # stable: ties go to the left
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+    if threshold is None:
+        return masked & (rank < counts[:, None])
+    return masked & ((rank < 1) | (confidence > threshold))

@@ -1,0 +1,127 @@
+"""From what a caller asks for to a checked canvas: everything that can be wrong with a request is found here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3llada.sampling.canvas import Canvas, lay_out
+from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.remasking import Schedule
+
+Prompts = Sequence[Sequence[int]] | Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A canvas and how it is to be decoded, with everything that params leave to the checkpoint filled in."""
+
+    params: SampleParams
+    canvas: Canvas
+    schedule: Schedule
+    policy: str
+    mask_token_id: int
+    row_keys: Tensor  # [B] int64, see noise.row_keys
+    eos_token_ids: tuple[int, ...]  # empty: rows never end early
+
+
+def resolve_policy(config: Any, params: SampleParams) -> str:
+    """The attention policy of a call. Raises ValueError where a setting needs another one."""
+    if params.block_attention is None:
+        policy = config.attention_policy
+    else:
+        policy = "block" if params.block_attention else "full"
+    if params.parallel_blocks and policy != "block":
+        raise ValueError(f"parallel_blocks=true needs attention policy block, not {policy} (set block_attention=true)")
+    if params.cache == "dual" and policy != "full":
+        raise ValueError(f"cache=dual needs attention policy full, not {policy} (set block_attention=false)")
+    return policy
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """The ids that end an answer, from the model's config: none, one or several."""
+    ids = model.config.eos_token_id
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
+    """Token ids as lists of int. Raises ValueError for anything else, and for no rows at all."""
+    if isinstance(prompts, Tensor):
+        if prompts.dim() != 2 or prompts.is_floating_point() or prompts.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers [B, P], given {prompts.dtype} {list(prompts.shape)}")
+        rows = prompts.tolist()
+    else:
+        rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
+    if not rows:
+        raise ValueError(f"{name} must hold at least one row, given none")
+    return rows
+
+
+def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str) -> None:
+    """Raises ValueError for an id outside the vocabulary or a row that does not fit the model's positions."""
+    for number, row in enumerate(rows):
+        outside = next((i for i in row if not 0 <= i < config.vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"{name}[{number}] holds token {outside}, must be in [0, {config.vocab_size})")
+        if len(row) + added > config.max_position_embeddings:
+            raise ValueError(
+                f"{name}[{number}] of {len(row)} tokens + {added} new ones must not exceed the model's"
+                f" max_position_embeddings={config.max_position_embeddings}"
+            )
+
+
+def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
+    """The rows' keys; by default their numbers in the call. Raises ValueError unless there is one for each row."""
+    if row_keys is None:
+        return range(rows)
+    if len(row_keys) != rows:
+        raise ValueError(f"row_keys must hold one number for each row, given {len(row_keys)} for {rows}")
+    return row_keys
+
+
+def prompt_rows(model: Any, prompts: Prompts, params: SampleParams) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and answers of masks. Raises ValueError for prompts that cannot be continued."""
+    rows = as_lists(prompts, "prompts")
+    check_rows(rows, params.gen_length, model.config, "prompts")
+    mask = model.config.mask_token_id
+    for number, row in enumerate(rows):
+        if mask in row:
+            raise ValueError(f"prompts[{number}] holds the mask token {mask}: use infill() to fill masks in a text")
+    return rows, [[mask] * params.gen_length for _ in rows]
+
+
+def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts split at their first mask, before which everything is prompt. Raises ValueError for one without masks."""
+    rows = as_lists(texts, "texts")
+    check_rows(rows, 0, model.config, "texts")
+    mask = model.config.mask_token_id
+    for number, row in enumerate(rows):
+        if mask not in row:
+            raise ValueError(f"texts[{number}] must hold the mask token {mask} where something is to be filled in")
+    first = [row.index(mask) for row in rows]
+    return [r[:i] for r, i in zip(rows, first, strict=True)], [r[i:] for r, i in zip(rows, first, strict=True)]
+
+
+def make_request(
+    model: Any,
+    rows: tuple[list[list[int]], list[list[int]]],
+    params: SampleParams,
+    row_keys: Tensor,
+    eos_token_ids: Sequence[int],
+) -> Request:
+    """Lay the rows out on the model's device. Raises ValueError where the parameters do not fit them."""
+    policy = resolve_policy(model.config, params)
+    block_length = params.block_length or model.config.block_length
+    canvas = lay_out(*rows, model.config.mask_token_id, block_length)
+    schedule = Schedule.plan(canvas.masked_per_block(), params.steps)
+    return Request(
+        params=params,
+        canvas=canvas.to(model.device),
+        schedule=schedule.to(model.device),
+        policy=policy,
+        mask_token_id=model.config.mask_token_id,
+        row_keys=row_keys,
+        eos_token_ids=tuple(eos_token_ids),
+    )

@@ -1,0 +1,121 @@
+"""Generation by iterative unmasking (LLaDA, arXiv 2502.09992): a canvas of masks, decoded block by block.
+
+    answers = generate(model, [prompt_a, prompt_b], SampleParams(steps=64, gen_length=64)).tokens
+    for step in stream(model, prompts, params): ...          # the same, seen after each forward pass
+    infill(model, [text_with_masks], params)                 # masks anywhere in a text
+
+Shapes: B rows, L columns of the canvas, U units (a unit is one block of one row), W columns of a block.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+
+from qwen3llada.sampling import noise
+from qwen3llada.sampling.decoding import Generation, Step, decode
+from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.request import (
+    Prompts,
+    Request,
+    check_keys,
+    end_tokens,
+    infill_rows,
+    make_request,
+    prompt_rows,
+)
+
+__all__ = ["Generation", "SampleParams", "Step", "generate", "infill", "stream"]
+
+
+def generate(
+    model: Any,
+    prompts: Prompts,
+    params: SampleParams,
+    *,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    row_keys: Sequence[int] | None = None,
+    eos_token_ids: Sequence[int] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Generation:
+    """Answer prompts. The arguments are those of `stream`; `on_step` is called after each forward pass."""
+    steps = stream(
+        model, prompts, params, seed=seed, generator=generator, row_keys=row_keys, eos_token_ids=eos_token_ids
+    )
+    return run(steps, on_step)
+
+
+def stream(
+    model: Any,
+    prompts: Prompts,
+    params: SampleParams,
+    *,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    row_keys: Sequence[int] | None = None,
+    eos_token_ids: Sequence[int] | None = None,
+) -> Generator[Step, None, Generation]:
+    """Answer prompts, yielding after each forward pass; the generator's return value is the `Generation`.
+
+    Args:
+        model: a `Qwen3LLadaForMaskedLM`. What it decides: the mask token, the default policy and block length.
+        prompts: token ids of each row, of any lengths, or a tensor [B, P].
+        seed: of all noise. Equal seeds give equal tokens.
+        generator: if given, the seed is drawn from it, so that two calls differ.
+        row_keys: a number for each row, by default 0, 1, 2 …. Noise depends on (seed, the row's number), so a row keeps
+            its tokens in any batch if it keeps its number.
+        eos_token_ids: what ends an answer; by default the model config's. An empty sequence: nothing does.
+
+    Raises:
+        ValueError: at once, not at the first step, if the request is wrong.
+    """
+    rows = prompt_rows(model, prompts, params)
+    ends = end_tokens(model) if eos_token_ids is None else eos_token_ids
+    return decode(model, _request(model, rows, params, seed, generator, row_keys, ends))
+
+
+def infill(
+    model: Any,
+    texts: Prompts,
+    params: SampleParams,
+    *,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    row_keys: Sequence[int] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Generation:
+    """Fill in the mask tokens of texts, wherever they stand; every other token stays.
+
+    What comes before the first mask is the prompt, the rest is decoded in blocks; `steps` are shared by the blocks with
+    masks, and `gen_length` is not used. An EOS ends nothing here. `Generation.tokens` holds each text from its first
+    mask on. Raises ValueError if the request is wrong.
+    """
+    rows = infill_rows(model, texts)
+    return run(decode(model, _request(model, rows, params, seed, generator, row_keys, ())), on_step)
+
+
+def run(steps: Generator[Step, None, Generation], on_step: Callable[[Step], None] | None = None) -> Generation:
+    """Exhaust a generator of steps and hand back what it returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        if on_step is not None:
+            on_step(step)
+
+
+def _request(
+    model: Any,
+    rows: tuple[list[list[int]], list[list[int]]],
+    params: SampleParams,
+    seed: int,
+    generator: torch.Generator | None,
+    row_keys: Sequence[int] | None,
+    ends: Sequence[int],
+) -> Request:
+    if generator is not None:
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    keys = noise.row_keys(seed, check_keys(row_keys, len(rows[0])), model.device)
+    return make_request(model, rows, params, keys, ends)

@@ -1,0 +1,41 @@
+"""A tiny model that has learned something, so that its confidences differ as a real model's do."""
+
+import pytest
+import torch
+
+VOCAB, MASK, EOS = 48, 47, 46
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Trained for a moment on arithmetic progressions that end in EOS. float32, two query heads for each key head."""
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    torch.manual_seed(0)
+    config = Qwen3LLadaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        mask_token_id=MASK,
+        eos_token_id=EOS,
+        block_length=4,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3LLadaForMaskedLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        start, stride = torch.randint(0, 46, (32, 1)), torch.randint(1, 6, (32, 1))
+        text = (start + stride * torch.arange(24)) % 46
+        text[torch.arange(24) >= torch.randint(8, 40, (32, 1))] = EOS
+        hidden = torch.rand(32, 24) < torch.rand(32, 1)
+        logits = model(input_ids=text.masked_fill(hidden, MASK)).logits
+        loss = torch.nn.functional.cross_entropy(logits[hidden], text[hidden])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
