@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.modeling.attention import AttentionParams
 from qwen3llada.section import Section
 
 
@@ -46,17 +47,9 @@ class OptimParams(Section):
         return self
 
 
-class AttentionParams(Section):
-    """Who sees whom while training; stored with the checkpoint, where the sampler finds it."""
+class KernelParams(AttentionParams):
+    """Who sees whom while training, and by which kernel. The former is stored with the checkpoint."""
 
-    policy: str = Field(
-        "full",
-        description="Attention policy: full, block, block_causal, or layered: one per layer separated by commas, or"
-        " alternate:<a>,<b>",
-    )
-    block_length: int = Field(
-        32, ge=1, description="Length of the answer's blocks under a block policy, 1 or more tokens"
-    )
     implementation: Literal["auto", "eager", "sdpa", "flex_attention"] = Field(
         "auto",
         description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies",
@@ -70,7 +63,7 @@ class AdapterParams(Section):
         "none", description="none: all weights are trained; lora: low-rank adapters; qlora: the same over 4-bit weights"
     )
     rank: int = Field(16, ge=1, description="Rank of the adapters, 1 or more")
-    alpha: float = Field(32.0, gt=0, description="Adapters are scaled by alpha/rank; above 0")
+    alpha: int = Field(32, ge=1, description="Adapters are scaled by alpha/rank; 1 or more")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters, in [0, 1)")
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -97,10 +90,10 @@ class TrainParams(Section):
     loss_smoothing: float = Field(
         0.1, ge=0, lt=1, description="Label smoothing of soft_ce, in [0, 1); the other losses have none"
     )
-    noise: NoiseParams = Field(default_factory=NoiseParams, description="How sequences are corrupted")
-    attention: AttentionParams = Field(default_factory=AttentionParams, description="Who sees whom")
-    optim: OptimParams = Field(default_factory=OptimParams, description="Optimiser and learning rate")
-    adapter: AdapterParams = Field(default_factory=AdapterParams, description="LoRA and QLoRA")
+    noise: NoiseParams = Field(NoiseParams.model_validate({}), description="How sequences are corrupted")
+    attention: KernelParams = Field(KernelParams.model_validate({}), description="Who sees whom")
+    optim: OptimParams = Field(OptimParams.model_validate({}), description="Optimiser and learning rate")
+    adapter: AdapterParams = Field(AdapterParams.model_validate({}), description="LoRA and QLoRA")
 
     epochs: int = Field(1, ge=1, description="Passes over the data, 1 or more; without effect if max_steps is above 0")
     max_steps: int = Field(0, ge=0, description="Optimiser steps, over as many epochs as they take; 0: epochs decide")
@@ -182,4 +175,7 @@ class SftParams(TrainParams):
         "block",
         description="How far an answer goes on with EOS tokens that belong to it: not at all, to the next multiple of"
         " the block length, or to the longest sample of the step",
+    )
+    bucket: int = Field(
+        16, ge=1, description="Samples of similar length come in groups of this many, which saves padding; 1: any order"
     )

@@ -1,0 +1,97 @@
+"""Held-out loss: the training loss on data that was not trained on, with the same noise each time."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from qwen3llada.corpus.batching import Batch
+from qwen3llada.corpus.tokenization import load_tokenizer, load_tokens
+from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
+from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
+from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
+from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.section import Section
+
+
+class EvalLossParams(Section):
+    """How the loss on held-out data is measured."""
+
+    micro_batch_size: int = Field(16, ge=1, description="Sequences in one forward pass, 1 or more")
+    samples: int = Field(0, ge=0, description="Held-out samples, at even distances; 0: all")
+    rounds: int = Field(4, ge=1, description="Passes over them, each with other noise, always the same; 1 or more")
+    bf16: bool = Field(False, description="Compute in bfloat16 (losses stay in float32)")
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over held-out batches: [weighted loss, denominator, CE by noise level [10], their counts [10]]."""
+
+    sums: Tensor
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "LossSums":
+        """Over all processes."""
+        return LossSums(reduce(self.sums))
+
+    def means(self) -> tuple[float, dict[str, float]]:
+        """The loss, and the unweighted cross-entropy by noise level."""
+        loss, denominator, *levels = self.sums.tolist()
+        return loss / max(denominator, 1.0), by_noise_level(levels[:BUCKETS], levels[BUCKETS:])
+
+
+@torch.no_grad()
+def held_out_sums(objective: nn.Module, batches: Iterable[Batch], loss: BatchLoss, device: torch.device) -> LossSums:
+    """The sums of a loss over `batches`, by the path that training takes. The objective is left in training mode or not
+    as it was."""
+    sums = torch.zeros(2 + 2 * BUCKETS, device=device)
+    training = objective.training
+    objective.eval()
+    for batch in batches:
+        prepared = to_device(loss.prepare(batch), device)
+        total, cross_entropy = loss(objective, prepared)
+        denominator = LOSSES[loss.loss_impl].denominator(
+            batch.tokens, valid=batch.valid, prompt_lengths=batch.prompt_lengths
+        )
+        counted = torch.full((1,), denominator, device=device)
+        sums += torch.cat([total.float()[None], counted, bucket_sums(cross_entropy, prepared).flatten()])
+    objective.train(training)
+    return LossSums(sums)
+
+
+def evaluate_model(
+    model: Path, data: Path, settings: LossSettings, params: EvalLossParams, *, seed: int
+) -> dict[str, Any]:
+    """Held-out losses of a saved model: the one in use, and every other, on the same noisy batches.
+
+    Args:
+        model: folder of the model. data: folder with heldout/. settings: the training section of the loss in use.
+
+    Returns: {"loss": of the loss in use, each loss by name, "by_noise_level": …, "samples": …}.
+    Raises: ValueError in one line if the model or the data are missing.
+    """
+    from qwen3llada import Qwen3LLadaForMaskedLM
+
+    if not (model / "config.json").is_file():
+        raise ValueError(f"{model}: no model: config.json is missing")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(model)
+    dataset = Spread(load_tokens(data / "heldout"), params.samples)
+    source = batch_source(dataset, settings, tokenizer, seed=seed, micro_batch_size=params.micro_batch_size)
+    used = batch_loss(settings, tokenizer.mask_token_id, device)
+    language_model = Qwen3LLadaForMaskedLM.from_pretrained(model, attn_implementation=used.implementation)
+    objective = MaskedDiffusionObjective(language_model).to(device)
+
+    results: dict[str, Any] = {}
+    for name in LOSSES:
+        batches = (batch for round_ in range(params.rounds) for step in source.steps(round_) for batch in step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=params.bf16):
+            sums = held_out_sums(objective, batches, replace(used, loss_impl=name), device)
+        results[name], levels = sums.means()
+        if name == settings.loss_impl:
+            results["by_noise_level"] = levels
+    return {"loss": results[settings.loss_impl], "loss_impl": settings.loss_impl, **results, "samples": len(dataset)}

@@ -1,0 +1,84 @@
+"""Floating-point operations that a training step executes, and what the device could do in that time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+# Dense bf16 matrix rate in TFLOP/s by the vendors' data sheets, without sparsity; the first name that matches counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.0,
+    "H200": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 125.0,
+    "RTX 6000 Ada": 364.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopCounter:
+    """Operations of forward and backward passes, a multiplication and an addition counted as two.
+
+    Executed operations are counted, whatever they are good for: padding, and what gradient checkpointing does again.
+
+    A position costs 2 operations for each weight of the body's linear layers in the forward pass, the same for the
+    gradient of the layer's input and, where the weight is trained, for that of the weight. Only corrupted positions
+    reach the vocabulary projection. Attention multiplies queries with keys and weights with values, 4·L²·A for a row
+    of length L and A = heads · head dimension; its backward pass takes 2.5 times as much, since it computes the scores
+    again (Dao, arXiv 2307.08691, section 4.1). Blocks that a sparse mask skips are counted nevertheless.
+    """
+
+    body: int  # weights of the body's linear layers
+    trained_body: int  # those of them that get a gradient
+    head: int  # weights of the vocabulary projection
+    trained_head: bool
+    attention: int  # layers · heads · head dimension
+    checkpointed: bool
+
+    def step(self, rows: int, length: int, corrupted: int) -> float:
+        """Operations for `rows` sequences of `length` columns, of which `corrupted` positions are in the loss."""
+        forward = 2 * self.body * rows * length
+        attention = 4 * self.attention * length * length * rows
+        body = 2 * forward + 2 * self.trained_body * rows * length + 3.5 * attention
+        again = (forward + attention) if self.checkpointed else 0
+        return float(body + again + 2 * (2 + self.trained_head) * self.head * corrupted)
+
+
+def flop_counter(model: Any, *, checkpointed: bool) -> FlopCounter:
+    """The counter of a Qwen3LLadaForMaskedLM, adapters included."""
+    head = model.get_output_embeddings()
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    config = model.config
+    return FlopCounter(
+        body=sum(_weights(w) for w in linear),
+        trained_body=sum(_weights(w) for w in linear if w.requires_grad),
+        head=_weights(head.weight),
+        trained_head=head.weight.requires_grad,
+        attention=config.num_hidden_layers * config.num_attention_heads * config.head_dim,
+        checkpointed=checkpointed,
+    )
+
+
+def peak_flops(device: torch.device, given_tflops: float) -> float | None:
+    """Operations per second at the device's peak: what was given, else from the table, else None: not known."""
+    if given_tflops:
+        return given_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), None)
+
+
+def _weights(weight: torch.Tensor) -> int:
+    """Number of weights, of 4-bit ones too, which are stored two to a byte."""
+    shape = getattr(getattr(weight, "quant_state", None), "shape", None) or weight.shape
+    return torch.Size(shape).numel()

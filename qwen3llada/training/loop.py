@@ -1,0 +1,119 @@
+"""The training loop: a generator of step results, and `train`, which looks at them, saves, evaluates and stops."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from qwen3llada.corpus.batching import Batch
+from qwen3llada.evaluation.batch_loss import to_device
+from qwen3llada.evaluation.eval_loss import held_out_sums
+from qwen3llada.training.memory import explain_out_of_memory
+from qwen3llada.training.monitor import Monitor
+from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run import Run, export, save, start
+from qwen3llada.training.stats import StepResult, StepStats
+from qwen3llada.training.stopping import Stopped, StopRequest
+
+
+def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
+    """Take one optimiser step after another, from where `run.state` stands to the run's end, and yield its result.
+
+    Between two results the run is exactly after `run.state.global_step` steps: it may be saved, or left.
+    """
+    state = run.state
+    while state.global_step < run.total_steps:
+        for micro_batches in run.data.steps(state.epoch, start_step=state.epoch_batch):
+            result = optimiser_step(run, micro_batches, stop)
+            state.global_step += 1
+            state.epoch_batch += 1
+            yield result
+            if state.global_step == run.total_steps:
+                return
+        state.epoch, state.epoch_batch = state.epoch + 1, 0
+
+
+def optimiser_step(run: Run, micro_batches: list[Batch], stop: StopRequest) -> StepResult:
+    """Forward and backward passes over all micro-batches, then one update. Nothing here waits for the device."""
+    accelerator, stats, flops = run.accelerator, StepStats(run.device), 0.0
+    denominator = run.loss.denominator(micro_batches[0])  # of the whole step, in all processes
+    for number, batch in enumerate(micro_batches, start=1):
+        prepared = to_device(run.loss.prepare(batch), run.device)
+        with nullcontext() if number == len(micro_batches) else accelerator.no_sync(run.objective):
+            total, cross_entropy = run.loss(run.objective, prepared)
+            # DDP and FSDP average gradients over processes; the loss is a sum.
+            accelerator.backward(total * (accelerator.num_processes / denominator))
+        stats.add(total.detach() / denominator, cross_entropy, prepared)
+        rows, length = prepared.noisy.shape
+        flops += run.flops.step(rows, length, corrupted=len(prepared.positions))
+
+    grad_norm = clip(run)
+    lr = float(run.schedule.get_last_lr()[0])
+    run.optimizer.step()
+    run.schedule.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return StepResult(
+        step=run.state.global_step + 1,
+        epoch=run.state.epoch,
+        epoch_batch=run.state.epoch_batch,
+        lr=lr,
+        tokens=micro_batches[0].step.tokens,
+        flops=flops,
+        read=stats.finish(grad_norm, stop.signal is not None, lambda t: accelerator.reduce(t, "sum")),
+    )
+
+
+def clip(run: Run) -> Tensor:
+    """Scale the gradients down to `max_grad_norm`; the norm before that."""
+    limit = run.params.max_grad_norm or float("inf")
+    norm = run.accelerator.clip_grad_norm_(run.parameters(), limit)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[str, Any]:
+    """Train as `params` say, from the beginning or from a checkpoint, and write the final model to `params.dst`.
+
+    Args:
+        seed: of the data's order, the noise, and the adapters' first weights.
+        template: form of the prompts in the data, stored with the model.
+
+    Returns: the summary, also in `params.reports`.
+    Raises: ValueError or OSError in one line for bad input, a full disk, a loss that is not finite, a device out of
+        memory; `Stopped` (exit status 75) after a signal, when a checkpoint has been saved.
+    """
+    with StopRequest() as stop:
+        run = start(params, seed=seed, template=template)
+        monitor = Monitor(run, stop)
+        with explain_out_of_memory(params):
+            for result in training_steps(run, stop):
+                monitor.take(result)
+                last = result.step == run.total_steps
+                stopping = monitor.stop_requested and not last
+                improved = False
+                if params.do_eval_loss and (last or result.step % params.eval_every_steps == 0):
+                    with monitor.pause():
+                        improved = monitor.evaluated(*evaluate(run))
+                if improved or stopping or is_due(params.save_steps, result.step):
+                    with monitor.pause():
+                        run.state.telemetry = asdict(monitor.window)
+                        save(run, monitor.points)
+                if stopping:
+                    raise Stopped(f"stopped by {stop.signal} after step {result.step}, saved {run.last_checkpoint}")
+            monitor.flush()
+            export(run)
+        return monitor.finish()
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something done `every` so many steps (0: never) is to be done after `step`."""
+    return every > 0 and step % every == 0
+
+
+def evaluate(run: Run) -> tuple[float, dict[str, float]]:
+    """The training loss on held-out data, and the unweighted one by noise level; the same in all processes."""
+    assert run.held_out is not None
+    batches = (batch for step in run.held_out.steps(epoch=0) for batch in step)
+    sums = held_out_sums(run.objective, batches, run.loss, run.device)
+    return sums.reduced(lambda tensor: run.accelerator.reduce(tensor, "sum")).means()

@@ -1,0 +1,90 @@
+"""Everything a run needs before its first step: processes and device, model, optimiser, data."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen3llada.evaluation.batch_loss import resolve_implementation
+from qwen3llada.training.adapters import check_adapters, quantization
+from qwen3llada.training.params import TrainParams
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def make_accelerator(params: TrainParams) -> "Accelerator":
+    """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
+
+    Raises ValueError for a precision that the device does not have.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    pure_bf16 = params.param_dtype == "bfloat16"
+    precision = "fp16" if params.fp16 else "bf16" if params.bf16 and not pure_bf16 else "no"
+    # The gradients live in DDP's communication buffers, so that they are there once.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    device = accelerator.device
+    if params.fp16 and device.type != "cuda":
+        raise ValueError(f"fp16=true needs a CUDA device, given {device.type}; bf16=true or neither works here")
+    check_adapters(params.adapter, device)
+    if accelerator.is_fsdp2:
+        set_fsdp_precision(accelerator, params)
+    if params.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return accelerator
+
+
+def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
+    """The model of `folder` as it is trained: dtype, attention kernel, checkpointing, what the sampler must know."""
+    from qwen3llada import Qwen3LLadaForMaskedLM
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
+    device = accelerator.device
+    quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
+    placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
+    model = Qwen3LLadaForMaskedLM.from_pretrained(
+        folder,
+        dtype=DTYPES[params.param_dtype],
+        attn_implementation=resolve_implementation(params.attention.implementation, params.attention.policy, device),
+        **placement,
+    )
+    model.config.use_cache = False
+    model.config.attention_policy = params.attention.policy
+    model.config.block_length = params.attention.block_length
+    if params.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
+    """torch.compile the forward function of each decoder layer, if asked for. Returns whether.
+
+    All layers share one compilation. The hooks around a layer (FSDP's gathering, checkpointing) stay outside of it.
+    """
+    wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
+    if wanted:
+        for layer in model.model.layers:
+            layer.forward = torch.compile(layer.forward)
+    return wanted
+
+
+def set_fsdp_precision(accelerator: "Accelerator", params: TrainParams) -> None:
+    """Compute in 16 bits, sum gradients over processes in float32, and round no input or loss on the way.
+
+    Accelerate's own policy would cast the loss weights and the loss itself to 16 bits.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    compute = torch.float16 if params.fp16 else torch.bfloat16 if params.bf16 else torch.float32
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=compute, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+    )

@@ -1,0 +1,73 @@
+"""Tensors by parameter name, whole, from and to however they are spread over processes (not at all, DDP, FSDP2)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def whole(tensor: Tensor, *, keep: bool) -> Tensor | None:
+    """`tensor` on the CPU with all its shards; every process must take part, only those with `keep` get it."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu() if keep else None
+
+
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value`, a whole tensor of the parameter's shape, cut and placed as `parameter` is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor):
+        return value
+    value = value.to(parameter.device)
+    # each process has read the whole tensor itself, so nothing needs to be sent
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def model_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor] | None:
+    """Parameters and saved buffers, whole and on the CPU; None where nothing is spread, so that there is no copy."""
+    from torch.distributed.tensor import DTensor
+
+    state = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return None
+    gathered = {name: whole(tensor, keep=keep) for name, tensor in state.items()}
+    return {name: tensor for name, tensor in gathered.items() if tensor is not None}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, keep: bool) -> dict[str, dict[str, Any]]:
+    """{parameter name: {"exp_avg": …}}, whole and on the CPU; empty without `keep`."""
+    state: dict[str, dict[str, Any]] = {}
+    for name, parameter in _named(optimizer, model):
+        values = optimizer.state.get(parameter, {})
+        gathered = {key: whole(v, keep=keep) if isinstance(v, Tensor) else v for key, v in values.items()}
+        if keep:
+            state[name] = gathered
+    return state
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
+    """Put back what `optimizer_state` gave. Raises ValueError if its parameters are not this optimiser's."""
+    names = [name for name, _ in _named(optimizer, model)]
+    if set(names) != state.keys():
+        odd = sorted(set(names) ^ state.keys())
+        raise ValueError(f"optimizer.pt: {len(odd)} parameters are in the file or in the model alone, as {odd[0]}")
+    placed = {}
+    for number, (name, parameter) in enumerate(_named(optimizer, model)):
+        placed[number] = {
+            key: sharded_like(v, parameter) if isinstance(v, Tensor) and v.shape == parameter.shape else v
+            for key, v in state[name].items()
+        }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": placed, "param_groups": groups})
+
+
+def _named(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, parameter) in the optimiser's order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[parameter], parameter

@@ -1,0 +1,13 @@
+"""Train the converted model on packed text; the result is the base model."""
+
+from qwen3llada.params import Params, run
+
+
+def main(params: Params) -> None:
+    from qwen3llada.training.loop import train
+
+    train(params.pretrain, seed=params.seed)
+
+
+if __name__ == "__main__":
+    run(main, own="pretrain", shared=("seed",))

@@ -1,0 +1,13 @@
+"""Fine-tune the base model on prompts and answers."""
+
+from qwen3llada.params import Params, run
+
+
+def main(params: Params) -> None:
+    from qwen3llada.training.loop import train
+
+    train(params.sft, seed=params.seed, template=params.sft_data.template)
+
+
+if __name__ == "__main__":
+    run(main, own="sft", shared=("seed", "sft_data"))

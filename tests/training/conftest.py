@@ -1,0 +1,95 @@
+"""A model of a few thousand parameters and tokenized samples for it, as the stages before training write them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.training.params import PretrainParams, SftParams
+
+WORDS = 40
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with model/, pretrain/{train,heldout} and sft/{train,heldout}."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_model(folder / "model")
+    rng = np.random.default_rng(0)
+    for split, samples in (("train", 22), ("heldout", 6)):
+        write_sequences(folder / "pretrain" / split, [sentence(rng, 16) for _ in range(samples)])
+        answers = [sentence(rng, int(length)) for length in rng.integers(6, 16, samples)]
+        write_sequences(folder / "sft" / split, answers, prompts=[3 + i % 2 for i in range(samples)])
+    return folder
+
+
+def write_model(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<eos>": WORDS, "<|mask|>": WORDS + 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", mask_token="<|mask|>")
+    config = Qwen3LLadaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        mask_token_id=WORDS + 1,
+    )
+    torch.manual_seed(0)
+    Qwen3LLadaForMaskedLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def sentence(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Counting up from a random word: something that can be learnt."""
+    return ((rng.integers(WORDS) + np.arange(length)) % WORDS).astype(np.int32)
+
+
+def write_sequences(folder: Path, samples: list[np.ndarray], prompts: list[int] | None = None) -> None:
+    folder.mkdir(parents=True)
+    with new_sequences(folder, prompts=prompts is not None) as writer:
+        lengths = np.array([len(s) for s in samples])
+        writer.add(np.concatenate(samples), lengths, None if prompts is None else np.array(prompts))
+        writer.close()
+
+
+@pytest.fixture
+def pretraining(tiny, tmp_path) -> PretrainParams:
+    """Six steps of four samples; 22 samples make five steps and a half an epoch."""
+    return PretrainParams.model_validate(common(tiny, tmp_path, "pretrain"))
+
+
+@pytest.fixture
+def fine_tuning(tiny, tmp_path) -> SftParams:
+    return SftParams.model_validate(common(tiny, tmp_path, "sft"))
+
+
+def common(tiny: Path, out: Path, kind: str) -> dict:
+    return {
+        "model": tiny / "model",
+        "data": tiny / kind,
+        "dst": out / "model",
+        "output_dir": out / "work",
+        "reports": out / "reports" / kind,
+        "max_length": 16,
+        "max_steps": 6,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_steps": 0,
+        "logging_steps": 2,
+        "eval_every_steps": 4,
+        "optim": {"lr": 0.01, "warmup_ratio": 0.1},
+        "noise": {"random_length_prob": 0.2},
+    }
