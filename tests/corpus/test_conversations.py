@@ -1,38 +1,9 @@
 """Records of any shape become exchanges, and exchanges token ids that hold no control token from anyone's text."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from qwen3llada.corpus.conversations import encode_answer, encode_prompt, encode_texts, fit
 from qwen3llada.corpus.records import Exchange, exchanges, map_record
-
-# Qwen's chat layout, written here so that the expected text can be spelled out by hand.
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer(bos=False, eos=True):
-    """One token a byte, so that ids can be read back with no knowledge of the code under test."""
-    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>", "<s>"]
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
-    named = {"mask_token": "<|mask|>"}
-    named |= {"eos_token": "<|endoftext|>"} if eos else {}
-    named |= {"bos_token": "<s>"} if bos else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE, **named)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return byte_tokenizer()
-
 
 GOOD = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
 
@@ -101,8 +72,8 @@ def test_a_record_without_a_pair_is_refused(record, message):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_plain_prompts_are_lines_after_bos(bos):
-    tokenizer = byte_tokenizer(bos=bos)
+def test_plain_prompts_are_lines_after_bos(bos, make_tokenizer):
+    tokenizer = make_tokenizer(bos=bos)
     ids = encode_prompt(tokenizer, "plain", "hé", system="sys", history=[("a", "b")])
     assert tokenizer.decode(ids) == ("<s>" if bos else "") + "sys\na\nb\nhé\n"
     assert len(ids) == len(b"sys\na\nb\nh\xc3\xa9\n") + bos
@@ -119,9 +90,9 @@ def test_chat_prompts_are_the_template_with_its_generation_prompt(tokenizer):
     assert ids == tokenizer.apply_chat_template(own, add_generation_prompt=True)["input_ids"]
 
 
-def test_answers_end_with_eos_where_there_is_one(tokenizer):
+def test_answers_end_with_eos_where_there_is_one(tokenizer, make_tokenizer):
     assert encode_answer(tokenizer, "ok") == [*encode_texts(tokenizer, ["ok"])[0], tokenizer.eos_token_id]
-    assert encode_answer(byte_tokenizer(eos=False), "ok") == encode_texts(tokenizer, ["ok"])[0]
+    assert encode_answer(make_tokenizer(eos=False), "ok") == encode_texts(tokenizer, ["ok"])[0]
 
 
 @pytest.mark.parametrize(
@@ -142,12 +113,12 @@ def test_tokens_that_are_not_control_tokens_keep_their_meaning(tokenizer):
     assert encode_texts(tokenizer, ["<think>"]) == [[tokenizer.convert_tokens_to_ids("<think>")]]
 
 
-def test_errors_say_what_is_wrong(tokenizer):
+def test_errors_say_what_is_wrong(tokenizer, make_tokenizer):
     with pytest.raises(ValueError, match="text 1 is not valid Unicode"):
         encode_texts(tokenizer, ["ok", "\ud800"])
     with pytest.raises(ValueError, match="template='qwen' must be plain or chat"):
         encode_prompt(tokenizer, "qwen", "q")
-    bare = byte_tokenizer()
+    bare = make_tokenizer()
     bare.chat_template = None
     with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
         encode_prompt(bare, "chat", "q")
