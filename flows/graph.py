@@ -7,31 +7,31 @@ DVC is imported in a subprocess: it takes a second, keeps global state, and must
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.environment import environment
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """How the flow treats a stage. Raises ValueError, naming the key, for a value that is not allowed."""
+class Policy(BaseModel):
+    """How the flow treats a stage."""
 
-    retries: int = 2
-    """Further attempts where one can help; 0 or more."""
-    retry_seconds: float = 10.0
-    """Delay before the first further attempt; doubled for each one after it, with jitter. Above 0."""
-    timeout_minutes: float = 0.0
-    """The stage is stopped after this; 0: never."""
-    grace_seconds: float = 120.0
-    """Time that a stopped stage gets to save and end before it is killed; above 0."""
-    limit: str | None = None
-    """Prefect's global concurrency limit of which the stage occupies one slot, such as `gpu`."""
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        for name, lowest in {"retries": 0, "timeout_minutes": 0}.items():
-            if not getattr(self, name) >= lowest:
-                raise ValueError(f"meta.flow.{name}={getattr(self, name)!r} must be {lowest} or more")
-        for name in ("retry_seconds", "grace_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"meta.flow.{name}={getattr(self, name)!r} must be above 0")
+    retries: int = Field(default=2, ge=0, description="Further attempts where one can help, 0 or more")
+    retry_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="Delay before the first of them, above 0; doubled for each one after it, with jitter",
+    )
+    timeout_minutes: float = Field(default=0, ge=0, description="The stage is stopped after this time; 0: never")
+    grace_seconds: float = Field(
+        default=120, gt=0, description="Time that a stopped stage gets to save and end before it is killed, above 0"
+    )
+    limit: str | None = Field(
+        default=None, description="Global concurrency limit of Prefect of which the stage takes one slot, such as gpu"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,19 @@ def read_stages(targets: list[str], *, upstream: bool = True) -> list[Stage]:
     Raises: ValueError with DVC's own message for an unknown target or a broken `dvc.yaml`, or for a wrong `meta.flow`.
     """
     command = [sys.executable, "-m", "flows.graph", *(["--only"] if not upstream else []), *targets]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if done.returncode != 0:
         raise ValueError(f"dvc.yaml: {done.stderr.strip() or f'reading it ended with status {done.returncode}'}")
     return [_stage(entry["name"], entry["flow"]) for entry in json.loads(done.stdout)]
 
 
 def _stage(name: str, settings: dict) -> Stage:
-    known = [entry.name for entry in fields(Policy)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"dvc.yaml: {name}: meta.flow.{unknown[0]}: unknown key; allowed: {', '.join(known)}")
     try:
         return Stage(name, Policy(**settings))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"dvc.yaml: {name}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("meta.flow", *first["loc"]))
+        raise ValueError(f"dvc.yaml: {name}: {key}: given {first['input']!r}: {first['msg']}") from error
 
 
 def _main(targets: list[str], *, upstream: bool) -> list[dict]:

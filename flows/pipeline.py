@@ -11,11 +11,15 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
+from flows.artifacts import Progress, publish_results, read_metrics
 from flows.graph import Stage, read_stages
+from flows.limits import slot
 from flows.outcome import StageFailedError
 from flows.stage import run_stage
+from flows.workspace import workspace
 
 RETRY_JITTER = 0.5  # a delay is lengthened at random by up to this share of it
 
@@ -34,8 +38,16 @@ def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
 def dvc_stage(stage: Stage, *, force: bool = False) -> str:
     """Run one stage. Returns how it went: ran, cached or unchanged. Raises: `StageFailedError`."""
-    logger = get_run_logger()
-    return run_stage(stage, lambda lines: logger.info("%s", "\n".join(lines)), force=force).kind
+    logger, progress = get_run_logger(), Progress(stage.name)
+
+    def show(lines: list[str]) -> None:
+        logger.info("%s", "\n".join(lines))
+        progress.see(lines)
+
+    with slot(stage.policy.limit):
+        kind = run_stage(stage, show, force=force).kind
+    progress.finish()
+    return kind
 
 
 def with_policy(stage: Stage) -> Task[..., str]:
@@ -50,36 +62,52 @@ def with_policy(stage: Stage) -> Task[..., str]:
     )
 
 
-@flow(name="pipeline", log_prints=False)
-def pipeline(stages: list[str] | None = None, upstream: bool = True, force: bool = False) -> dict[str, str]:
-    """Bring stages up to date.
+@flow(name="pipeline", persist_result=False)
+def pipeline(
+    stages: list[str] | None = None,
+    upstream: bool = True,
+    params: str | None = None,
+    overrides: list[str] | None = None,
+    force: bool = False,
+) -> State:
+    """Bring stages up to date, and show what came of it.
 
     Args:
-        stages: which (default: all of dvc.yaml), by name.
+        stages: which, by name; none given: all of dvc.yaml.
         upstream: also what they depend on.
-        force: run them even if nothing has changed.
+        params: a parameter set (`configs/NAME.yaml`) to put into params.yaml first.
+        overrides: `section.key=value`, put into params.yaml on top of it.
+        force: run the stages even if nothing has changed.
 
-    Returns: for each stage how it went: ran, cached or unchanged.
+    Returns: a state that holds for each stage how it went (ran, cached or unchanged), or says why one failed.
     """
-    ended: dict[str, str] = {}
-    for stage in read_stages(stages or [], upstream=upstream):
-        run: Callable[..., str] = with_policy(stage)
-        ended[stage.name] = run(stage, force=force)
-    return ended
+    try:
+        with workspace(params, overrides or []):
+            before = read_metrics()
+            ended: dict[str, str] = {}
+            for stage in read_stages(stages or [], upstream=upstream):
+                run: Callable[..., str] = with_policy(stage)
+                ended[stage.name] = run(stage, force=force)
+            publish_results(before)
+    except (StageFailedError, ValueError) as error:
+        return Failed(message=str(error))  # one line; a traceback through Prefect would say nothing more
+    return Completed(message=", ".join(f"{name} {kind}" for name, kind in ended.items()), data=ended)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
     parser.add_argument("--stage", action="append", default=[], help="stage to bring up to date; repeatable")
     parser.add_argument("--only", action="store_true", help="leave out what these stages depend on")
+    parser.add_argument("--params", help="parameter set to put into params.yaml first")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--force", action="store_true", help="run them even if nothing has changed")
     args = parser.parse_args()
-    try:
-        pipeline(args.stage, upstream=not args.only, force=args.force)
-    except (StageFailedError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    state = pipeline(
+        args.stage, upstream=not args.only, params=args.params, overrides=args.set, force=args.force, return_state=True
+    )
+    if not state.is_completed():
+        print(f"error: {state.message}", file=sys.stderr)
+    return 0 if state.is_completed() else 1
 
 
 if __name__ == "__main__":

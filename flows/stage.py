@@ -5,13 +5,12 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from flows.environment import environment
 from flows.graph import Stage
 from flows.outcome import Outcome, StageFailedError, read_outcome
 from flows.throttle import Throttle
 
-ROOT = Path(__file__).parents[1]
 POLL_SECONDS = 0.5
 
 
@@ -49,13 +48,6 @@ def run_dvc(command: list[str], emit: Callable[[list[str]], None], *, timeout: f
     finally:
         throttle.close()
     return read_outcome(guard.wait(), throttle.tail)
-
-
-def environment() -> dict[str, str]:
-    """For dvc and the stages: `python` is this Python, `flows` can be imported, and output is not held back."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PATH": path, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
 
 
 def _pump(guard: subprocess.Popen, throttle: Throttle) -> None:

@@ -1,0 +1,85 @@
+"""Parameters of a run, put into `params.yaml` before its first stage, and by no run while another is going on."""
+
+import fcntl
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from flows.environment import environment
+from flows.outcome import Outcome, StageFailedError
+
+IN_USE = Path(".dvc/tmp/flow.lock")
+GIVEN = Path(".dvc/tmp/flow-parameters.yaml")
+STEP = "parameters"
+
+
+@contextmanager
+def workspace(params: str | None, overrides: Sequence[str]) -> Iterator[None]:
+    """Hold the current workspace for a run, after writing its parameters into `params.yaml`.
+
+    Runs that change no parameters share the workspace (dvc locks single stages); one that does must be alone when it
+    starts. The parameters stay: they are what the outputs were made with. `git restore params.yaml` undoes them.
+
+    Args:
+        params: a parameter set (`configs/NAME.yaml`), or None.
+        overrides: `section.key=value`, on top of it.
+    Raises: `StageFailedError` of step "parameters": busy if another run is going on; else with the line that names
+        the wrong key, and nothing is written.
+    """
+    if not IN_USE.parent.parent.is_dir():
+        raise FileNotFoundError(f"{Path.cwd()} must be the root of a DVC project: it has no .dvc")
+    IN_USE.parent.mkdir(exist_ok=True)
+    with open(IN_USE, "a") as file:
+        if params or overrides:
+            _lock(file, fcntl.LOCK_EX, "another run uses the workspace; this one would change its parameters")
+            _put(params, overrides)
+        _lock(file, fcntl.LOCK_SH, "another run is changing the parameters of the workspace")
+        yield
+
+
+def _lock(file: Any, kind: int, message: str) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StageFailedError(STEP, Outcome("busy", 1, message)) from None
+
+
+def _put(params: str | None, overrides: Sequence[str]) -> None:
+    """Check and write through the package's own command, in a subprocess: flows import nothing of the package."""
+    file = Path(params) if params and not overrides else GIVEN
+    if overrides:
+        tree = _read(Path(params)) if params else {}
+        for override in overrides:
+            _set(tree, override)
+        with open(GIVEN, "w", encoding="utf-8") as stream:
+            YAML().dump(tree, stream)
+    command = [sys.executable, "-m", "qwen3llada.params", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise StageFailedError(STEP, Outcome("failed", done.returncode, lines[-1].removeprefix("error: ")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise StageFailedError(STEP, Outcome("failed", 2, f"{path}: {' '.join(str(error).split())}")) from error
+    return tree or {}
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise StageFailedError(STEP, Outcome("failed", 2, f"{override!r} must be section.key=value"))
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise StageFailedError(STEP, Outcome("failed", 2, f"{override!r}: {section} is a value, not a section"))
+    tree[last] = YAML(typ="safe", pure=True).load(value)

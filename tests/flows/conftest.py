@@ -1,0 +1,121 @@
+"""A small real DVC project per test, and one Prefect server for all of them."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+import flows  # noqa: F401  telemetry off
+from flows.environment import environment
+
+SOURCE = Path(__file__).with_name("project")
+
+
+class Project:
+    """The project of `tests/flows/project`, in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def set(self, **train) -> None:
+        yaml = YAML()
+        tree = yaml.load(self.root / "params.yaml")
+        tree["train"].update(train)
+        yaml.dump(tree, self.root / "params.yaml")
+
+    def undisturbed_model(self, steps: int, text: str = "some text\n", rate: float = 0.1) -> str:
+        """What training gives if nothing interferes."""
+        model = text
+        for step in range(1, steps + 1):
+            model = hashlib.sha256(f"{model} {step} {rate}".encode()).hexdigest()
+        return model + "\n"
+
+    def model(self) -> str:
+        return (self.root / "model.txt").read_text()
+
+    def lives(self) -> list[int]:
+        """The process ids that training has had so far."""
+        file = self.root / "work" / "lives"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    def has_checkpoint(self) -> bool:
+        return (self.root / "work" / "checkpoint.json").exists()
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything alive that works in this folder, this process aside."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self.root):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return [process for process in found if process.pid != os.getpid()]
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+
+    def dvc(self, *args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *args], cwd=self.root, env=environment(), capture_output=True, text=True
+        )
+
+    def start(self, *args: str, **kwargs) -> subprocess.Popen:
+        """A process of `python ARGS` in the project."""
+        kwargs.setdefault("stdout", subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, *args], cwd=self.root, env=environment(), stderr=subprocess.STDOUT, text=True, **kwargs
+        )
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pristine") / "project"
+    shutil.copytree(SOURCE, root)
+    (root / ".gitignore").write_text("/work/\n/text.txt\n/model.txt\n/metrics.json\n__pycache__/\n")
+    commands = (
+        "git init -q",
+        "git config user.email test@example.org",
+        "git config user.name test",
+        f"{sys.executable} -m dvc init -q",
+        f"{sys.executable} -m dvc config core.check_update false",
+        "git add -A",
+        "git commit -qm start",
+        f"{sys.executable} -m dvc repro -q --single-item prepare",
+    )
+    for command in commands:
+        subprocess.run(command.split(), cwd=root, check=True, env=environment())
+    return root
+
+
+@pytest.fixture
+def project(pristine, tmp_path, monkeypatch) -> Iterator[Project]:
+    root = tmp_path / "project"
+    shutil.copytree(pristine, root)
+    monkeypatch.chdir(root)
+    made = Project(root)
+    yield made
+    for process in made.processes():
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    from prefect.client.orchestration import get_client
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name("gpu", 1)
+        yield

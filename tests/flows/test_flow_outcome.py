@@ -1,0 +1,83 @@
+"""What the texts of dvc 3.67 mean. The lines are what it printed."""
+
+import pytest
+
+from flows.outcome import read_outcome
+from flows.throttle import Throttle
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "kind", "said"),
+    [
+        (0, ["Stage 'train' didn't change, skipping", "Data and pipelines are up to date."], "unchanged", ""),
+        (0, ["Stage 'train' is cached - skipping run, checking out outputs"], "cached", ""),
+        (0, ["Running stage 'train':", "> python train.py"], "ran", ""),
+        (255, ["ERROR: failed to reproduce 'b': failed to run: x && y, exited with 75"], "stopped", "resumed"),
+        (255, ["ERROR: failed to reproduce 'b': failed to run: x, exited with -9"], "killed", "signal 9"),
+        (255, ["ERROR: failed to reproduce 'b': failed to run: x, exited with 137"], "killed", "signal 9"),
+        (255, ["error: no b", "ERROR: failed to reproduce 'b': failed to run: x, exited with 2"], "failed", "no b"),
+        (
+            255,
+            ["ERROR: failed to reproduce 'b': '/b.txt' is busy, it is being blocked by:", " (PID 1)"],
+            "busy",
+            "busy",
+        ),
+        (255, ["ERROR: Unable to acquire lock. Most likely another DVC process is running"], "busy", "lock"),
+        (255, ["ERROR: failed to reproduce 'b': output 'b.txt' does not exist"], "failed", "does not exist"),
+        (
+            255,
+            ["error: x: Connection reset by peer", "ERROR: failed to reproduce 'd': failed to run: d, exited with 1"],
+            "network",
+            "reset",
+        ),
+        (
+            255,
+            ["error: HTTPSConnectionPool: Max retries exceeded", "ERROR: … failed to run: d, exited with 1"],
+            "network",
+            "retries",
+        ),
+        # what a stage said long ago, or dvc's command line, is no reason
+        (
+            255,
+            ["lost: connection reset", "error: bad data", "ERROR: … failed to run: d, exited with 1"],
+            "failed",
+            "bad data",
+        ),
+        (255, ["ERROR: … failed to run: x --connection refused, exited with 1"], "failed", "no message"),
+        (137, [], "killed", "dvc was killed by signal 9"),
+        (124, [], "timeout", "timeout_minutes"),
+        (143, [], "cancelled", "stopped"),
+    ],
+)
+def test_outcomes(status, lines, kind, said):
+    outcome = read_outcome(status, lines)
+    assert outcome.kind == kind
+    assert said in outcome.message
+    assert outcome.ok == (status == 0)
+    assert outcome.worth_retrying == (kind in ("stopped", "killed", "busy", "network"))
+
+
+class TestThrottle:
+    def run(self, chunks, **options):
+        batches = []
+        throttle = Throttle(batches.append, **options)
+        for chunk in chunks:
+            throttle.feed(chunk)
+        throttle.close()
+        return batches, throttle
+
+    def test_lines_are_whole_whatever_the_chunks(self):
+        text = "one\ntwo é\n\nthree".encode()
+        for size in (1, 2, 3, 50):
+            batches, throttle = self.run([text[i : i + size] for i in range(0, len(text), size)], seconds=0)
+            assert [line for batch in batches for line in batch] == ["one", "two é", "", "three"] == throttle.tail
+
+    def test_many_lines_are_few_records(self):
+        batches, _ = self.run([b"line\n"] * 20_000, seconds=60, longest=50)
+        assert len(batches) == 2  # the first at once, the rest at the end
+        assert batches[1] == ["line"] * 25 + ["… 19949 lines left out …"] + ["line"] * 25
+
+    def test_of_a_progress_bar_the_newest_state_is_shown(self):
+        chunks = [f"{i}%|\r".encode() for i in range(100)]
+        batches, _ = self.run([*chunks, b"done\n"], seconds=60)
+        assert batches == [["0%|"], ["done"]]
