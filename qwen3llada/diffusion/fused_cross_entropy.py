@@ -155,10 +155,10 @@ class _Products:
 
 
 def _rows_per_chunk(count: int, row_bytes: int, device: str, chunk_size: int | None) -> int:
-    """Rows of a chunk: chunks as equal as possible, none above the limit."""
+    """Rows of a chunk, at least 1: chunks as equal as possible, none above the limit."""
     chunk_bytes = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     limit = chunk_size or max(1, chunk_bytes // row_bytes)
-    return math.ceil(count / max(1, math.ceil(count / limit)))
+    return max(1, math.ceil(count / max(1, math.ceil(count / limit))))
 
 
 def _matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> None:
