@@ -8,7 +8,7 @@ from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.section import Section
 
 
-class SampleParams(Section):
+class DecodeParams(Section):
     """How answers are decoded. What is null is taken from the checkpoint's config."""
 
     steps: int = Field(128, ge=1, description="Forward passes for an answer, split evenly over its blocks; 1 or more")
@@ -52,9 +52,17 @@ class SampleParams(Section):
         return remasking
 
     @model_validator(mode="after")
-    def _agree(self) -> "SampleParams":
+    def _agree(self) -> "DecodeParams":
         if self.parallel_blocks and self.block_attention is False:
             raise ValueError("parallel_blocks=true must not be combined with block_attention=false")
         if self.cache == "dual" and (self.block_attention or self.parallel_blocks):
             raise ValueError("cache=dual must not be combined with block_attention=true or parallel_blocks=true")
         return self
+
+
+class SampleParams(DecodeParams):
+    """How the stage answers prompts: decoding, and how many of what at a time."""
+
+    batch_size: int = Field(16, ge=1, description="Prompts decoded together, 1 or more; answers do not depend on it")
+    samples: int = Field(200, ge=0, description="Held-out prompts to answer, at even distances; 0: all")
+    bf16: bool = Field(False, description="Compute in bfloat16 instead of float32")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qwen3llada.sampling.canvas import Canvas, lay_out
-from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import Schedule
 
 Prompts = Sequence[Sequence[int]] | Tensor
@@ -18,7 +18,7 @@ Prompts = Sequence[Sequence[int]] | Tensor
 class Request:
     """A canvas and how it is to be decoded, with everything that params leave to the checkpoint filled in."""
 
-    params: SampleParams
+    params: DecodeParams
     canvas: Canvas
     schedule: Schedule
     policy: str
@@ -27,7 +27,7 @@ class Request:
     eos_token_ids: tuple[int, ...]  # empty: rows never end early
 
 
-def resolve_policy(config: Any, params: SampleParams) -> str:
+def resolve_policy(config: Any, params: DecodeParams) -> str:
     """The attention policy of a call. Raises ValueError where a setting needs another one."""
     if params.block_attention is None:
         policy = config.attention_policy
@@ -81,7 +81,7 @@ def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
     return row_keys
 
 
-def prompt_rows(model: Any, prompts: Prompts, params: SampleParams) -> tuple[list[list[int]], list[list[int]]]:
+def prompt_rows(model: Any, prompts: Prompts, params: DecodeParams) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and answers of masks. Raises ValueError for prompts that cannot be continued."""
     rows = as_lists(prompts, "prompts")
     check_rows(rows, params.gen_length, model.config, "prompts")
@@ -107,7 +107,7 @@ def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[
 def make_request(
     model: Any,
     rows: tuple[list[list[int]], list[list[int]]],
-    params: SampleParams,
+    params: DecodeParams,
     row_keys: Tensor,
     eos_token_ids: Sequence[int],
 ) -> Request:

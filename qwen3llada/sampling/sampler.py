@@ -14,7 +14,7 @@ import torch
 
 from qwen3llada.sampling import noise
 from qwen3llada.sampling.decoding import Generation, Step, decode
-from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.params import DecodeParams, SampleParams
 from qwen3llada.sampling.request import (
     Prompts,
     Request,
@@ -25,13 +25,13 @@ from qwen3llada.sampling.request import (
     prompt_rows,
 )
 
-__all__ = ["Generation", "SampleParams", "Step", "generate", "infill", "stream"]
+__all__ = ["DecodeParams", "Generation", "SampleParams", "Step", "generate", "infill", "stream"]
 
 
 def generate(
     model: Any,
     prompts: Prompts,
-    params: SampleParams,
+    params: DecodeParams,
     *,
     seed: int = 0,
     generator: torch.Generator | None = None,
@@ -49,7 +49,7 @@ def generate(
 def stream(
     model: Any,
     prompts: Prompts,
-    params: SampleParams,
+    params: DecodeParams,
     *,
     seed: int = 0,
     generator: torch.Generator | None = None,
@@ -78,7 +78,7 @@ def stream(
 def infill(
     model: Any,
     texts: Prompts,
-    params: SampleParams,
+    params: DecodeParams,
     *,
     seed: int = 0,
     generator: torch.Generator | None = None,
@@ -109,7 +109,7 @@ def run(steps: Generator[Step, None, Generation], on_step: Callable[[Step], None
 def _request(
     model: Any,
     rows: tuple[list[list[int]], list[list[int]]],
-    params: SampleParams,
+    params: DecodeParams,
     seed: int,
     generator: torch.Generator | None,
     row_keys: Sequence[int] | None,

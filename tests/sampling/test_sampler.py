@@ -102,11 +102,11 @@ def test_infilling_equals_the_plain_sampler(model, texts, request_):
     st.integers(1, 3),
     st.integers(1, 9),
     st.sampled_from([(12, 4), (12, 12), (8, 2)]),
-    st.sampled_from([0, 0.8]),
+    st.booleans(),
     st.data(),
 )
-def test_greedy_equals_the_published_algorithm(model, batch, length, sizes, cfg_scale, data):
-    gen_length, block_length = sizes
+def test_greedy_equals_the_published_algorithm(model, batch, length, lengths, guided, data):
+    gen_length, block_length = lengths
     prompt = torch.randint(0, 46, (batch, length), generator=torch.Generator().manual_seed(length))
     sizes = {
         "steps": gen_length // block_length * data.draw(st.integers(1, block_length)),

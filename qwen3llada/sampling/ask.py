@@ -1,0 +1,94 @@
+"""Answers to prompts given on the command line or in a file."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from qwen3llada.artifacts import read_jsonl, write_jsonl
+from qwen3llada.corpus.records import Exchange, exchanges, map_record
+from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.text import TextModel
+from qwen3llada.section import Section
+
+
+class SampleRequest(Section):
+    """What one call of the stage is asked; nothing given: the held-out prompts, for the reports."""
+
+    model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
+    prompt: list[str] = Field([], description="A question; may be repeated")
+    prompts: Path | None = Field(
+        None, description='File of JSON lines: "question", {"prompt": …, "system": …} or a record of a conversation'
+    )
+    system: str | None = Field(None, description="System prompt of each question given here")
+    out: Path | None = Field(None, description="Write the answers there as JSON lines; null: print them")
+    trace: Path | None = Field(None, description="Write an HTML page that plays the denoising of the first batch")
+    interactive: bool = Field(False, description="Chat in the terminal")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SampleRequest":
+        asked = bool(self.prompt or self.prompts)
+        if self.prompt and self.prompts:
+            raise ValueError("prompt must not be combined with prompts")
+        if self.interactive and (asked or self.out or self.trace):
+            raise ValueError("interactive must not be combined with prompt, prompts, out or trace")
+        if not asked and not self.interactive and (self.out or self.trace or self.system is not None):
+            raise ValueError("out, trace and system need a prompt or prompts")
+        return self
+
+
+def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
+    """Answer the prompts of a request: print the answers or write them to `request.out`.
+
+    Raises: ValueError in one line if a prompt or the model is missing or wrong.
+    """
+    asked = list(read_questions(request))
+    if not asked:
+        raise ValueError(f"{request.prompts}: no prompts in it")
+    text = TextModel.load(model, bf16=params.bf16)
+    prompts = text.encode(asked)
+    answers = text.answers(prompts, params, seed=seed, progress=len(prompts) > params.batch_size)
+    if request.trace:
+        from qwen3llada.sampling.trace import write_trace
+
+        write_trace(request.trace, text, prompts[: params.batch_size], params, seed=seed)
+    if request.out:
+        write_jsonl(request.out, (asdict(answer) for answer in answers))
+        return
+    for question, answer in zip(asked, answers, strict=True):
+        if len(asked) > 1:
+            print(f"> {question.human}", flush=True)
+        print(answer.answer, flush=True)
+        note = f"{answer.answer_tokens} tokens, {answer.forward_passes} passes, {answer.seconds:.2f} s"
+        print(note, file=sys.stderr, flush=True)
+
+
+def read_questions(request: SampleRequest) -> Iterator[Exchange]:
+    """The questions of a request, in order. Raises ValueError naming the line of a file that holds none."""
+    for prompt in request.prompt:
+        yield Exchange(prompt, "", request.system)
+    if request.prompts is None:
+        return
+    for number, row in enumerate(read_jsonl(request.prompts), start=1):
+        try:
+            yield as_question(row, request.system)
+        except ValueError as error:
+            raise ValueError(f"{request.prompts}: prompt {number}: {error}") from error
+
+
+def as_question(row: Any, system: str | None) -> Exchange:
+    """One prompt: a text, an object with `prompt`, or a record of a conversation, whose last question is asked."""
+    if isinstance(row, str):
+        return Exchange(row, "", system)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"must be a text or an object, given {type(row).__name__}")
+    if isinstance(row.get("prompt"), str):
+        own = row.get("system")
+        if own is not None and not isinstance(own, str):
+            raise ValueError(f"system={own!r} must be text or absent")
+        return Exchange(row["prompt"], "", own if own is not None else system)
+    question = exchanges(map_record(row), "last")[0]
+    return question if question.system else Exchange(question.human, "", system, question.history)

@@ -1,0 +1,33 @@
+"""Answer prompts: those held out from training (reports/samples.jsonl, reports/sample.json), or yours.
+
+--prompt TEXT (repeatable) or --prompts FILE asks, --out FILE keeps the answers, --trace FILE.html shows how they came
+about, --interactive chats.
+"""
+
+from pathlib import Path
+
+from qwen3llada.params import Params, run
+from qwen3llada.sampling.ask import SampleRequest
+
+REPORTS = Path("reports")
+
+
+def main(params: Params, request: SampleRequest) -> None:
+    model = request.model or params.sft.dst
+    if request.interactive:
+        from qwen3llada.sampling.chat import chat
+
+        chat(model, params.sample, seed=params.seed)
+    elif request.prompt or request.prompts:
+        from qwen3llada.sampling.ask import answer_request
+
+        answer_request(request, model, params.sample, seed=params.seed)
+    else:
+        from qwen3llada.sampling.heldout import answer_heldout
+
+        report = answer_heldout(model, params.sft.data / "heldout", REPORTS, params.sample, seed=params.seed)
+        print(f"exact match {report['exact_match']:.3f} over {report['samples']} held-out prompts")
+
+
+if __name__ == "__main__":
+    run(main, own="sample", shared=("seed",), request=SampleRequest)
