@@ -1,7 +1,7 @@
 """Qwen3 as a LLaDA-style masked diffusion language model.
 
-Importing the package makes its models known to Transformers' Auto classes. It costs nothing until they are used: torch
-and Transformers take seconds to import, and much of the package works without them.
+Importing the package makes its models known to Transformers' Auto classes, as soon as Transformers itself is imported.
+Until then it costs nothing: torch and Transformers take seconds to import, and much of the package works without them.
 """
 
 import importlib
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Qwen3LLadaConfig", "Qwen3LLadaForMaskedLM", "Qwen3LLadaModel"]
 
+_CONFIGURATION = "qwen3llada.modeling.configuration_qwen3llada"
 _MODELS = "qwen3llada.modeling.modeling_qwen3llada"  # importing it registers the Auto classes
-_AUTO_CLASSES = "transformers.models.auto.modeling_auto"
+_TRANSFORMERS = "transformers"
 
 
-class _WithTheAutoClasses(MetaPathFinder):
-    """Imports our models right after Transformers' Auto classes for models, whenever those are first imported."""
+class _AfterTransformers(MetaPathFinder):
+    """Imports our models right after Transformers, whenever that is first imported."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != _AUTO_CLASSES:
+        if fullname != _TRANSFORMERS:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
@@ -34,16 +35,19 @@ class _WithTheAutoClasses(MetaPathFinder):
 
         def execute_then_register(module):
             execute(module)
-            importlib.import_module(_MODELS)
+            if (
+                _CONFIGURATION not in sys.modules
+            ):  # else that file is importing Transformers; it imports the models itself
+                importlib.import_module(_MODELS)
 
         spec.loader.exec_module = execute_then_register  # type: ignore[method-assign]
         return spec
 
 
-if _AUTO_CLASSES in sys.modules:
+if _TRANSFORMERS in sys.modules:
     importlib.import_module(_MODELS)
 else:
-    sys.meta_path.insert(0, _WithTheAutoClasses())
+    sys.meta_path.insert(0, _AfterTransformers())
 
 
 def __getattr__(name: str):

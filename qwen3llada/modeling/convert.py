@@ -71,11 +71,13 @@ def convert_checkpoint(
     Raises: FileNotFoundError or ValueError, before anything is written, naming what is wrong with the source, the mask
     token or the destination; OSError when the disk is full. Then `destination` is as it was.
     """
+    from transformers import Qwen3ForCausalLM
+
     source, destination = Path(source), Path(destination)
     _check_destination(source, destination)
     qwen3 = read_qwen3_config(source)
     shards = find_shards(source)
-    check_tensors(shards, qwen3)
+    check_tensors(shards, Qwen3ForCausalLM, qwen3)
     tokenizer = load_tokenizer(source)
     mask = give_mask_token(tokenizer, mask_token, qwen3.vocab_size)
     config = _config(qwen3, mask)

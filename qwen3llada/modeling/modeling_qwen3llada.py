@@ -4,6 +4,8 @@ Layers, weight names and fast paths are Qwen3's own; only the masks differ. Save
 `trust_remote_code`, so this file imports Transformers and torch alone.
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -17,7 +19,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 
 from .configuration_qwen3llada import Qwen3LLadaConfig
 
-Mask = Tensor | BlockMask | None
+Mask: TypeAlias = Tensor | BlockMask | None
 
 
 class Qwen3LLadaModel(Qwen3Model):
@@ -181,7 +183,7 @@ class MaskFor:
 Qwen3LLadaModel.register_for_auto_class("AutoModel")
 Qwen3LLadaForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 
-if __package__ == "qwen3llada.modeling":  # and not where Transformers runs a checkpoint's own copy of this file
+if __package__ == "qwen3llada.modeling":  # not where Transformers runs a checkpoint's copy of this file
     AutoConfig.register(Qwen3LLadaConfig.model_type, Qwen3LLadaConfig)
     AutoModel.register(Qwen3LLadaConfig, Qwen3LLadaModel)
     AutoModelForMaskedLM.register(Qwen3LLadaConfig, Qwen3LLadaForMaskedLM)

@@ -7,7 +7,7 @@ from qwen3llada.artifacts import read_json
 from qwen3llada.modeling.shards import Shards
 
 if TYPE_CHECKING:
-    from transformers import Qwen3Config
+    from transformers import PreTrainedModel, Qwen3Config
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -43,13 +43,12 @@ def read_qwen3_config(folder: Path) -> "Qwen3Config":
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
-def check_tensors(shards: Shards, config: "Qwen3Config") -> None:
+def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: "Qwen3Config") -> None:
     """Raises ValueError unless the files hold every tensor of the model, in its shape, and nothing else."""
     import torch
-    from transformers import Qwen3ForCausalLM
 
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Qwen3ForCausalLM(config).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
     if config.tie_word_embeddings and HEAD not in shards.tensors:
         del expected[HEAD]
     given = {name: tensor.shape for name, tensor in shards.tensors.items()}

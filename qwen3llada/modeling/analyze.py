@@ -1,0 +1,237 @@
+"""Qwen3 against what it was converted to: every tensor bit by bit, the parameter counts, the mask token."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qwen3llada.modeling.mask_token import load_tokenizer
+from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
+from qwen3llada.modeling.shards import Shards, find_shards
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+ROWS_AT_ONCE = 4096  # of a tensor, so that two chunks are all that is in memory
+
+Status = Literal["identical", "grown", "missing", "unexpected", "shape", "dtype", "value"]
+GOOD = ("identical", "grown")
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """identical: in every bit; grown: identical in the source's rows, with rows added below them.
+
+    missing, unexpected: in the source only, in the converted checkpoint only; shape, dtype, value: what differs.
+    """
+
+    name: str
+    status: Status
+    shape: list[int]
+    dtype: str
+    parameters: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """The mask token as the converted config and its tokenizer know it, and where its row lies."""
+
+    id: int | None
+    token: str | None
+    tokenizer_id: int | None
+    source_token: str | None
+    tokenizer_size: int
+    embedding_rows: int
+    free_rows: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outcome of `compare_checkpoints`. Parameters are counted once where head and embedding are tied."""
+
+    source: str
+    converted: str
+    tensors: list[TensorComparison]
+    source_parameters: int
+    converted_parameters: int
+    embedding_parameters: int
+    tied: bool
+    mask: MaskFacts
+    problems: list[str]
+
+    @property
+    def mismatches(self) -> list[TensorComparison]:
+        return [tensor for tensor in self.tensors if tensor.status not in GOOD]
+
+    @property
+    def ok(self) -> bool:
+        return not self.mismatches and not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON has it: a summary first, every tensor last."""
+        values = asdict(self)
+        tensors = values.pop("tensors")
+        return {"ok": self.ok, "summary": dict(Counter(t.status for t in self.tensors)), **values, "tensors": tensors}
+
+    def raise_if_wrong(self) -> None:
+        """Raises ValueError in one line that names the first differences."""
+        wrong = [f"{t.name}: {t.detail or t.status}" for t in self.mismatches] + self.problems
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(f"{self.converted} is not {self.source} converted: {wrong[0]}{more}")
+
+
+def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison:
+    """Compare the Qwen3 checkpoint `source` with the qwen3llada checkpoint `converted`, a piece of a tensor at a time.
+
+    Raises: FileNotFoundError, ValueError naming a folder or file that is missing, broken or of another model.
+    Differences are not raised but reported.
+    """
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    source, converted = Path(source), Path(converted)
+    qwen3 = read_qwen3_config(source)
+    if (kind := model_type(converted)) != Qwen3LLadaConfig.model_type:
+        raise ValueError(f"{converted}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one")
+    config = Qwen3LLadaConfig.from_pretrained(converted)
+    before, after = find_shards(source), find_shards(converted)
+    names = [*before.tensors, *(name for name in after.tensors if name not in before.tensors)]
+    mask = _mask_facts(source, converted, config.mask_token_id, after)
+    problems = _mask_problems(mask, config.vocab_size)
+    if qwen3.tie_word_embeddings != config.tie_word_embeddings:
+        problems.append(f"tie_word_embeddings was {qwen3.tie_word_embeddings}, is {config.tie_word_embeddings}")
+    tensors = [_compare(name, before, after) for name in names]
+    if all(tensor.status in GOOD for tensor in tensors):
+        try:
+            check_tensors(after, Qwen3LLadaForMaskedLM, config)
+        except ValueError as error:
+            problems.append(str(error))
+    return Comparison(
+        source=str(source),
+        converted=str(converted),
+        tensors=tensors,
+        source_parameters=_parameters(before, qwen3.tie_word_embeddings),
+        converted_parameters=_parameters(after, config.tie_word_embeddings),
+        embedding_parameters=after.tensors[EMBEDDING].size if EMBEDDING in after.tensors else 0,
+        tied=bool(config.tie_word_embeddings),
+        mask=mask,
+        problems=problems,
+    )
+
+
+def _parameters(shards: Shards, tied: bool) -> int:
+    return sum(tensor.size for name, tensor in shards.tensors.items() if not (tied and name == HEAD))
+
+
+def _compare(name: str, before: Shards, after: Shards) -> TensorComparison:
+    old, new = before.tensors.get(name), after.tensors.get(name)
+    known = new or old
+    assert known is not None
+    status: Status = "identical"
+    detail = ""
+    if new is None:
+        status, detail = "missing", "not in the converted checkpoint"
+    elif old is None:
+        status, detail = "unexpected", "not in the source"
+    elif old.dtype != new.dtype:
+        status, detail = "dtype", f"was {old.dtype}, is {new.dtype}"
+    elif old.shape != new.shape and not (name in (EMBEDDING, HEAD) and _grown(old.shape, new.shape)):
+        status, detail = "shape", f"was {list(old.shape)}, is {list(new.shape)}"
+    elif detail := _difference(name, before, after):
+        status = "value"
+    elif old.shape != new.shape:
+        status, detail = "grown", f"{new.shape[0] - old.shape[0]} rows added"
+    return TensorComparison(name, status, list(known.shape), known.dtype, known.size, detail)
+
+
+def _grown(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    return len(old) == len(new) and new[0] > old[0] and old[1:] == new[1:]
+
+
+def _difference(name: str, before: Shards, after: Shards) -> str:
+    """What differs in the source's rows, empty if nothing does."""
+    count, largest = 0, 0.0
+    # The converted tensor may have more rows than the source's: the last pair of chunks is cut to the shorter.
+    for old, new in zip(before.chunks(name, ROWS_AT_ONCE), after.chunks(name, ROWS_AT_ONCE), strict=False):
+        new = new[: len(old)] if old.dim() else new
+        differs = (_bits(old) != _bits(new)).any(-1)
+        if differs.any():
+            count += int(differs.sum())
+            apart = (old.double() - new.double()).abs().flatten()[differs]
+            largest = max(largest, float(apart.nan_to_num(nan=float("inf")).max()))
+    return f"{count:,} of {before.tensors[name].size:,} values differ, by at most {largest:.3g}" if count else ""
+
+
+def _bits(tensor: "Tensor") -> "Tensor":
+    """[n, bytes of an element]: NaN equals the same NaN, and 0 is not -0."""
+    import torch
+
+    return tensor.contiguous().flatten().view(torch.uint8).view(tensor.numel(), tensor.element_size())
+
+
+def _mask_facts(source: Path, converted: Path, mask_id: int | None, after: Shards) -> MaskFacts:
+    tokenizer, original = load_tokenizer(converted), load_tokenizer(source)
+    taken = {number: token for token, number in original.get_vocab().items()}
+    rows = after.tensors[EMBEDDING].shape[0] if EMBEDDING in after.tensors else 0
+    return MaskFacts(
+        id=mask_id,
+        token=tokenizer.mask_token,
+        tokenizer_id=tokenizer.mask_token_id,
+        source_token=taken.get(mask_id) if mask_id is not None else None,
+        tokenizer_size=len(tokenizer),
+        embedding_rows=rows,
+        free_rows=rows - len(set(tokenizer.get_vocab().values())),
+    )
+
+
+def _mask_problems(mask: MaskFacts, vocab_size: int) -> list[str]:
+    problems = []
+    if mask.id is None or not 0 <= mask.id < mask.embedding_rows:
+        problems.append(f"mask_token_id={mask.id} is not a row of the embedding, in [0, {mask.embedding_rows})")
+    if mask.tokenizer_id != mask.id:
+        problems.append(f"mask_token_id={mask.id}, but the tokenizer's mask token has the id {mask.tokenizer_id}")
+    if vocab_size != mask.embedding_rows:
+        problems.append(f"{vocab_size=}, but the embedding has {mask.embedding_rows} rows")
+    return problems
+
+
+def show(report: Comparison, console: "Console | None" = None) -> None:
+    """Print the report: tensors counted by status, the facts, then every mismatch by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console()
+    counts = Table("tensors", title=f"{report.source} -> {report.converted}", title_justify="left")
+    for column in ("count", "parameters"):
+        counts.add_column(column, justify="right")
+    for status, number in Counter(tensor.status for tensor in report.tensors).items():
+        size = sum(tensor.parameters for tensor in report.tensors if tensor.status == status)
+        counts.add_row(status, f"{number:,}", f"{size:,}")
+    console.print(counts)
+    facts = Table(show_header=False)
+    for row in _facts(report):
+        facts.add_row(*row)
+    console.print(facts)
+    if wrong := report.mismatches:
+        table = Table("mismatch")
+        table.add_column("tensor", overflow="fold")
+        table.add_column("detail", overflow="fold")
+        for tensor in wrong:
+            table.add_row(tensor.status, tensor.name, tensor.detail)
+        console.print(table)
+    for problem in report.problems:
+        console.print(f"problem: {problem}", markup=False)
+    console.print("identical but for what conversion adds" if report.ok else "NOT the same model", markup=False)
+
+
+def _facts(report: Comparison) -> list[tuple[str, str]]:
+    mask = report.mask
+    return [
+        ("parameters", f"{report.converted_parameters:,} (source {report.source_parameters:,})"),
+        ("of them embedding", f"{report.embedding_parameters:,}{', tied to the head' if report.tied else ''}"),
+        ("mask token", f"{mask.token} = {mask.id}"),
+        ("its id in the source's tokenizer", mask.source_token or "free"),
+        ("tokenizer, embedding, rows left", f"{mask.tokenizer_size:,}, {mask.embedding_rows:,}, {mask.free_rows:,}"),
+    ]
