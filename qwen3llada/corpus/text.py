@@ -66,7 +66,7 @@ def text_blocks(folder: Path, text_field: str = AUTO, txt_unit: TxtUnit = "file"
     column = None
     for path in files:
         if file_format(path) == "txt":
-            yield from _txt_blocks(path, txt_unit)
+            yield from txt_blocks(path, txt_unit)
             continue
         if column is None:
             column = text_column(path, text_field)
@@ -109,7 +109,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
-def _txt_blocks(path: Path, unit: TxtUnit) -> Iterator[TextBlock]:
+def txt_blocks(path: Path, unit: TxtUnit) -> Iterator[TextBlock]:
     """The documents of a text file: the whole of it piece by piece, its paragraphs or its lines."""
     if unit == "file":
         pieces = _pieces(path)

@@ -1,0 +1,164 @@
+"""The model and the data, from wherever they are to data/raw: resolved first, then landed, each whole or not at all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3llada.artifacts import new_folder, write_json
+from qwen3llada.corpus import builtin
+from qwen3llada.corpus.blocks import file_format
+from qwen3llada.corpus.builtin import BuiltinParams
+from qwen3llada.corpus.hub import MODEL_FILES, HubRepository, dataset_files, fetch, resolve
+from qwen3llada.corpus.landing import Files, Selection, copy_file, describe_file, land
+from qwen3llada.corpus.locate import is_local, licence_of, local_files
+from qwen3llada.corpus.records import HUMAN, map_record
+from qwen3llada.corpus.sources import BUILTIN, ConversationData, DataSource, ModelSource, TextData
+from qwen3llada.corpus.splits import parse_split
+from qwen3llada.corpus.text import AUTO, text_column
+
+SOURCE_FILE = "SOURCE.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One folder of data/raw: what is known of its origin, and the function that fills it."""
+
+    origin: dict[str, Any]
+    write: Callable[[Path], None]
+
+
+def download(
+    raw: Path, *, model: ModelSource, text: TextData, conversations: ConversationData, world: BuiltinParams
+) -> dict[str, Any]:
+    """Fill `raw`: model, text/{train,heldout}, conversations/{train,heldout}, and SOURCE.json, which is returned.
+
+    SOURCE.json says of each where it came from, in which revision, under which licence (null = not known), and the
+    sizes and SHA-256 of its files. Builtin and local sources are read without any use of the network.
+    Raises: ValueError if a source, revision or split does not exist or holds nothing; OSError if the hub is not there.
+    """
+    artifacts = {  # all of them are looked up before anything is written
+        "model": _model(model, world),
+        "text": _data(text, world),
+        "conversations": _data(conversations, world),
+    }
+    record: dict[str, Any] = {}
+    for name, artifact in artifacts.items():
+        with new_folder(raw / name) as folder:
+            artifact.write(folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            described = {path.relative_to(folder).as_posix(): describe_file(path) for path in files}
+        record[name] = artifact.origin | {"files": described}
+    write_json(raw / SOURCE_FILE, record)
+    return record
+
+
+def fetch_model(source: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: `source` itself, or where a hub repository was downloaded to."""
+    return _model_folder(source, revision)[0]
+
+
+def _model(params: ModelSource, world: BuiltinParams) -> Artifact:
+    if params.source == BUILTIN:
+        return Artifact(_built_in(), lambda folder: builtin.write_builtin_model(folder, world))
+    folder, repository = _model_folder(params.source, params.revision)
+    wanted = [path for path in sorted(folder.iterdir()) if any(path.match(pattern) for pattern in MODEL_FILES)]
+    names = {path.name for path in wanted}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(f"{params.source}: no checkpoint in it; it must hold config.json and *.safetensors")
+
+    def write(target: Path) -> None:
+        for path in wanted:
+            copy_file(path, target / path.name)
+
+    return Artifact(_origin(params.source, repository), write)
+
+
+def _model_folder(source: str, revision: str | None) -> tuple[Path, HubRepository | None]:
+    if is_local(source):
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"{source}: must be the folder of a checkpoint")
+        if revision is not None:
+            raise ValueError(f"{source}: {revision=} must be null, a local folder has none")
+        return folder, None
+    repository = resolve(source, revision, "model")
+    return fetch(repository, list(MODEL_FILES)), repository
+
+
+def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact:
+    if params.name == BUILTIN:
+        return Artifact(_built_in(), lambda folder: _write_builtin(folder, params, world))
+    train, repository = _files(params, params.name, params.split)
+    origin = _origin(params.name, repository) | {"config": params.config, "split": params.split}
+    heldout: list[Files] = []
+    if params.heldout_fraction:
+        origin["heldout_fraction"] = params.heldout_fraction
+    else:
+        name, split = params.heldout_name or params.name, params.heldout_split or "train"
+        heldout, other = _files(params, name, split)
+        origin["heldout"] = _origin(name, other) | {"split": split}
+    whole = Selection(params.columns, 0.0, _key(params), getattr(params, "txt_unit", "file"))
+    divided = Selection(whole.columns, params.heldout_fraction, whole.key, whole.txt_unit)
+
+    def write(folder: Path) -> None:
+        land(train, folder / "train", folder / "heldout", divided)
+        if heldout:
+            land(heldout, folder / "heldout", None, whole)
+
+    return Artifact(origin, write)
+
+
+def _files(params: DataSource, name: str, split: str) -> tuple[list[Files], HubRepository | None]:
+    """The files of each slice that `split` adds up, downloaded if they are not local, and the repository."""
+    parts = parse_split(split)
+    own = name == params.name
+    if is_local(name):
+        for key in ("config", "revision"):
+            if own and getattr(params, key) is not None:
+                raise ValueError(f"{name}: {key}={getattr(params, key)!r} must be null, a local source has none")
+        return [Files(local_files(name, part.split), part) for part in parts], None
+    repository = resolve(name, params.revision if own else None, "dataset")
+    paths = dataset_files(repository, params.config if own else None, parts)
+    folder = fetch(repository, sorted({path for found in paths for path in found}))
+    return [
+        Files([folder / path for path in found], part) for found, part in zip(paths, parts, strict=True)
+    ], repository
+
+
+def _key(params: TextData | ConversationData) -> Callable[[Path, Any], str]:
+    """What rows are held out by: a conversation by its first prompt, a text by itself."""
+    columns: dict[Path, str | None] = {}
+
+    def of_conversation(path: Path, value: Any) -> str:
+        turns = map_record(value)["conversations"] if isinstance(value, dict) else None
+        asked = [t["value"] for t in turns or [] if isinstance(t, dict) and t.get("from") == HUMAN and "value" in t]
+        return str(asked[0]) if asked else str(value)
+
+    def of_text(path: Path, value: Any) -> str:
+        if path not in columns:
+            field = getattr(params, "text_field", AUTO)
+            columns[path] = "text" if file_format(path) == "txt" else text_column(path, field)
+        return str(value.get(columns[path], value)) if isinstance(value, dict) else str(value)
+
+    return of_text if isinstance(params, TextData) else of_conversation
+
+
+def _write_builtin(folder: Path, params: TextData | ConversationData, world: BuiltinParams) -> None:
+    if isinstance(params, TextData):
+        builtin.write_builtin_text(folder, world)
+    else:
+        builtin.write_builtin_conversations(folder, world)
+    for split in ("train", "heldout"):
+        (folder / split).mkdir()
+        (folder / f"{split}.jsonl").rename(folder / split / f"{split}.jsonl")
+
+
+def _built_in() -> dict[str, Any]:
+    return {"source": BUILTIN, "revision": None, "licence": "Apache-2.0"}
+
+
+def _origin(source: str, repository: HubRepository | None) -> dict[str, Any]:
+    if repository is None:
+        return {"source": source, "revision": None, "licence": licence_of(source)}
+    return {"source": source, "revision": repository.commit, "licence": repository.licence}

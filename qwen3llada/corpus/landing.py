@@ -1,0 +1,203 @@
+"""Files on their way into data/raw: copied as they are or, where only some rows are wanted, row by row."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from qwen3llada.corpus.blocks import COMPRESSION, Block, Row, file_format
+from qwen3llada.corpus.reading import read_blocks
+from qwen3llada.corpus.splits import Slice
+from qwen3llada.corpus.text import TxtUnit, txt_blocks
+
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files of one split in their order, and the slice that is taken of their rows."""
+
+    paths: list[Path]
+    part: Slice
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which columns are kept, and how rows are held out.
+
+    `key` gives what a row is held out by; equal keys go the same way. `txt_unit`: what a row of a .txt file is.
+    """
+
+    columns: list[str] = field(default_factory=list)
+    heldout_fraction: float = 0.0
+    key: Callable[[Path, Any], str] = lambda path, value: json.dumps(value, sort_keys=True, default=str)
+    txt_unit: TxtUnit = "file"
+
+
+def copy_file(source: Path, destination: Path) -> dict[str, Any]:
+    """Copy a file; its size in bytes and its SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with open(source, "rb") as read, open(destination, "wb") as write:
+        while data := read.read(COPY_BYTES):
+            digest.update(data)
+            size += write.write(data)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def land(sources: list[Files], train: Path, heldout: Path | None, selection: Selection) -> None:
+    """Put the rows of `sources` into the folder `train`, or into `heldout` those that a `heldout_fraction` holds out.
+
+    Files of which every row and column is wanted are copied byte by byte, so that damage stays where validation finds
+    it. Else JSON lines stay as they are, columnar files become parquet and all others JSON lines.
+    Raises: ValueError if a folder ends without a row, or a column is missing.
+    """
+    whole = not selection.columns and not selection.heldout_fraction
+    rows = {train: 0} | ({heldout: 0} if heldout and selection.heldout_fraction else {})
+    number, several = 0, sum(len(files.paths) for files in sources) > 1
+    for files in sources:
+        wanted = files.part.rows(sum(map(_count(selection), files.paths))) if not files.part.whole else None
+        position = 0
+        for path in files.paths:
+            name = f"{number:05d}-{path.name}" if several else path.name
+            number += 1
+            if whole and wanted is None:
+                copy_file(path, train / name)
+                rows[train] += 1
+                continue
+            with ExitStack() as stack:
+                sinks = {folder: stack.enter_context(_Sink(folder, name)) for folder in rows}
+                for block in _blocks(path, selection):
+                    sides = list(_sides(block, position, wanted, selection, train, heldout))
+                    position += len(block)
+                    for folder, sink in sinks.items():
+                        rows[folder] += sink.write(block, [side == folder for side in sides], selection.columns)
+    for folder, count in rows.items():
+        if not count:
+            what = f"heldout_fraction={selection.heldout_fraction}" if len(rows) > 1 else "split"
+            raise ValueError(f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}")
+
+
+def _count(selection: Selection) -> Callable[[Path], int]:
+    def count(path: Path) -> int:
+        if file_format(path) == "parquet" and path.suffix not in COMPRESSION:
+            import pyarrow.parquet as pq
+
+            return pq.read_metadata(path).num_rows
+        return sum(map(len, _blocks(path, selection)))
+
+    return count
+
+
+def _blocks(path: Path, selection: Selection) -> Iterator[Block]:
+    if file_format(path) != "txt":
+        yield from read_blocks(path)
+        return
+    if selection.txt_unit == "file":  # pieces of one document
+        texts = ["".join(text for block in txt_blocks(path, "file") for text in block.decoded())]
+        yield Block(path, 0, decoded=[Row({"text": text}) for text in texts])
+        return
+    for block in txt_blocks(path, selection.txt_unit):
+        yield Block(path, block.first, decoded=[Row({"text": text}) for text in block.decoded()])
+
+
+def _sides(
+    block: Block, position: int, wanted: range | None, selection: Selection, train: Path, heldout: Path | None
+) -> Iterator[Path | None]:
+    """For each row of a block, the folder that it goes to; None if it is not wanted."""
+    rows = block.rows() if selection.heldout_fraction else [None] * len(block)
+    for number, row in enumerate(rows, start=position):
+        if wanted is not None and number not in wanted:
+            yield None
+        elif row is not None and _share(row, block.file, selection) < selection.heldout_fraction:
+            yield heldout
+        else:
+            yield train
+
+
+def _share(row: Row, path: Path, selection: Selection) -> float:
+    """A number in [0, 1) that depends on the row's key alone."""
+    key = selection.key(path, row.value) if row.error is None else row.raw or ""
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+class _Sink:
+    """The file that one folder gets for one source file: nothing until a row comes, then JSON lines or parquet."""
+
+    def __init__(self, folder: Path, name: str):
+        for suffix in (*COMPRESSION, *(f".{known}" for known in ("jsonl", "ndjson", "json", "csv", "tsv", "txt"))):
+            name = name.removesuffix(suffix)
+        self.folder, self.stem = folder, name.removesuffix(".parquet").removesuffix(".arrow")
+        self._lines: Any = None
+        self._table: Any = None
+
+    def __enter__(self) -> "_Sink":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in (self._lines, self._table):
+            if file is not None:
+                file.close()
+
+    def write(self, block: Block, keep: list[bool], columns: list[str]) -> int:
+        """Append the rows of `block` that are to be kept; their number."""
+        if not any(keep):
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if block.batch is not None:
+            import pyarrow.parquet as pq
+
+            batch = _select(block, columns).filter(pa.array(keep))
+            if self._table is None:
+                self._table = pq.ParquetWriter(self.folder / f"{self.stem}.parquet", batch.schema)
+            self._table.write_batch(batch)
+            return batch.num_rows
+        if self._lines is None:
+            self._lines = open(self.folder / f"{self.stem}.jsonl", "wb")  # noqa: SIM115 - closed by __exit__
+        lines = [line for line, kept in zip(_json_lines(block, columns), keep, strict=True) if kept]
+        self._lines.writelines(line + b"\n" for line in lines)
+        return len(lines)
+
+
+def _select(block: Block, columns: list[str]) -> pa.RecordBatch:
+    assert block.batch is not None
+    if missing := [name for name in columns if name not in block.batch.schema.names]:
+        raise ValueError(f"{block.file}: no columns {missing}; it has {', '.join(block.batch.schema.names)}")
+    return block.batch.select(columns) if columns else block.batch
+
+
+def _json_lines(block: Block, columns: list[str]) -> list[bytes]:
+    """The rows as lines of JSON; lines of JSON, also damaged ones, stay as they are.
+
+    Raises: ValueError for a damaged record of another format, which no line can carry.
+    """
+    if block.lines is not None and not columns:
+        return block.lines
+    lines = []
+    for offset, row in enumerate(block.rows()):
+        if row.error is not None:
+            if block.lines is None:
+                raise ValueError(f"{block.file}: record {block.first + offset}: {row.error}")
+            lines.append(block.lines[offset])
+            continue
+        value = row.value
+        if columns and isinstance(value, dict):
+            if missing := [name for name in columns if name not in value]:
+                raise ValueError(
+                    f"{block.file}: record {block.first + offset}: no columns {missing}; it has {[*value]}"
+                )
+            value = {name: value[name] for name in columns}
+        lines.append(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"))
+    return lines

@@ -1,0 +1,22 @@
+"""The model, the text and the conversations, from their sources to data/raw, with a record of what was taken."""
+
+from pathlib import Path
+
+from qwen3llada.params import Params, run
+
+RAW = Path("data/raw")
+
+
+def main(params: Params) -> None:
+    from qwen3llada.corpus.download import download
+
+    record = download(
+        RAW, model=params.model, text=params.pretrain_data, conversations=params.sft_data, world=params.builtin
+    )
+    for name, entry in record.items():
+        size = sum(file["bytes"] for file in entry["files"].values())
+        print(f"{name}: {len(entry['files'])} files, {size:,} bytes from {entry['source']}")
+
+
+if __name__ == "__main__":
+    run(main, shared=("builtin", "model", "pretrain_data", "sft_data"))
