@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qwen3llada.corpus.collate import Sample
 from qwen3llada.corpus.packing import TOKENS_FILE
+from qwen3llada.corpus.samples import Sample
 
 
 class ArrowTokens:

@@ -1,7 +1,6 @@
 """Text and conversations as token ids on disk: the same input gives the same bytes with any number of processes."""
 
 import csv
-import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.corpus.sources import ConversationData, TextData
 from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
 from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
+from qwen3llada.corpus.tokenizer import fingerprint, load_tokenizer
 
 __all__ = [
     "ArrowTokens",
@@ -110,27 +110,6 @@ def tokenize_conversations(
             raise ValueError(f"{validated}: all {counts['exchanges']} samples are longer than {max_length=}")
         counts |= {"samples": writer.sequences, "sample_tokens": writer.tokens, "max_length": max_length}
         return _write_manifest(folder, counts, lengths, digest, tokenizer)
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in `folder`. Raises: ValueError if there is none, or none of the fast kind."""
-    from transformers import AutoTokenizer
-
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder}: no such folder; it must hold a tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
-    if not tokenizer.is_fast:
-        raise ValueError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")
-    return tokenizer
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of what decides the token ids of a text: vocabulary, merges, added tokens, chat template."""
-    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _write_manifest(

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qwen3llada.corpus.batching import Batch
-from qwen3llada.corpus.tokenization import load_tokenizer, load_tokens
+from qwen3llada.corpus.token_data import load_tokens
+from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source

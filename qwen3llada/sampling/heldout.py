@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from qwen3llada.artifacts import write_json, write_jsonl
-from qwen3llada.corpus.tokenization import load_tokens
+from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.text import TextModel
 

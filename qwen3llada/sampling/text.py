@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qwen3llada.corpus.conversations import encode_prompts
 from qwen3llada.corpus.records import Exchange
-from qwen3llada.corpus.tokenization import load_tokenizer
+from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.sampling.request import end_tokens
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
 
