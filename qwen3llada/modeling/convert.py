@@ -7,7 +7,7 @@ mask token is rewritten, and then one file is in memory at a time.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -33,7 +33,7 @@ class ConvertParams(Section):
 
     src: str = Field("data/raw/model", min_length=1, description="folder of a Qwen3 checkpoint, or a hub model id")
     dst: str = Field("out/qwen3llada-converted", min_length=1, description="folder that is written, or replaced")
-    mask_token: Literal["auto"] | int = Field(
+    mask_token: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto",
         description="auto = the tokenizer's mask token, else <|mask|> at its first free id; or the id of a row of the "
         "embedding",

@@ -1,0 +1,25 @@
+"""The converted checkpoint against its source: tensors, parameter counts, mask token: reports/analyze.json.
+
+Any difference is an error.
+"""
+
+from pathlib import Path
+
+from qwen3llada.artifacts import write_json
+from qwen3llada.params import Params, run
+
+REPORT = Path("reports/analyze.json")
+
+
+def main(params: Params) -> None:
+    from qwen3llada.corpus.download import fetch_model
+    from qwen3llada.modeling.analyze import compare_checkpoints, show
+
+    report = compare_checkpoints(fetch_model(params.convert.src), params.convert.dst)
+    show(report)
+    write_json(REPORT, report.as_dict())
+    report.raise_if_wrong()
+
+
+if __name__ == "__main__":
+    run(main, shared=("convert",))

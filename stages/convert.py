@@ -1,0 +1,20 @@
+"""A Qwen3 checkpoint becomes a qwen3llada one: the same weights, a mask token, attention to both sides."""
+
+from qwen3llada.params import Params, run
+
+
+def main(params: Params) -> None:
+    from qwen3llada.corpus.download import fetch_model
+    from qwen3llada.modeling.convert import convert_checkpoint
+
+    section = params.convert
+    report = convert_checkpoint(fetch_model(section.src), section.dst, section.mask_token)
+    print(
+        f"{report.source} -> {report.destination}: {report.parameters:,} parameters in {report.tensors} tensors "
+        f"({', '.join(report.dtypes)}), mask token {report.mask_token} = {report.mask_token_id}"
+        + (f", {report.rows_added} rows added to the embedding" if report.rows_added else "")
+    )
+
+
+if __name__ == "__main__":
+    run(main, own="convert")
