@@ -20,23 +20,36 @@ if TYPE_CHECKING:
 class NoiseParams(Section):
     """How a sequence is corrupted. The formulas: p(t) of the schedule, then p <- (1 - eps) p + eps, then the clamp."""
 
-    schedule: str = Field("uniform", description=f"Mask probability p(t) at noise level t: {', '.join(SCHEDULES)}")
-    power: float = Field(2.0, gt=0, description="Exponent k of the schedule 'power', p = 1-(1-t)^k; others ignore it")
-    noise_type: Literal["mask", "random_replace"] = Field(
-        "mask", description="Corrupted positions become the mask token, or uniformly random tokens of the vocabulary"
+    schedule: str = Field(
+        default="uniform", description=f"Mask probability p(t) at noise level t: {', '.join(SCHEDULES)}"
     )
-    eps: float = Field(1e-3, gt=0, le=1, description="Smallest p of every schedule: p <- (1-eps)p + eps; in (0, 1]")
+    power: float = Field(
+        default=2.0, gt=0, description="Exponent k of the schedule 'power', p = 1-(1-t)^k; others ignore it"
+    )
+    noise_type: Literal["mask", "random_replace"] = Field(
+        default="mask",
+        description="Corrupted positions become the mask token, or uniformly random tokens of the vocabulary",
+    )
+    eps: float = Field(
+        default=1e-3, gt=0, le=1, description="Smallest p of every schedule: p <- (1-eps)p + eps; in (0, 1]"
+    )
     min_masking_rate: float = Field(
-        0.0, ge=0, le=1, description="The probability p is raised to at least this before the mask is drawn; in [0, 1]"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The probability p is raised to at least this before the mask is drawn; in [0, 1]",
     )
     mask_contiguous_region_prob: float = Field(
-        0.0, ge=0, le=1, description="Share of sequences whose mask is one contiguous span of round(p*n) positions"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of sequences whose mask is one contiguous span of round(p*n) positions",
     )
     reweight_cap: float | None = Field(
-        None, gt=0, description="Upper bound of the loss weight 1/p, > 0; null: none. The mask does not change"
+        default=None, gt=0, description="Upper bound of the loss weight 1/p, > 0; null: none. The mask does not change"
     )
     random_length_prob: float = Field(
-        0.01, ge=0, le=1, description="Share of pretraining sequences cut to a uniformly random length"
+        default=0.01, ge=0, le=1, description="Share of pretraining sequences cut to a uniformly random length"
     )
 
     @field_validator("schedule")

@@ -55,7 +55,7 @@ class Counting:
     sample_length = 8
 
     def __init__(self, end: int | None = None, sample_length: int = 8) -> None:
-        self.end, self.made_length, self.first_read = end, sample_length, None
+        self.end, self.made_length, self.first_read = end, sample_length, 0
 
     def read(self, positions, cursors):
         at = max(cursors.values(), default=0)
@@ -131,7 +131,7 @@ def test_order_is_keyed(bucket):
 
 
 def test_order_is_uniform():
-    first = [epoch_order(np.ones(5), seed=seed, epoch=0)[0] for seed in range(2000)]
+    first = [epoch_order(np.ones(5, dtype=np.int64), seed=seed, epoch=0)[0] for seed in range(2000)]
     assert np.bincount(first).tolist() == pytest.approx([400] * 5, abs=4 * np.sqrt(400))
 
 
@@ -244,7 +244,8 @@ def test_every_process_knows_the_denominator(name, kind, num_processes):
         source, num_processes=num_processes, micro_batch_size=2, accumulation=44 // 2 // num_processes, **settings
     )
     assert len({len(batches) for batches in processes}) == 1
-    counted, known = {}, {}
+    counted: dict[int, float] = {}
+    known: dict[int, set[float]] = {}
     for batch in (batch for batches in processes for batch in batches):
         number = batch.step.number
         share = loss.denominator(batch.tokens, valid=batch.valid, prompt_lengths=batch.prompt_lengths)

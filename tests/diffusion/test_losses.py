@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def by_hand(name, logits, tokens, noised, valid, prompts, cap, noise_type="mask"
     return total / (real_tokens if prompts is None and name != "dllm" else samples)
 
 
-def case(kind: str):
+def case(kind: str) -> dict[str, Any]:
     """Arguments of a loss: five rows of nine tokens, uneven in every way that `kind` allows."""
     rng = np.random.default_rng(4)
     tokens = torch.from_numpy(rng.integers(0, MASK, (5, 9)))
@@ -107,9 +108,9 @@ def test_random_replace_goes_by_the_boolean_mask(name, kind):
     arguments = case(kind)
     noised = noise_for(arguments, NoiseParams(noise_type="random_replace", mask_contiguous_region_prob=0.5))
     loss = LOSSES[name](noised=noised, mask_token_id=MASK, smoothing=SMOOTHING, **arguments)
-    given = (arguments[key] for key in ("logits", "tokens"))
+    logits, tokens = arguments["logits"], arguments["tokens"]
     expected = by_hand(
-        name, *given, noised, arguments["valid"], arguments["prompt_lengths"], None, noise_type="random_replace"
+        name, logits, tokens, noised, arguments["valid"], arguments["prompt_lengths"], None, noise_type="random_replace"
     )
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
@@ -120,8 +121,8 @@ def test_dllm_counts_mask_tokens_of_the_text():
     arguments["tokens"][1, 1:7] = MASK  # in the prompt, in the answer and in the padding
     drawn = noise_for(arguments)
     noised = masks("one", arguments, drawn)
-    given = (arguments[key] for key in ("logits", "tokens"))
-    expected = by_hand("dllm", *given, noised, arguments["valid"], arguments["prompt_lengths"], None)
+    logits, tokens = arguments["logits"], arguments["tokens"]
+    expected = by_hand("dllm", logits, tokens, noised, arguments["valid"], arguments["prompt_lengths"], None)
     loss = LOSSES["dllm"](noised=noised, mask_token_id=MASK, **arguments)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     weights = LOSSES["dllm"].token_weights(
@@ -159,8 +160,9 @@ def test_parts_add_up_to_the_step(name, kind, size):
     total, denominator = torch.zeros((), dtype=torch.float64), 0.0
     for start in range(0, 5, size):
         rows = slice(start, start + size)
-        tokens, valid, prompts = (
-            None if arguments[key] is None else arguments[key][rows] for key in ("tokens", "valid", "prompt_lengths")
+        tokens = arguments["tokens"][rows]
+        valid, prompts = (
+            None if arguments[key] is None else arguments[key][rows] for key in ("valid", "prompt_lengths")
         )
         part = Noised(*(x[rows] for x in noised))
         weights = loss.token_weights(tokens, part, mask_token_id=MASK, valid=valid, prompt_lengths=prompts)
@@ -181,7 +183,9 @@ def test_a_row_of_padding_is_no_sample(name, kind):
     arguments = case(kind)
     noised = noise_for(arguments)
     loss = LOSSES[name](noised=noised, mask_token_id=MASK, **arguments)
-    more = {key: None if x is None else torch.cat([x, torch.zeros_like(x[:1])]) for key, x in arguments.items()}
+    more: dict[str, Any] = {
+        key: None if x is None else torch.cat([x, torch.zeros_like(x[:1])]) for key, x in arguments.items()
+    }
     more["tokens"][-1] = MASK
     wider = Noised(*(torch.cat([x, torch.ones_like(x[:1])]) for x in noised))
     assert torch.equal(LOSSES[name](noised=wider, mask_token_id=MASK, **more), loss)
