@@ -108,6 +108,7 @@ def write_builtin_model(folder: str | Path, params: BuiltinParams) -> None:
     texts, _ = builtin_documents(params)
     records, _ = builtin_conversations(params)
     texts += [message["value"] for record in records for message in record["conversations"]]
+    texts += [record["system"] for record in records if "system" in record]
     write_tokenizer(Path(folder), texts, bpe_tokens=params.bpe_tokens)
     write_weights(Path(folder), params, seed=_seed(params, "weights"))
 
