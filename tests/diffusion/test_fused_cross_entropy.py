@@ -188,7 +188,7 @@ def test_half_precision_is_no_worse_than_the_plain_path(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.bfloat16, 1e-4), (torch.float16, 8.0)])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.bfloat16, 2**-13), (torch.float16, 8.0)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_half_precision_on_a_gpu(dtype, scale, smoothing):
     """In chunks of two sizes, so that the compiled chunk meets a new number of rows."""
@@ -205,7 +205,8 @@ def compare_with_plain_half_precision(given, scale, smoothing=0.0, chunk_size=24
     factors = (1, scale, scale)
     for value, reference, expected, factor in zip(ours, theirs, truth, factors, strict=True):
         assert value.dtype == reference.dtype
-        # two results rounded at the same places differ by chance; 2 % is far below one bit of bfloat16
+        # Of two results rounded at the same places either may be better by chance: 2 % are granted, far below one bit
+        # of bfloat16. Scales are powers of 2, which leave the places where they are.
         assert error(value, expected * factor) <= 1.02 * error(reference, expected * factor)
 
 
