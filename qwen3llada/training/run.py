@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from qwen3llada.artifacts import new_folder, read_jsonl
-from qwen3llada.corpus.tokenization import load_tokenizer, load_tokens
+from qwen3llada.corpus.token_data import load_tokens
+from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
@@ -156,8 +157,9 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
     def write_files(temporary: Path) -> None:
         (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save_pretrained(temporary)
-        torch.save(optimizer, temporary / "optimizer.pt")
-        torch.save(random, temporary / "random.pt")
+        for name, content in (("optimizer.pt", optimizer), ("random.pt", random)):
+            with open(temporary / name, "wb") as file:  # torch would hide the system's error where it opens the file
+                torch.save(content, file)
         lines = "".join(json.dumps(point) + "\n" for point in points)
         (temporary / "curves.jsonl").write_text(lines, encoding="utf-8")
 

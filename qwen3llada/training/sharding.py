@@ -38,31 +38,37 @@ def model_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor] | None:
     return {name: tensor for name, tensor in gathered.items() if tensor is not None}
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, keep: bool) -> dict[str, dict[str, Any]]:
-    """{parameter name: {"exp_avg": …}}, whole and on the CPU; empty without `keep`."""
-    state: dict[str, dict[str, Any]] = {}
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, keep: bool) -> dict[str, Any]:
+    """{"moments": {parameter name: {"exp_avg": …}}, "groups": settings of each group}, whole and on the CPU.
+
+    Every process must take part; only those with `keep` get the moments.
+    """
+    moments: dict[str, dict[str, Any]] = {}
     for name, parameter in _named(optimizer, model):
         values = optimizer.state.get(parameter, {})
         gathered = {key: whole(v, keep=keep) if isinstance(v, Tensor) else v for key, v in values.items()}
         if keep:
-            state[name] = gathered
-    return state
+            moments[name] = gathered
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return {"moments": moments, "groups": groups}
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Any]) -> None:
     """Put back what `optimizer_state` gave. Raises ValueError if its parameters are not this optimiser's."""
+    moments = state["moments"]
     names = [name for name, _ in _named(optimizer, model)]
-    if set(names) != state.keys():
-        odd = sorted(set(names) ^ state.keys())
+    if set(names) != moments.keys():
+        odd = sorted(set(names) ^ moments.keys())
         raise ValueError(f"optimizer.pt: {len(odd)} parameters are in the file or in the model alone, as {odd[0]}")
     placed = {}
     for number, (name, parameter) in enumerate(_named(optimizer, model)):
         placed[number] = {
             key: sharded_like(v, parameter) if isinstance(v, Tensor) and v.shape == parameter.shape else v
-            for key, v in state[name].items()
+            for key, v in moments[name].items()
         }
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": placed, "param_groups": groups})
+    settings = [{**stored, "params": group["params"]} for stored, group in zip(state["groups"], groups, strict=True)]
+    optimizer.load_state_dict({"state": placed, "param_groups": settings})
 
 
 def _named(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,15 @@ from qwen3llada.training.params import PretrainParams, SftParams
 WORDS = 40
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Sums in one order in all processes, and forks that need no thread of their parent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A folder with model/, pretrain/{train,heldout} and sft/{train,heldout}."""

@@ -1,0 +1,62 @@
+"""Whole training runs in processes of their own, and what came out of a run."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from qwen3llada.training.loop import train
+from qwen3llada.training.params import TrainParams
+
+# A fork has everything imported already. It is safe as long as parent and child compute with one thread (conftest.py).
+CONTEXT = multiprocessing.get_context("fork")
+SEED = 1
+UNREPEATABLE = ("tokens_per_second", "peak_memory_gib", "mfu")  # curves that differ from run to run
+
+
+def run_training(params: TrainParams) -> None:
+    """Train in this process, which leads a group of its own."""
+    os.setsid()
+    train(params, seed=SEED)
+
+
+def start_training(params: TrainParams) -> Any:
+    process = CONTEXT.Process(target=run_training, args=(params,))
+    process.start()
+    return process
+
+
+def changed(params: TrainParams, **changes: Any) -> Any:
+    return type(params).model_validate(params.model_dump() | changes)
+
+
+def weights(params: TrainParams) -> dict[str, torch.Tensor]:
+    return load_file(params.dst / "model.safetensors")
+
+
+def optimizer(params: TrainParams, step: int) -> dict[str, Any]:
+    return torch.load(params.output_dir / f"checkpoints/step-{step}/optimizer.pt", weights_only=True)
+
+
+def curves(params: TrainParams, step: int) -> list[dict[str, Any]]:
+    """The points as a checkpoint holds them, without what depends on the time of day."""
+    lines = (params.output_dir / f"checkpoints/step-{step}/curves.jsonl").read_text().splitlines()
+    points = [json.loads(line) for line in lines]
+    return [{k: v for k, v in point.items() if not k.endswith(UNREPEATABLE)} for point in points]
+
+
+def drawn_steps(reports: Path, name: str) -> list[int]:
+    """Steps of a curve that DVCLive wrote."""
+    lines = (reports / "plots/metrics" / f"{name}.tsv").read_text().splitlines()
+    return [int(line.split("\t")[0]) for line in lines[1:]]
+
+
+def assert_same_run(one: TrainParams, other: TrainParams, step: int) -> None:
+    """Identical weights, optimiser state, schedule and curves, bit for bit."""
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=0)
+    torch.testing.assert_close(optimizer(one, step), optimizer(other, step), rtol=0, atol=0)
+    assert curves(one, step) == curves(other, step)

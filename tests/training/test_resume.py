@@ -1,0 +1,115 @@
+"""A run that was left, killed or told to stop goes on as if nothing had happened."""
+
+import os
+import random
+import signal
+import time
+from dataclasses import asdict
+
+import pytest
+from runs import assert_same_run, changed, curves, drawn_steps, start_training
+
+from qwen3llada.training.checkpoint import checkpoints
+from qwen3llada.training.loop import evaluate, train, training_steps
+from qwen3llada.training.monitor import Monitor
+from qwen3llada.training.run import save, start
+from qwen3llada.training.stopping import RESUMABLE, StopRequest
+
+STEPS = 14  # two epochs and a half
+DEADLINE = 120  # seconds for a child to do what is waited for
+
+
+def elsewhere(params, folder, **changes):
+    paths = {"dst": folder / "model", "output_dir": folder / "work", "reports": folder / "reports"}
+    return changed(params, **paths, **changes)
+
+
+def leave_after(params, step):
+    """Take so many steps, save, and write nothing else."""
+    run = start(params, seed=1, template="plain")
+    monitor = Monitor(run, StopRequest())
+    for result in training_steps(run, StopRequest()):
+        monitor.take(result)
+        if result.step % params.eval_every_steps == 0:
+            with monitor.pause():
+                monitor.evaluated(*evaluate(run))
+        if result.step == step:
+            with monitor.pause():
+                run.state.telemetry = asdict(monitor.window)
+                save(run, monitor.points)
+            return
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
+def test_resumed_run_is_bit_exact(kind, request, tmp_path):
+    whole = changed(request.getfixturevalue(kind), max_steps=STEPS, save_steps=STEPS)
+    train(whole, seed=1)
+    # in the first epoch; at its end; in the next, in the middle of two points of the curves and with worker processes
+    for step, workers in ((3, 0), (6, 0), (9, 2)):
+        broken = elsewhere(whole, tmp_path / str(step), num_workers=workers)
+        leave_after(broken, step)
+        train(broken, seed=1)
+        assert_same_run(whole, broken, STEPS)
+        assert drawn_steps(broken.reports, "train/loss") == list(range(2, STEPS + 1, 2))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    from conftest import common
+
+    from qwen3llada.training.params import PretrainParams
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    params = PretrainParams.model_validate(common(tiny, folder, "pretrain") | {"max_steps": 40, "save_steps": 2})
+    train(params, seed=1)
+    return params
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
+    """SIGKILL at random moments and in the middle of saving; each new run goes on from what is whole."""
+    params = elsewhere(uninterrupted, tmp_path)
+    moments = random.Random(0)
+    progress = [0]
+    while progress[-1] < 40:
+        child = start_training(params)
+        wait_until(lambda: newest(params) > progress[-1] or not child.is_alive())
+        if len(progress) % 2:
+            wait_until(lambda: list(params.output_dir.glob("checkpoints/.step-*")) or not child.is_alive())
+        else:
+            time.sleep(moments.uniform(0.0, 0.5))
+        if len(progress) < 6:
+            os.kill(child.pid, signal.SIGKILL)
+        child.join(DEADLINE)
+        progress.append(newest(params))
+    assert len(progress) > 4, f"killed too seldom to show anything: {progress}"
+    assert_same_run(uninterrupted, params, 40)
+    assert not list(params.output_dir.glob("checkpoints/.*"))  # what a killed save left is gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
+def test_stop_signal_saves_and_exits_resumable(uninterrupted, tmp_path, number, workers):
+    params = elsewhere(uninterrupted, tmp_path, num_workers=workers)
+    child = start_training(params)
+    wait_until(lambda: newest(params) >= 2)
+    os.killpg(child.pid, number)  # the whole group, as a terminal or a scheduler does
+    child.join(DEADLINE)
+    assert child.exitcode == RESUMABLE == 75
+    stopped = newest(params)
+    assert 2 <= stopped < 40
+    assert len(curves(params, stopped)) >= stopped // params.logging_steps
+    assert not params.dst.exists()
+    train(params, seed=1)
+    assert_same_run(uninterrupted, params, 40)
+
+
+def newest(params) -> int:
+    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(params.output_dir)), default=0)
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, "the child did not get there in time"
+        time.sleep(0.005)
