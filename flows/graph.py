@@ -23,7 +23,7 @@ class Policy(BaseModel):
     retry_seconds: float = Field(
         default=10,
         gt=0,
-        description="Delay before the first of them, above 0; doubled for each one after it, with jitter",
+        description="Delay before the first of them, above 0; doubled for each later one, with jitter",
     )
     timeout_minutes: float = Field(default=0, ge=0, description="The stage is stopped after this time; 0: never")
     grace_seconds: float = Field(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -71,12 +72,11 @@ class Project:
             [sys.executable, "-m", "dvc", *args], cwd=self.root, env=environment(), capture_output=True, text=True
         )
 
-    def start(self, *args: str, **kwargs) -> subprocess.Popen:
+    def start(self, *args: str, variables: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
         """A process of `python ARGS` in the project."""
-        kwargs.setdefault("stdout", subprocess.PIPE)
-        return subprocess.Popen(
-            [sys.executable, *args], cwd=self.root, env=environment(), stderr=subprocess.STDOUT, text=True, **kwargs
-        )
+        settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
+        env = environment() | (variables or {})
+        return subprocess.Popen([sys.executable, *args], cwd=self.root, env=env, **settings)
 
 
 @pytest.fixture(scope="session")
