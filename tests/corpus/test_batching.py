@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qwen3llada.corpus.batching import Layout, Sample, epoch_order, make_loader, real_token_ids, step_plan
+from qwen3llada.corpus.collate import PADDING_TOKEN
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noising import NoiseParams
 
@@ -369,6 +370,7 @@ def test_cut_pretraining_sequences_keep_the_width():
             kept = int(batch.valid[row].sum())
             assert batch.tokens[row, :kept].tolist() == source[index].tokens[:kept].tolist()
             assert not batch.noised.masked[row, kept:].any()
+            assert (batch.noised.tokens[row, kept:] == PADDING_TOKEN).all()  # nothing of the tail is left
     assert 20 < sum(length < 24 for length in lengths) < 44  # about half are cut
     whole = [b.valid.sum().item() for b in loader(source, NoiseParams(random_length_prob=0.0), micro_batch_size=8)]
     assert sum(whole) == source.lengths.sum()
