@@ -1,0 +1,145 @@
+"""Configuration, saving and loading, and the Auto classes with and without the package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM, Qwen3LLadaModel
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_loaded_it_is_the_same(model, tokens, tmp_path, shard, dtype):
+    model.to(dtype).save_pretrained(tmp_path, max_shard_size=shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert type(loaded) is Qwen3LLadaForMaskedLM
+    about_files = {"_name_or_path", "transformers_version"}
+    before, after = model.config.to_dict(), loaded.config.to_dict()
+    assert all(after[key] == value for key, value in before.items() if key not in about_files)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    if dtype == torch.float32:  # `to` also rounds the frequencies of the positions, loading does not
+        with torch.no_grad():
+            assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert type(AutoModel.from_pretrained(tmp_path)) is Qwen3LLadaModel
+    assert type(AutoConfig.from_pretrained(tmp_path)) is Qwen3LLadaConfig
+
+
+def test_a_tied_head_stays_tied(sizes, tmp_path):
+    model = Qwen3LLadaForMaskedLM(Qwen3LLadaConfig(**sizes, mask_token_id=96, tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
+    loaded = Qwen3LLadaForMaskedLM.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_the_config_keeps_what_the_sampler_needs(sizes, tmp_path):
+    knobs = {"mask_token_id": 3, "attention_policy": "block", "block_length": 8, "prompt_template": "chat"}
+    Qwen3LLadaConfig(**sizes, **knobs).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert {name: getattr(config, name) for name in knobs} == knobs
+    assert (config.use_cache, config.is_causal) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"mask_token_id": 97}, r"mask_token_id=97 must be a row of the embedding, in \[0, 97\)"),
+        ({"mask_token_id": -1}, "mask_token_id=-1 must be"),
+        ({"block_length": 0}, "block_length=0 must be at least 1"),
+        ({"is_causal": True}, "is_causal=True must be False"),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding_window=8 must be None"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(sizes, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        Qwen3LLadaConfig(**sizes, **{"mask_token_id": 1} | knobs)
+
+
+def test_a_model_needs_a_mask_token(sizes):
+    with pytest.raises(ValueError, match="mask_token_id=None must be the id"):
+        Qwen3LLadaForMaskedLM(Qwen3LLadaConfig(**sizes))
+
+
+REMOTE = """
+import sys
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+try:
+    import qwen3llada
+except ImportError:
+    pass
+else:
+    sys.exit("the package can be imported here, so that this shows nothing")
+folder, tokens, expected, again = sys.argv[1:]
+model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+tokens = torch.load(tokens)
+with torch.no_grad():
+    assert torch.equal(model(tokens).logits, torch.load(expected)), "other logits than with the package"
+assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "Qwen3LLadaModel"
+model.save_pretrained(again)
+"""
+
+
+def run(code, *arguments, cwd, **environment):
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_checkpoint_brings_its_code_to_where_the_package_is_not(model, tokens, tmp_path):
+    """And what is saved there brings it on."""
+    model.save_pretrained(tmp_path / "saved")
+    torch.save(tokens, tmp_path / "tokens")
+    with torch.no_grad():
+        torch.save(model(tokens).logits, tmp_path / "logits")
+    files = [tmp_path / name for name in ("saved", "tokens", "logits", "again")]
+    run(REMOTE, *files, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"), HF_HUB_OFFLINE="1")
+    for name in ("configuration_qwen3llada.py", "modeling_qwen3llada.py"):
+        assert (tmp_path / "again" / name).read_text() == (ROOT / "qwen3llada" / "modeling" / name).read_text()
+
+
+def test_the_files_that_travel_import_torch_and_transformers_alone():
+    import ast
+
+    allowed = {"torch", "transformers", "configuration_qwen3llada", *sys.stdlib_module_names}
+    for name in ("configuration_qwen3llada", "modeling_qwen3llada"):
+        tree = ast.parse((ROOT / "qwen3llada" / "modeling" / f"{name}.py").read_text())
+        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        assert {module.split(".")[0] for module in modules} <= allowed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import qwen3llada; assert not {'torch', 'transformers'} & sys.modules.keys();"
+        "from transformers.models.qwen3.modeling_qwen3 import Qwen3Model",
+        "from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig",
+    ],
+)
+def test_importing_the_package_is_enough_in_any_order(first):
+    """Until Transformers is imported it costs nothing, and then the Auto classes know the model.
+
+    The third order, Transformers first, is that of this file.
+    """
+    code = (
+        f"import sys; {first}\n"
+        "from transformers import AutoConfig, AutoModelForMaskedLM\n"
+        "config = AutoConfig.for_model('qwen3llada', vocab_size=8, hidden_size=8, intermediate_size=8, head_dim=4,"
+        " num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, mask_token_id=7)\n"
+        "print(type(AutoModelForMaskedLM.from_config(config)).__module__)\n"
+    )
+    assert run(code, cwd=ROOT).strip() == "qwen3llada.modeling.modeling_qwen3llada"
