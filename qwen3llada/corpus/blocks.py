@@ -43,7 +43,22 @@ class Block:
         """The records, decoded."""
         if self.lines is not None:
             return [_json_row(line) for line in self.lines]
-        return [Row(value) for value in self.batch.to_pylist()] if self.batch is not None else self.decoded or []
+        return _batch_rows(self.batch) if self.batch is not None else self.decoded or []
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[Row]:
+    try:
+        return [Row(value) for value in batch.to_pylist()]
+    except UnicodeDecodeError:  # Arrow does not check what it is told is text: look for the row
+        return [_batch_row(batch, number) for number in range(batch.num_rows)]
+
+
+def _batch_row(batch: pa.RecordBatch, number: int) -> Row:
+    single = batch.slice(number, 1)
+    try:
+        return Row(single.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return Row(None, f"not UTF-8 text: {error.reason} at byte {error.start}", repr(error.object))
 
 
 def _json_row(line: bytes) -> Row:

@@ -1,0 +1,166 @@
+"""What the validation's rules are about: for each record the facts that they judge, found a block at a time."""
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3llada.corpus.blocks import Block, Row
+from qwen3llada.corpus.conversations import control_tokens, is_encodable
+from qwen3llada.corpus.records import GPT, HUMAN, map_record
+
+#: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
+FACTS = (
+    "unreadable",  # why it cannot be read
+    "malformed",  # what is wrong with its structure
+    "not_unicode",  # texts that are not valid Unicode
+    "roles",  # of its turns, in one text
+    "blank_texts",
+    "control_characters",
+    "control_tokens",
+    "tokens",  # in all of its texts, if they might exceed the limit
+    "leaked_from",  # the held-out record that asks the same
+    "identity",  # hash of the record
+    "prompt",  # hash of what comes before its last answer
+    "answer",  # hash of its last answer
+)
+# Cc without tab and line breaks, the byte order mark, and the two code points that are never characters.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+# A byte-level tokenizer makes at most one token of a byte, and NFC at most three bytes of one (UAX 15).
+_TOKENS_A_BYTE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFacts:
+    """The facts of a block's records, a list for each of `FACTS`, and what is counted over all of them."""
+
+    file: Path
+    first: int
+    records: int
+    facts: dict[str, list[Any]]
+    openings: list[int | None]  # of each record, the hash of its first pair's prompt
+    prompt_characters: list[int]
+    answer_characters: list[int]
+    turns: list[int]
+    bytes: np.ndarray  # [256] how often each byte occurs
+
+
+class FactFinder:
+    """Finds the facts of blocks of records.
+
+    `heldout`: hash of a prompt -> the held-out record that it opens. `max_tokens`: above this, tokens are counted.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int, heldout: Mapping[int, int]):
+        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self.backend.encode_special_tokens = True
+        self.max_tokens, self.heldout = max_tokens, heldout
+        special = sorted(control_tokens(tokenizer), key=len, reverse=True)
+        # The characters that all of them begin with rule out most texts faster than the pattern does.
+        columns = zip(*special, strict=False)
+        self.prefix = "".join(c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
+        self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def __call__(self, block: Block) -> BlockFacts:
+        found = BlockFacts(
+            block.file, block.first, len(block), {name: [] for name in FACTS}, [], [], [], [], np.zeros(256, np.int64)
+        )
+        for row in block.rows():
+            facts = self._facts(row, found)
+            for name, values in found.facts.items():
+                values.append(facts.get(name))
+        return found
+
+    def _facts(self, row: Row, found: BlockFacts) -> dict[str, Any]:
+        """The facts of one record. Those that its damage leaves no answer to are missing."""
+        found.openings.append(None)
+        if row.error is not None:
+            return {"unreadable": row.error}
+        if (damage := describe_damage(row.value)) is not None:
+            return {"malformed": damage}
+        record = map_record(row.value)
+        turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
+        texts = [value for _, value in turns] + ([record["system"]] if record["system"] else [])
+        facts: dict[str, Any] = {
+            "roles": " ".join(re.sub(r"\s", "_", role) or "_" for role, _ in turns),
+            "blank_texts": sum(not text.strip() for text in texts),
+            "control_characters": sum(len(_CONTROL.findall(text)) for text in texts),
+            "control_tokens": sum(len(self.special.findall(text)) for text in texts if self.prefix in text),
+        }
+        broken = sum(not is_encodable(text) for text in texts)
+        if broken:
+            return facts | {"not_unicode": f"{broken} of {len(texts)} texts hold a lone surrogate"}
+        self._count(turns, texts, found)
+        asked = [before for before, after in itertools.pairwise(turns) if (before[0], after[0]) == (HUMAN, GPT)]
+        prompts = [fingerprint(" ".join(text.split()).casefold()) for _, text in asked]
+        found.openings[-1] = next(iter(prompts), None)
+        facts["leaked_from"] = next((self.heldout[key] for key in prompts if key in self.heldout), None)
+        return facts | self._hashes(record["system"], turns) | {"tokens": self._tokens(texts)}
+
+    def _tokens(self, texts: list[str]) -> int | None:
+        size = sum(len(text.encode()) for text in texts)
+        if size * _TOKENS_A_BYTE <= self.max_tokens:
+            return None
+        return sum(len(encoding) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    @staticmethod
+    def _hashes(system: str | None, turns: list[tuple[str, str]]) -> dict[str, int]:
+        last = max((i for i, (role, _) in enumerate(turns) if role == GPT), default=None)
+        hashes = {"identity": fingerprint([system, turns])}
+        if last is not None:
+            hashes |= {"prompt": fingerprint([system, turns[:last]]), "answer": fingerprint(turns[last][1])}
+        return hashes
+
+    @staticmethod
+    def _count(turns: list[tuple[str, str]], texts: list[str], found: BlockFacts) -> None:
+        found.turns.append(len(turns))
+        found.prompt_characters.extend(len(text) for role, text in turns if role == HUMAN)
+        found.answer_characters.extend(len(text) for role, text in turns if role == GPT)
+        data = np.frombuffer("".join(texts).encode(), np.uint8)
+        np.add(found.bytes, np.bincount(data, minlength=256), out=found.bytes)
+
+
+def find_facts(finder: FactFinder, block: Block) -> BlockFacts:
+    """The facts of a block (a function that worker processes can be given)."""
+    return finder(block)
+
+
+def fingerprint(value: Any) -> int:
+    """63 bits of a hash of a JSON value: a million of them collide with a probability below 1e-7."""
+    data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
+
+
+def describe_damage(value: Any) -> str | None:
+    """What is wrong with the structure of a record, None if nothing is: a list of turns, each with role and text."""
+    if not isinstance(value, dict):
+        return f"a record is an object, this is {_kind(value)}"
+    record = map_record(value)
+    turns, system = record["conversations"], record["system"]
+    if turns is None:
+        return f"no conversation in it; its columns are {', '.join(value) or 'none'}"
+    if not isinstance(turns, list):
+        return f"its conversation is {_kind(turns)}, not a list of turns"
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            return f"turn {number} is {_kind(turn)}, not an object"
+        for key in ("from", "value"):
+            if key not in turn:
+                return f"turn {number} has no {key}; it has {', '.join(map(str, turn)) or 'nothing'}"
+            if not isinstance(turn[key], str):
+                return f"{key} of turn {number} is {_kind(turn[key])}, not text"
+    if system is not None and not isinstance(system, str):
+        return f"system is {_kind(system)}, not text"
+    return None
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
