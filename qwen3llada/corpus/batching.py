@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qwen3llada.corpus.collate import AnswerPadding, Batch, Collator, StepFacts
+from qwen3llada.corpus.batch import Batch, StepFacts
+from qwen3llada.corpus.collate import AnswerPadding, Collator
 from qwen3llada.corpus.samples import Sample, TokenDataset, TokenStream
 from qwen3llada.corpus.steps import Layout, StepPlan, epoch_order, step_plan, steps_per_epoch
 from qwen3llada.diffusion.noising import NoiseParams

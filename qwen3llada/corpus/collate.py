@@ -2,87 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3llada.corpus.batch import NO_SAMPLE, Batch, StepFacts
 from qwen3llada.corpus.samples import Sample
-from qwen3llada.diffusion.losses import MaskedLoss
 from qwen3llada.diffusion.noising import Noised, NoiseParams, add_noise, noise_levels, random_lengths
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 AnswerPadding = Literal["none", "block", "batch"]
 PADDING_TOKEN = 0  # any id of the vocabulary does: padding is neither attended nor in the loss
-NO_SAMPLE = -1  # index of the row of padding that a process without a sample gets
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepFacts:
-    """What every process knows of a whole optimiser step, and which part of it a micro-batch is.
-
-    `tokens`: real tokens of all its samples, in pretraining after cutting, in SFT as stored. `longest`: tokens of its
-    longest sample as stored.
-    """
-
-    number: int
-    micro_batch: int
-    micro_batches: int
-    samples: int
-    tokens: int
-    longest: int
-
-    @property
-    def is_last_micro_batch(self) -> bool:
-        """Whether the optimiser steps after this micro-batch."""
-        return self.micro_batch == self.micro_batches - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """A micro-batch. Rows are padded on the right; a row without a sample is all padding, its indices NO_SAMPLE."""
-
-    tokens: Tensor  # [B, L] int64, clean
-    noised: Noised
-    valid: Tensor  # [B, L] bool, real tokens, those that continue an answer included
-    prompt_lengths: Tensor | None  # [B] int64 in SFT
-    indices: Tensor  # [B] int64, positions in the epoch's order
-    dataset_indices: Tensor  # [B] int64
-    t: Tensor  # [B] float32, noise levels
-    padded: bool  # whether there is any padding, known without asking the device
-    step: StepFacts
-    cursors: Mapping[int, Any] | None = None  # position -> cursor of a stream
-
-    def step_denominator(self, loss: MaskedLoss) -> float:
-        """What the summed loss of the whole step, over all micro-batches and processes, is divided by."""
-        return loss.step_denominator(
-            tokens=self.step.tokens, samples=self.step.samples, sft=self.prompt_lengths is not None
-        )
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
-        """The batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The batch with its tensors in page-locked memory (what a DataLoader calls)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            tokens=function(self.tokens),
-            noised=Noised(*map(function, self.noised)),
-            valid=function(self.valid),
-            prompt_lengths=None if self.prompt_lengths is None else function(self.prompt_lengths),
-            indices=function(self.indices),
-            dataset_indices=function(self.dataset_indices),
-            t=function(self.t),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from qwen3llada.corpus.collate import Batch, Collator, StepFacts
+from qwen3llada.corpus.batch import Batch, StepFacts
+from qwen3llada.corpus.collate import Collator
 from qwen3llada.corpus.samples import TokenDataset, TokenStream
 from qwen3llada.corpus.steps import Layout, StepPlan
 

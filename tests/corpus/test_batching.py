@@ -1,5 +1,6 @@
 """Batches: the order, the shares of processes, padding, and that nothing but the key changes a sample's noise."""
 
+import pickle
 from itertools import count
 
 import numpy as np
@@ -399,6 +400,9 @@ def test_a_process_without_a_sample_takes_part(kind):
 
 def test_a_batch_moves_whole():
     batch = next(iter(loader(Answers(4), micro_batch_size=4)))
+    again = pickle.loads(pickle.dumps(batch))
+    assert by_position([[again]]) == by_position([[batch]])
+    assert (again.step, again.padded, again.cursors) == (batch.step, batch.padded, batch.cursors)
     moved = batch.to("meta")
     tensors = [
         moved.tokens,
