@@ -77,7 +77,7 @@ def test_foreign_one_is_named_and_passed_over_or_refused(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("latest", tmp_path, OURS) is None
     assert "optim.lr is 0.0003 there and 0.0001 here" in caplog.text
-    with pytest.raises(CheckpointError, match="made by another run: optim.lr is 0.0003 there and 0.0001 here"):
+    with pytest.raises(CheckpointError, match=r"made by another run: optim\.lr is 0\.0003 there and 0\.0001 here"):
         find_checkpoint(str(foreign), tmp_path, OURS)
 
 
@@ -132,7 +132,7 @@ def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(pretraining, mon
         return save(content, file)
 
     monkeypatch.setattr(torch, "save", save_to_full_disk)
-    with pytest.raises(OSError, match="no space left on the disk for .*step-4.* bytes to write") as error:
+    with pytest.raises(OSError, match=r"no space left on the disk for .*step-4.* bytes to write") as error:
         train(params, seed=1)
     assert error.value.errno == errno.ENOSPC
     assert [folder.name for folder in (params.output_dir / "checkpoints").iterdir()] == ["step-2"]

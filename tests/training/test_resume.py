@@ -73,9 +73,9 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
     progress = [0]
     while progress[-1] < 40:
         child = start_training(params)
-        wait_until(lambda: newest(params) > progress[-1] or not child.is_alive())
+        wait_until(lambda: newest(params) > progress[-1], child)
         if len(progress) % 2:
-            wait_until(lambda: list(params.output_dir.glob("checkpoints/.step-*")) or not child.is_alive())
+            wait_until(lambda: list(params.output_dir.glob("checkpoints/.step-*")), child)
         else:
             time.sleep(moments.uniform(0.0, 0.5))
         if len(progress) < 6:
@@ -92,7 +92,7 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
 def test_stop_signal_saves_and_exits_resumable(uninterrupted, tmp_path, number, workers):
     params = elsewhere(uninterrupted, tmp_path, num_workers=workers)
     child = start_training(params)
-    wait_until(lambda: newest(params) >= 2)
+    wait_until(lambda: newest(params) >= 2, child)
     os.killpg(child.pid, number)  # the whole group, as a terminal or a scheduler does
     child.join(DEADLINE)
     assert child.exitcode == RESUMABLE == 75
@@ -108,8 +108,9 @@ def newest(params) -> int:
     return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(params.output_dir)), default=0)
 
 
-def wait_until(condition) -> None:
+def wait_until(condition, child) -> None:
+    """Until the condition holds or the child has ended."""
     end = time.monotonic() + DEADLINE
-    while not condition():
+    while child.is_alive() and not condition():
         assert time.monotonic() < end, "the child did not get there in time"
         time.sleep(0.005)

@@ -1,0 +1,281 @@
+"""The optimiser step: ours against the plain one, on the same weights and data, in one process.
+
+    python -m bench.train                       a GPU: Qwen3-0.6B shapes at 16×1024 and 8×4096; a CPU: a tiny model
+    python -m bench.train --only default plain  some of the candidates
+    python -m bench.train --profile             where the time of our step goes
+
+The plain step is what the published training scripts of this model family do: an eager model, a dense additive
+attention mask, float32 logits of all positions, cross-entropy at the masked ones, AdamW on bf16 weights. Ours is
+`optimiser_step` of the trainer, fed by its own loader; "whole loop" adds telemetry.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.measure import MIB, synchronize
+from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.training.loop import optimiser_step, training_steps
+from qwen3llada.training.monitor import Monitor
+from qwen3llada.training.params import PretrainParams
+from qwen3llada.training.run import Run, start
+from qwen3llada.training.stopping import StopRequest
+
+GIB = 1024 * MIB
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MASK, EOS, FIRST_WORD = 0, 1, 2
+WARMUP, REPEATS, LOOP_STEPS = 4, 12, 24
+
+QWEN3_0_6B = {
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+TINY = {
+    "vocab_size": 1088,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+}
+
+# Candidates: what differs from the default parameters.
+OURS: dict[str, dict[str, Any]] = {
+    "default": {"bf16": DEVICE.type == "cuda"},
+    "bf16 weights": {"bf16": True, "param_dtype": "bfloat16"},
+    "not compiled": {"bf16": DEVICE.type == "cuda", "compile": "never"},
+    "deterministic": {"bf16": True, "deterministic": True},
+    "checkpointing": {"bf16": True, "gradient_checkpointing": True},
+    "adamw8bit": {"bf16": True, "optim": {"name": "adamw8bit"}},
+    "lion8bit": {"bf16": True, "optim": {"name": "lion8bit"}},
+    "random lengths": {"bf16": DEVICE.type == "cuda", "noise": {"random_length_prob": 0.01}},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=["plain", "default", "bf16 weights", "whole loop"])
+    parser.add_argument("--shapes", nargs="*", default=["16x1024", "8x4096"] if DEVICE.type == "cuda" else ["32x64"])
+    parser.add_argument("--profile", action="store_true", help="print the kernels of our default step by time")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no candidate after this time")
+    parser.add_argument("--out", type=Path, help="write the results there as JSON")
+    args = parser.parse_args()
+    began, results = time.perf_counter(), []
+    with tempfile.TemporaryDirectory() as folder:
+        config = QWEN3_0_6B if DEVICE.type == "cuda" else TINY
+        write_model(Path(folder), config)
+        for shape in args.shapes:
+            rows, length = map(int, shape.split("x"))
+            write_data(Path(folder), config, rows, length)
+            for name in args.only:
+                if time.perf_counter() - began > args.seconds:
+                    print(f"{shape} {name}: left out, {args.seconds:.0f} s are over", flush=True)
+                    continue
+                result = {"shape": shape, "name": name} | attempt(Path(folder), name, rows, length)
+                results.append(result)
+                show(result, results, rows * length)
+            if args.profile:
+                profile(Path(folder), rows, length)
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1))
+
+
+def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
+    """Seconds of a step and peak memory of one candidate, or the error that it ends with."""
+    try:
+        if name == "plain":
+            return measure(*plain_step(folder, rows, length))
+        if name == "whole loop":
+            return whole_loop(folder, rows, length)
+        with ours(folder, name, rows, length) as run:
+            batches = cycle(list(run.data.steps(epoch=0)))
+            stop = StopRequest()
+            return measure(lambda: optimiser_step(run, next(batches), stop), lambda: None)
+    except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+    finally:
+        clean()
+
+
+def measure(step: Callable[[], Any], done: Callable[[], None]) -> dict[str, Any]:
+    """Median seconds of a step after warm-up, peak memory of all."""
+    began = time.perf_counter()
+    for _ in range(WARMUP):
+        step()
+    synchronize(DEVICE)
+    warm = time.perf_counter() - began
+    times = []
+    for _ in range(REPEATS):
+        start_time = time.perf_counter()
+        step()
+        synchronize(DEVICE)
+        times.append(time.perf_counter() - start_time)
+    peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+    done()
+    return {"seconds": float(np.median(times)), "fastest": min(times), "peak": peak, "warm_up": warm}
+
+
+def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
+    """Seconds of a step in the loop as `train` runs it: loader, noise and telemetry included."""
+    with ours(folder, "default", rows, length) as run:
+        run.total_steps = WARMUP + LOOP_STEPS
+        stop = StopRequest()
+        monitor, warm = Monitor(run, stop), 0.0
+        began = time.perf_counter()
+        for result in training_steps(run, stop):
+            monitor.take(result)
+            if result.step == WARMUP:
+                monitor.flush()
+                warm = time.perf_counter() - began
+        monitor.flush()
+        seconds = (time.perf_counter() - began - warm) / LOOP_STEPS
+        peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+        utilisation = monitor.finish()["mfu"]
+        return {"seconds": seconds, "peak": peak, "warm_up": warm, "mfu": utilisation}
+
+
+@contextmanager
+def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
+    """A run of the trainer with the changes of a candidate."""
+    changes = {"deterministic": False, "noise": {"random_length_prob": 0.0}} | OURS[name]
+    params = PretrainParams.model_validate(
+        {
+            "model": folder / "model",
+            "data": folder / "data",
+            "output_dir": folder / "work",
+            "reports": folder / "reports",
+            "max_steps": 1000,
+            "micro_batch_size": rows,
+            "max_length": length,
+            "do_eval_loss": False,
+            "resume_from": "",
+            "num_workers": 2 if DEVICE.type == "cuda" else 0,
+            **changes,
+        }
+    )
+    run = start(params, seed=0, template="plain")
+    run.objective.train()
+    yield run
+
+
+def plain_step(folder: Path, rows: int, length: int) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """The published recipe: eager model, dense additive mask, float32 logits of everything."""
+    from qwen3llada import Qwen3LLadaForMaskedLM
+
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+    model = Qwen3LLadaForMaskedLM.from_pretrained(folder / "model", dtype=dtype, attn_implementation="eager")
+    model.to(DEVICE).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    tokens = torch.randint(FIRST_WORD, model.config.vocab_size, (rows, length), device=DEVICE)
+    bias = torch.zeros(rows, 1, length, length, dtype=dtype, device=DEVICE)
+
+    def step() -> None:
+        t = torch.rand(rows, device=DEVICE) * (1 - 1e-3) + 1e-3
+        masked = torch.rand(rows, length, device=DEVICE) < t[:, None]
+        noisy = torch.where(masked, MASK, tokens)
+        logits = model(input_ids=noisy, attention_mask=bias).logits.float()
+        losses = nn.functional.cross_entropy(logits[masked], tokens[masked], reduction="none")
+        (losses / t[:, None].expand_as(masked)[masked]).sum().div(tokens.numel()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, lambda: None
+
+
+def profile(folder: Path, rows: int, length: int) -> None:
+    """Kernels of our default step, the most expensive first."""
+    with ours(folder, "default", rows, length) as run:
+        batches, stop = cycle(list(run.data.steps(epoch=0))), StopRequest()
+        for _ in range(WARMUP):
+            optimiser_step(run, next(batches), stop)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if DEVICE.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(3):
+                optimiser_step(run, next(batches), stop)
+            synchronize(DEVICE)
+        key = "self_cuda_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=key, row_limit=60, max_name_column_width=90)
+        print(f"3 steps at {rows}x{length}\n{table}", flush=True)
+    clean()
+
+
+def show(result: dict[str, Any], results: list[dict[str, Any]], tokens: int) -> None:
+    head = f"{result['shape']:>8} {result['name']:16}"
+    if "error" in result:
+        print(f"{head} {result['error']}", flush=True)
+        return
+    plain = [r for r in results if r["name"] == "plain" and r["shape"] == result["shape"] and "seconds" in r]
+    ratio = f"{plain[0]['seconds'] / result['seconds']:6.2f}x plain" if plain else ""
+    print(
+        f"{head} {result['seconds'] * 1e3:8.1f} ms {tokens / result['seconds']:9,.0f} tokens/s"
+        f" {result['peak'] / GIB:6.1f} GiB {ratio}  warm-up {result['warm_up']:.1f} s"
+        + (f"  MFU {result['mfu']}" if result.get("mfu") else ""),
+        flush=True,
+    )
+
+
+def write_model(folder: Path, config: dict[str, Any]) -> None:
+    """Random weights and a tokenizer of hardly more than a mask token."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        model = Qwen3LLadaForMaskedLM(Qwen3LLadaConfig(**config, tie_word_embeddings=True, mask_token_id=MASK))
+    model.to(torch.bfloat16 if DEVICE.type == "cuda" else torch.float32).save_pretrained(folder / "model")
+    words = Tokenizer(models.WordLevel({"<|mask|>": MASK, "<eos>": EOS, "word": FIRST_WORD}, unk_token="word"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="<|mask|>", eos_token="<eos>")
+    tokenizer.save_pretrained(folder / "model")
+    clean()
+
+
+def write_data(folder: Path, config: dict[str, Any], rows: int, length: int) -> None:
+    """Random sequences for a few steps."""
+    samples = 8 * rows
+    tokens = np.random.default_rng(0).integers(FIRST_WORD, config["vocab_size"], samples * length, dtype=np.int32)
+    (folder / "data" / "train").mkdir(parents=True, exist_ok=True)
+    with new_sequences(folder / "data" / "train") as writer:
+        writer.add(tokens, np.full(samples, length))
+        writer.close()
+
+
+def clean() -> None:
+    """Forget the last candidate: its memory, its compiled code, and Accelerate's idea of the precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch._dynamo.reset()
+    torch.use_deterministic_algorithms(False)
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    main()
