@@ -34,8 +34,9 @@ def _mix(x: Tensor) -> Tensor:
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
     """A new key from a key and an integer (broadcast): different pairs give unrelated keys. int64."""
-    value = torch.as_tensor(value, dtype=torch.int64, device=key.device)
-    return _mix(key ^ _mix(value + _GOLDEN))
+    if isinstance(value, int):  # on the host: a CUDA graph cannot hold the copy of a number to the device
+        return _mix(key ^ int(_mix(torch.tensor(value) + _GOLDEN)))
+    return _mix(key ^ _mix(value.long() + _GOLDEN))
 
 
 def row_keys(seed: int, rows: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -43,6 +43,10 @@ class DecodeParams(Section):
         "none",
         description="dual: reuse keys and values around a block, renewed at each block (policy full; approximate)",
     )
+    backend: Literal["auto", "eager", "graph"] = Field(
+        "auto",
+        description="graph: each step is one CUDA graph; eager: one operation after the other; auto: graph on GPU",
+    )
 
     @field_validator("remasking")
     @classmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from qwen3llada.sampling.canvas import Canvas, lay_out
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import Schedule
 
-Prompts = Sequence[Sequence[int]] | Tensor
+Prompts: TypeAlias = Sequence[Sequence[int]] | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,10 +40,10 @@ def generate(
     on_step: Callable[[Step], None] | None = None,
 ) -> Generation:
     """Answer prompts. The arguments are those of `stream`; `on_step` is called after each forward pass."""
-    steps = stream(
-        model, prompts, params, seed=seed, generator=generator, row_keys=row_keys, eos_token_ids=eos_token_ids
-    )
-    return run(steps, on_step)
+    rows = prompt_rows(model, prompts, params)
+    ends = end_tokens(model) if eos_token_ids is None else eos_token_ids
+    request = _request(model, rows, params, seed, generator, row_keys, ends)
+    return run(decode(model, request, watched=on_step is not None), on_step)
 
 
 def stream(
@@ -92,7 +92,8 @@ def infill(
     mask on. Raises ValueError if the request is wrong.
     """
     rows = infill_rows(model, texts)
-    return run(decode(model, _request(model, rows, params, seed, generator, row_keys, ())), on_step)
+    request = _request(model, rows, params, seed, generator, row_keys, ())
+    return run(decode(model, request, watched=on_step is not None), on_step)
 
 
 def run(steps: Generator[Step, None, Generation], on_step: Callable[[Step], None] | None = None) -> Generation:
