@@ -67,6 +67,7 @@ class Counting:
             for number in numbers:
                 if self.end is not None and number >= self.end:
                     return
+                assert number <= position, "positions must rise from where the cursors say"
                 if number == position:
                     break
             odd = np.arange(1, 2 * self.made_length, 2)
