@@ -42,3 +42,40 @@ def tokens():
     import torch
 
     return torch.randint(0, 96, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """Qwen's kind of tokenizer: byte-level BPE, special tokens behind, no BOS, no mask; 296 tokens in all."""
+    from qwen3llada.corpus.builtin_model import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, ["the quick brown fox jumps over the lazy dog", "hello world " * 3], bpe_tokens=270)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_source(sizes, tokenizer_folder, tmp_path_factory):
+    """make_source(rows=320, dtype=…, shard="1GB", **config): a Qwen3 checkpoint folder as the hub would serve it."""
+    import shutil
+
+    import torch
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    def make(rows=320, dtype=torch.bfloat16, shard="1GB", **config):
+        folder = tmp_path_factory.mktemp("qwen3")
+        torch.manual_seed(0)
+        config = {"eos_token_id": 270, "bos_token_id": 270, **config}
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes | {"vocab_size": rows, **config})).to(dtype)
+        model.generation_config = GenerationConfig(eos_token_id=[270, 272], do_sample=True, top_k=20)
+        model.save_pretrained(folder, max_shard_size=shard)
+        shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def source(make_source):
+    """Read-only: 320 rows, 24 of them free, bfloat16, one file, a head of its own."""
+    return make_source()
