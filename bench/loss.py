@@ -20,6 +20,7 @@ from bench.measure import cpu_peak, cuda_peak, print_ratios, take_turns
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
 
 VOCABULARY = 151_936  # rows of Qwen3's embedding
+TORCH_ROWS = 512  # of a chunk; torch's own choice here is 2 rows, which takes minutes on a CPU
 LARGEST_WEIGHT = 10.0  # 1/p of a token that is masked with probability 0.1
 
 
@@ -66,7 +67,7 @@ def fused(head: Head) -> Tensor:
 def torch_chunked(head: Head) -> Tensor:
     """torch's own chunked projection (2.12 and later); weights per token only by taking its losses one by one."""
     hidden, weight, targets, token_weights = head.corrupted()
-    options = torch.nn.LinearCrossEntropyOptions()
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=TORCH_ROWS, chunking_method=None)
     losses = F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
     return (token_weights * losses).sum()
 
@@ -125,7 +126,7 @@ def compare(tokens: int, width: int, dtype: torch.dtype, device: str, repeats: i
     head = make_head(tokens, width, dtype, device)
     steps = {name: functools.partial(forward_backward, loss, head) for name, loss in names.items()}
     values = {name: step() for name, step in steps.items()}
-    times = take_turns(steps, place, warmup=1, repeats=repeats)
+    times = take_turns(steps, place, warmup=0, repeats=repeats)  # the line before has warmed up
     if device == "cuda":
         head.hidden.grad = head.weight.grad = None
         peaks = {name: cuda_peak(step, place) for name, step in steps.items()}
