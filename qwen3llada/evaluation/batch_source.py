@@ -32,6 +32,8 @@ class LossSettings(Protocol):
     def attention(self) -> AttentionParams: ...
     @property
     def pad_to_multiple_of(self) -> int: ...
+    @property
+    def bucket(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +115,8 @@ def batch_source(dataset: "TokenDataset", settings: LossSettings, tokenizer: Any
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         real_tokens=real_token_ids(tokenizer) if settings.noise.noise_type == "random_replace" else None,
-        answer_padding=getattr(settings, "answer_padding", "none"),  # of SFT alone, as is the next
-        bucket=getattr(settings, "bucket", 1),
+        answer_padding=getattr(settings, "answer_padding", "none"),  # of SFT alone
+        bucket=settings.bucket,
         block_length=settings.attention.block_length,
         pad_to_multiple_of=settings.pad_to_multiple_of,
         **layout,

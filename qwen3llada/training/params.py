@@ -105,6 +105,9 @@ class TrainParams(Section):
     pad_to_multiple_of: int = Field(
         8, ge=1, description="Batches are padded to a multiple of this length, 1 or more; fewer shapes compile faster"
     )
+    bucket: int = Field(
+        16, ge=1, description="Samples of similar length come in groups of this many, which saves padding; 1: any order"
+    )
     num_workers: int = Field(0, ge=0, description="Processes that prepare batches; 0: the training process does")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never")
 
@@ -160,7 +163,7 @@ class TrainParams(Section):
 
 
 class PretrainParams(TrainParams):
-    """Pretraining on packed text."""
+    """Pretraining on text."""
 
 
 class SftParams(TrainParams):
@@ -175,7 +178,4 @@ class SftParams(TrainParams):
         "block",
         description="How far an answer goes on with EOS tokens that belong to it: not at all, to the next multiple of"
         " the block length, or to the longest sample of the step",
-    )
-    bucket: int = Field(
-        16, ge=1, description="Samples of similar length come in groups of this many, which saves padding; 1: any order"
     )

@@ -1,0 +1,150 @@
+"""dvc.yaml: dependencies are the code and the parameters that a stage really uses; what is stale after a change."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from test_layers import ROOT, imported
+
+# Every stage reads its parameters through these; DVC tracks the values instead (`params:`).
+BY_VALUE = {"qwen3llada/params.py", "qwen3llada/commandline.py", "qwen3llada/section.py"}
+yaml = YAML(typ="safe", pure=True)
+PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def module_file(name: str) -> str | None:
+    path = Path(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (ROOT / candidate).is_file():
+            return str(candidate)
+    return None
+
+
+def code_used(stage: str) -> set[str]:
+    """Files of ours that `stages/NAME.py` imports, directly or through others, except what is tracked by value."""
+    found: set[str] = set()
+    waiting = [f"stages/{stage}.py"]
+    while waiting:
+        file = waiting.pop()
+        if file in found or file in BY_VALUE:
+            continue
+        found.add(file)
+        waiting += [f for name in imported(ROOT / file) if (f := module_file(name)) is not None]
+    return {file for file in found if not file.endswith("__init__.py")}
+
+
+def code_deps(stage: str) -> list[str]:
+    return [dep for dep in PIPELINE[stage]["deps"] if dep.startswith(("stages/", "qwen3llada/"))]
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_code_dependencies_are_what_is_imported(stage):
+    used, deps = code_used(stage), code_deps(stage)
+
+    def covers(dep: str, file: str) -> bool:
+        return file == dep or file.startswith(dep.rstrip("/") + "/")
+
+    assert not [file for file in used if not any(covers(dep, file) for dep in deps)], "imported, not in deps"
+    assert not [dep for dep in deps if not any(covers(dep, file) for file in used)], "in deps, not imported"
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_parameters_are_what_is_read(stage):
+    """A stage declares its own section and each shared entry that it names in `run(…)` or reads from `params`."""
+    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
+    read = {"validate" if name == "validation" else name for name in read}
+    declared = {str(key).split(".")[0] for key in PIPELINE[stage].get("params", [])}
+    assert read == declared
+
+
+def test_every_stage_has_its_module_and_every_module_its_stage():
+    modules = {path.stem for path in (ROOT / "stages").glob("[!_]*.py")}
+    assert modules == set(PIPELINE)
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(folder / ".global")}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def leaves(tree: dict, prefix: str = "") -> dict[str, object]:
+    out: dict[str, object] = {}
+    for key, value in tree.items():
+        out |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    """The project with stand-in outputs, recorded by DVC as up to date without running a stage."""
+    folder = tmp_path_factory.mktemp("project")
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in files.stdout.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    for number, out in enumerate(dvc(folder, "ls", ".", "-R", "--dvc-only").split()):
+        (folder / out).parent.mkdir(parents=True, exist_ok=True)
+        (folder / out).write_text(f"{{}}{' ' * number}")
+    dvc(folder, "commit", "-f", "-q")
+    return folder
+
+
+def stale_after(folder: Path, edit: dict[str, object]) -> set[str]:
+    path = folder / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    tree = yaml.load(before)
+    for key, value in edit.items():
+        *above, last = key.split(".")
+        at = tree
+        for part in above:
+            at = at[part]
+        assert last in at, f"{key} is not in params.yaml"
+        assert at[last] != value, f"{key} is {value} already"
+        at[last] = value
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(tree, file)
+        status = yaml.load(dvc(folder, "status", "--json")) or {}
+    finally:
+        path.write_text(before, encoding="utf-8")
+    return set(status)
+
+
+@pytest.mark.slow
+def test_nothing_is_stale_without_a_change(recorded):
+    assert stale_after(recorded, {}) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "stale"),
+    [
+        ({"sample.temperature": 0.5}, {"sample"}),
+        ({"sft.loss_impl": "dllm"}, {"sft"}),
+        ({"pretrain.loss_impl": "dllm"}, {"pretrain"}),
+        ({"pretrain.noise.schedule": "cosine"}, {"pretrain"}),
+        ({"validate.on_invalid": "quarantine"}, {"validate"}),
+        ({"convert.mask_token": "600"}, {"convert"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_change_makes_only_its_own_stages_stale(recorded, edit, stale):
+    """What follows downstream is decided by the new outputs; upstream stages never run again."""
+    assert stale_after(recorded, edit) == stale
