@@ -49,16 +49,29 @@ class Block:
 def _batch_rows(batch: pa.RecordBatch) -> list[Row]:
     try:
         return [Row(value) for value in batch.to_pylist()]
-    except UnicodeDecodeError:  # Arrow does not check what it is told is text: look for the row
-        return [_batch_row(batch, number) for number in range(batch.num_rows)]
+    except UnicodeDecodeError:  # Arrow does not check what it is told is text
+        fields = [pa.field(field.name, _as_bytes(field.type)) for field in batch.schema]
+        return [Row(_as_text(value)) for value in batch.cast(pa.schema(fields)).to_pylist()]
 
 
-def _batch_row(batch: pa.RecordBatch, number: int) -> Row:
-    single = batch.slice(number, 1)
-    try:
-        return Row(single.to_pylist()[0])
-    except UnicodeDecodeError as error:
-        return Row(None, f"not UTF-8 text: {error.reason} at byte {error.start}", repr(error.object))
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type of the same data with binary in place of text, at any depth."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _as_bytes(field.type)) for field in kind])
+    return kind
+
+
+def _as_text(value: Any) -> Any:
+    """Bytes as text; those that are not UTF-8 become lone surrogates, which no valid text holds."""
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return {key: _as_text(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _json_row(line: bytes) -> Row:

@@ -25,7 +25,7 @@ FACTS = (
     "blank_texts",
     "control_characters",
     "control_tokens",
-    "tokens",  # in all of its texts, if they might exceed the limit
+    "excess_tokens",  # tokens of all of its texts together above the limit
     "leaked_from",  # the held-out record that asks the same
     "identity",  # hash of the record
     "prompt",  # hash of what comes before its last answer
@@ -55,7 +55,7 @@ class BlockFacts:
 class FactFinder:
     """Finds the facts of blocks of records.
 
-    `heldout`: hash of a prompt -> the held-out record that it opens. `max_tokens`: above this, tokens are counted.
+    `max_tokens`: of all texts of a record together. `heldout`: hash of a prompt -> the held-out record that it opens.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, heldout: Mapping[int, int]):
@@ -102,13 +102,14 @@ class FactFinder:
         prompts = [fingerprint(" ".join(text.split()).casefold()) for _, text in asked]
         found.openings[-1] = next(iter(prompts), None)
         facts["leaked_from"] = next((self.heldout[key] for key in prompts if key in self.heldout), None)
-        return facts | self._hashes(record["system"], turns) | {"tokens": self._tokens(texts)}
+        return facts | self._hashes(record["system"], turns) | {"excess_tokens": self._excess(texts)}
 
-    def _tokens(self, texts: list[str]) -> int | None:
+    def _excess(self, texts: list[str]) -> int:
         size = sum(len(text.encode()) for text in texts)
-        if size * _TOKENS_A_BYTE <= self.max_tokens:
-            return None
-        return sum(len(encoding) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        if size * _TOKENS_A_BYTE <= self.max_tokens:  # most records: no need to count
+            return 0
+        tokens = sum(len(encoding) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        return max(0, tokens - self.max_tokens)
 
     @staticmethod
     def _hashes(system: str | None, turns: list[tuple[str, str]]) -> dict[str, int]:

@@ -51,7 +51,7 @@ def validate(
         facts[split] = collect(ordered_map(find_facts, finder, _blocks(files[split]), num_proc))
     _remove(reports / "validation")
     context = open_context(reports / "validation" / "data_docs")
-    results = {split: judge(context, split, facts[split].table, params, max_tokens) for split in SPLITS}
+    results = {split: judge(context, split, facts[split].table, params) for split in SPLITS}
     profile = facts["train"].profile.summary()
     drifted = drift(baseline, profile) if baseline is not None else {}
     drifting = judge_drift(context, drifted, params.max_drift) if drifted else None

@@ -23,7 +23,7 @@ _REASONS = {
     "not_blank": "{blank_texts} blank",
     "control_characters": "{control_characters} control characters",
     "control_tokens": "{control_tokens} texts of control tokens",
-    "length": "{tokens} tokens",
+    "length": "{excess_tokens} tokens above the limit",
     "leakage": "held-out record {leaked_from} asks the same",
     "duplicates": "equal to record {duplicate_of}",
     "conflicts": "same prompt as record {conflicts_with}, another answer",

@@ -34,7 +34,7 @@ class RuleResult:
     error: str | None = None
 
 
-def expectations(params: ValidateParams, max_tokens: int) -> dict[str, Any]:
+def expectations(params: ValidateParams) -> dict[str, Any]:
     """The expectation of each rule that is not off, named by its `meta`."""
     import great_expectations.expectations as gxe
 
@@ -48,7 +48,7 @@ def expectations(params: ValidateParams, max_tokens: int) -> dict[str, Any]:
         "not_blank": (gxe.ExpectColumnValuesToBeBetween, {"column": "blank_texts", "max_value": 0}),
         "control_characters": (gxe.ExpectColumnValuesToBeBetween, {"column": "control_characters", "max_value": 0}),
         "control_tokens": (gxe.ExpectColumnValuesToBeBetween, {"column": "control_tokens", "max_value": 0}),
-        "length": (gxe.ExpectColumnValuesToBeBetween, {"column": "tokens", "max_value": max_tokens}),
+        "length": (gxe.ExpectColumnValuesToBeBetween, {"column": "excess_tokens", "max_value": 0}),
         "leakage": (gxe.ExpectColumnValuesToBeNull, {"column": "leaked_from"}),
         "duplicates": (gxe.ExpectColumnValuesToBeNull, {"column": "duplicate_of"}),
         "conflicts": (gxe.ExpectColumnValuesToBeNull, {"column": "conflicts_with"}),
@@ -74,6 +74,8 @@ def open_context(docs: Path) -> Any:
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
+    for site in list(context.variables.data_docs_sites or {}):  # its own, in a temporary folder
+        context.delete_data_docs_site(site)
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())}
     site = {"class_name": "SiteBuilder", "store_backend": store}
     context.add_data_docs_site(
@@ -83,11 +85,11 @@ def open_context(docs: Path) -> Any:
     return context
 
 
-def judge(context: Any, split: str, table: Any, params: ValidateParams, max_tokens: int) -> dict[str, RuleResult]:
+def judge(context: Any, split: str, table: Any, params: ValidateParams) -> dict[str, RuleResult]:
     """The result of each rule over `table` (a row for each record of the split, a column for each fact), by name."""
     import great_expectations.expectations as gxe
 
-    rules = expectations(params, max_tokens)
+    rules = expectations(params)
     some = gxe.ExpectTableRowCountToBeBetween(
         min_value=1, severity="critical", notes="there are records", meta={"rule": "records"}
     )

@@ -1,0 +1,214 @@
+"""The gate: what opens it, what closes it, and what it says."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from qwen3llada.corpus import validation
+from qwen3llada.corpus.gate import InvalidConversations, validate
+from qwen3llada.corpus.profile import drift
+from qwen3llada.corpus.rules import Rule, Rules, ValidateParams
+from qwen3llada.corpus.sources import ConversationData
+from qwen3llada.corpus.tokenization import tokenize_conversations
+
+
+def pair(human, gpt, **more):
+    return {"conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}], **more}
+
+
+GOOD = [pair(f"Question {i}?", f"Answer {i}.") for i in range(20)]
+HELDOUT = [pair("Held out?", "Yes."), pair("Also?", "Yes.")]
+BLANK = pair("Nothing?", " ")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3", "max_position_embeddings": 256}))
+    return folder
+
+
+@pytest.fixture
+def gate(tmp_path, model):
+    """A function that validates training records, one list for each file, and leaves its reports in tmp_path."""
+
+    def run(*files, heldout=HELDOUT, num_proc=1, **knobs):
+        for split, parts in (("train", files), ("heldout", [heldout])):
+            folder = tmp_path / "raw" / split
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, rows in enumerate(parts):
+                (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        params = ValidateParams(**knobs)
+        arguments = (tmp_path / "raw", tmp_path / "validated", tmp_path / "reports")
+        return validate(*arguments, model_folder=model, params=params, num_proc=num_proc)
+
+    return run
+
+
+def quarantined(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "reports/quarantine.jsonl").read_text().splitlines()]
+
+
+def test_good_conversations_of_any_shape_pass(tmp_path, gate, tokenizer):
+    roles = ("system", "user", "assistant")
+    shapes = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, "sab", strict=True)]},
+        {"question": "c", "answer": "d", "id": 3},
+    ]
+    report = gate(GOOD, shapes)
+    assert report["passed"]
+    assert report["train"]["records"] == 22
+    assert {rule["broken"] for rule in report["train"]["rules"].values()} == {0}
+    lines = (tmp_path / "validated/train/conversations.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [*GOOD, pair("a", "b", system="s"), pair("c", "d")]
+    assert quarantined(tmp_path) == []
+    assert json.loads((tmp_path / "reports/validation.json").read_text()) == report
+    knobs = {"name": "x", "heldout_fraction": 0.1, "num_proc": 1}
+    out = tmp_path / "tokens"
+    manifest = tokenize_conversations(
+        tmp_path / "validated/train", out, tokenizer, ConversationData(**knobs), max_length=64
+    )
+    assert manifest["samples"] == 22
+
+
+def test_one_bad_record_closes_the_gate(tmp_path, gate):
+    gate(GOOD)
+    with pytest.raises(InvalidConversations) as caught:
+        gate(GOOD[:7], [*GOOD[7:12], BLANK, *GOOD[12:]])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "train: 1 of 21 records break not_blank" in message
+    assert "First: train record 12 (1.jsonl), not_blank: 1 blank: Nothing? /  " in message
+    assert re.search(r"train 12 +not_blank: 1 blank +Nothing\? /", caught.value.table)
+    assert not (tmp_path / "validated").exists()  # nor what an earlier run left
+    report = json.loads((tmp_path / "reports/validation.json").read_text())
+    assert not report["passed"]
+    assert report["train"]["rules"]["not_blank"]["broken"] == report["train"]["invalid"] == 1
+    (entry,) = quarantined(tmp_path)
+    assert (entry["index"], entry["file"], entry["index_in_file"]) == (12, "1.jsonl", 5)
+    page = (tmp_path / "reports/validation/index.html").read_text()
+    assert "not_blank" in page
+    assert "Nothing?" in page
+    assert not re.search(r"https?://|<script|<link|<img", page)
+    assert (tmp_path / "reports/validation/data_docs/index.html").is_file()
+
+
+def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
+    rows = [*GOOD[:18], BLANK, BLANK]
+    report = gate(rows, on_invalid="quarantine", max_invalid_fraction=0.1)
+    assert report["passed"]
+    assert report["train"]["invalid"] == 2
+    assert [entry["index"] for entry in quarantined(tmp_path)] == [18, 19]
+    with pytest.raises(
+        InvalidConversations, match=r"2 of 20 records are invalid, more than max_invalid_fraction=0\.09"
+    ):
+        gate(rows, on_invalid="quarantine", max_invalid_fraction=0.09)
+    assert not (tmp_path / "validated").exists()
+
+
+def test_a_rule_tolerates_what_its_share_allows(tmp_path, gate):
+    """Tolerated is that the records are there, not that anything is trained on them."""
+    rows = [*GOOD[:18], BLANK, pair("Nothing at all?", "")]
+    report = gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.9}})
+    assert report["train"]["rules"]["not_blank"]["passed"]
+    assert [entry["index"] for entry in quarantined(tmp_path)] == [18, 19]
+    with pytest.raises(InvalidConversations, match="2 of 20 records break not_blank"):
+        gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.91}})
+
+
+def test_warnings_let_records_through(tmp_path, gate):
+    rows = [*GOOD, GOOD[3], pair("Question 5?", "Another answer."), BLANK]
+    report = gate(rows, rules={"not_blank": {"severity": "warning"}, "conflicts": {"severity": "off"}})
+    assert report["warnings"] == ["train: 1 of 23 records break not_blank", "train: 1 of 23 records break duplicates"]
+    assert "conflicts" not in report["train"]["rules"]
+    assert len((tmp_path / "validated/train/conversations.jsonl").read_text().splitlines()) == 23
+
+
+def test_the_result_does_not_depend_on_blocks_or_processes(tmp_path, gate, monkeypatch):
+    """A duplicate, a conflict and a leak are found across blocks and files, with their numbers in the split."""
+    files = [*GOOD[:9], pair("held  OUT?", "x")], [GOOD[0], *GOOD[9:], pair("Question 4?", "no"), BLANK]
+    severities = {name: Rule() for name in Rules.model_fields}
+    knobs = {"on_invalid": "quarantine", "max_invalid_fraction": 0.9, "rules": severities}
+    reports = []
+    for size, processes in ((1 << 20, 1), (100, 1), (100, 2)):
+        monkeypatch.setattr("qwen3llada.corpus.blocks.BLOCK_BYTES", size)
+        report = gate(*files, num_proc=processes, **knobs)
+        reports.append((report, quarantined(tmp_path), (tmp_path / "reports/validation/profile.json").read_text()))
+    assert reports[0] == reports[1] == reports[2]
+    reasons = {entry["index"]: entry["reasons"] for entry in reports[0][1]}
+    assert reasons == {
+        9: {"leakage": "held-out record 0 asks the same"},
+        10: {"duplicates": "equal to record 0"},
+        22: {"conflicts": "same prompt as record 4, another answer"},
+        23: {"not_blank": "1 blank"},
+    }
+
+
+def test_the_limit_in_tokens_is_the_models_unless_given(gate, tmp_path):
+    fits, longer = pair("x" * 100, "y" * 156), pair("x" * 100, "y" * 157)  # a byte is a token, 256 are allowed
+    with pytest.raises(InvalidConversations, match=r"1 of 22 records break length.*length: 1 tokens above the limit"):
+        gate([*GOOD, fits, longer])
+    with pytest.raises(InvalidConversations, match="2 of 22 records break length"):
+        gate([*GOOD, fits, longer], max_tokens=255)
+
+
+def test_an_exception_in_an_expectation_is_neither_success_nor_bad_data(tmp_path, gate, monkeypatch):
+    import great_expectations.expectations as gxe
+
+    own = validation.expectations
+
+    def broken(params):
+        rules = own(params)
+        rules["roles"] = gxe.ExpectColumnValuesToBeNull(column="no_such_fact", meta={"rule": "roles"})
+        return rules
+
+    monkeypatch.setattr(validation, "expectations", broken)
+    with pytest.raises(ValueError, match=r"train: rule roles could not be evaluated: .*no_such_fact"):
+        gate(GOOD, on_invalid="quarantine")
+    report = json.loads((tmp_path / "reports/validation.json").read_text())
+    assert not report["passed"]
+    assert report["train"]["invalid"] == 0
+    assert "no_such_fact" in report["train"]["rules"]["roles"]["error"]
+    assert "not evaluated" in (tmp_path / "reports/validation/index.html").read_text()
+    assert not (tmp_path / "validated").exists()
+
+
+def test_drift_from_a_baseline_is_a_warning(tmp_path, gate):
+    gate(GOOD)
+    baseline = tmp_path / "baseline.json"
+    baseline.write_bytes((tmp_path / "reports/validation/profile.json").read_bytes())
+    report = gate(GOOD, baseline=str(baseline))
+    assert set(report["drift"].values()) == {0}
+    assert report["warnings"] == []
+    other = [pair(f"Вопрос {i}? " * 5, f"Ответ {i}.") for i in range(20)]
+    report = gate(other, baseline=str(baseline))
+    assert report["passed"]
+    assert report["drift"]["prompt_characters"] == 1.0
+    assert report["drift"]["turns"] == 0.0
+    assert report["drift"]["bytes"] > 0.5
+    assert "drifted from the baseline: prompt_characters 1.000" in report["warnings"][0]
+    baseline.write_text("{}")
+    with pytest.raises(ValueError, match="a baseline must have prompt_characters"):
+        gate(GOOD, baseline=str(baseline))
+
+
+def test_divergence_is_that_of_jensen_and_shannon():
+    from scipy.spatial.distance import jensenshannon
+
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 9, 256), rng.integers(0, 9, 256)
+    lengths = [[{"at_least": 1, "count": 3}, {"at_least": 2, "count": 1}], [{"at_least": 2, "count": 2}]]
+    got = drift({"turns": lengths[0], "bytes": one.tolist()}, {"turns": lengths[1], "bytes": other.tolist()})
+    assert got["bytes"] == pytest.approx(jensenshannon(one, other, base=2) ** 2)
+    assert got["turns"] == pytest.approx(jensenshannon([3, 1], [0, 2], base=2) ** 2)
+
+
+def test_rules_without_which_nothing_can_be_tokenized_stay_errors():
+    with pytest.raises(ValidationError, match=r"rules\.pairs\.severity='warning' must be error"):
+        ValidateParams(rules={"pairs": {"severity": "warning"}})
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        ValidateParams(rules={"roles": {"mostly": 1.1}})
