@@ -61,10 +61,10 @@ def artifact_key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def read_metrics() -> dict[str, Any]:
-    """All metrics of the workspace, `file:key` to value, as `dvc metrics show` gives them."""
+def read_metrics(root: Path = Path()) -> dict[str, Any]:
+    """All metrics of the workspace at `root`, `file:key` to value, as `dvc metrics show` gives them."""
     command = [sys.executable, "-m", "dvc", "metrics", "show", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         return {}  # no outputs yet
     files = json.loads(done.stdout or "{}").get("", {}).get("data", {})

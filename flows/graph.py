@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +30,7 @@ class Policy(BaseModel):
     grace_seconds: float = Field(
         default=120, gt=0, description="Time that a stopped stage gets to save and end before it is killed, above 0"
     )
+    always: bool = Field(default=False, description="Run even if nothing has changed, as with --force")
     limit: str | None = Field(
         default=None, description="Global concurrency limit of Prefect of which the stage takes one slot, such as gpu"
     )
@@ -42,14 +44,14 @@ class Stage:
     policy: Policy = field(default_factory=Policy)
 
 
-def read_stages(targets: list[str], *, upstream: bool = True) -> list[Stage]:
-    """The stages that `dvc repro TARGETS` would go through, in its order; all of them for no targets.
+def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path()) -> list[Stage]:
+    """The stages of the project at `root` that `dvc repro TARGETS` would go through, in its order.
 
-    `upstream=False` leaves out what the targets depend on.
+    No targets: all stages. `upstream=False` leaves out what the targets depend on.
     Raises: ValueError with DVC's own message for an unknown target or a broken `dvc.yaml`, or for a wrong `meta.flow`.
     """
     command = [sys.executable, "-m", "flows.graph", *(["--only"] if not upstream else []), *targets]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         raise ValueError(f"dvc.yaml: {done.stderr.strip() or f'reading it ended with status {done.returncode}'}")
     return [_stage(entry["name"], entry["flow"]) for entry in json.loads(done.stdout)]

@@ -6,6 +6,7 @@ One task per DVC stage, in the order of DVC's graph. DVC skips what is up to dat
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -36,26 +37,38 @@ def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
-def dvc_stage(stage: Stage, *, force: bool = False) -> str:
-    """Run one stage. Returns how it went: ran, cached or unchanged. Raises: `StageFailedError`."""
-    logger, progress = get_run_logger(), Progress(stage.name)
+def dvc_stage(stage: Stage, *, force: bool = False, root: Path = Path(), label: str = "") -> str:
+    """Run one stage of the project at `root`; `label` tells its artifacts from those of other projects.
+
+    Returns how it went: ran, cached or unchanged. Raises: `StageFailedError`.
+    """
+    logger, progress = get_run_logger(), Progress(f"{label}{stage.name}")
 
     def show(lines: list[str]) -> None:
         logger.info("%s", "\n".join(lines))
         progress.see(lines)
 
     with slot(stage.policy.limit):
-        kind = run_stage(stage, show, force=force).kind
+        kind = run_stage(stage, show, force=force or stage.policy.always, root=root).kind
     progress.finish()
     return kind
 
 
-def with_policy(stage: Stage) -> Task[..., str]:
+def run_stages(stages: list[Stage], *, force: bool = False, root: Path = Path(), label: str = "") -> dict[str, str]:
+    """A task per stage, one after the other. Returns how each went. Raises: `StageFailedError` of the first to fail."""
+    ended: dict[str, str] = {}
+    for stage in stages:
+        run: Callable[..., str] = with_policy(stage, label)
+        ended[stage.name] = run(stage, force=force, root=root, label=label)
+    return ended
+
+
+def with_policy(stage: Stage, label: str) -> Task[..., str]:
     """The task that runs `stage`, named after it and retried as its policy says."""
     policy = stage.policy
     return dvc_stage.with_options(
         name=stage.name,
-        task_run_name=stage.name,
+        task_run_name=f"{label}{stage.name}",
         retries=policy.retries,
         retry_delay_seconds=exponential_backoff(policy.retry_seconds) if policy.retries else 0,
         retry_jitter_factor=RETRY_JITTER,
@@ -84,10 +97,7 @@ def pipeline(
     try:
         with workspace(params, overrides or []):
             before = read_metrics()
-            ended: dict[str, str] = {}
-            for stage in read_stages(stages or [], upstream=upstream):
-                run: Callable[..., str] = with_policy(stage)
-                ended[stage.name] = run(stage, force=force)
+            ended = run_stages(read_stages(stages or [], upstream=upstream), force=force)
             publish_results(before)
     except (StageFailedError, ValueError) as error:
         return Failed(message=str(error))  # one line; a traceback through Prefect would say nothing more

@@ -1,10 +1,12 @@
 """Runs one stage: `dvc repro --single-item` under guard, lines to a callback, the end as an `Outcome`."""
 
 import os
+import re
 import select
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from flows.environment import environment
 from flows.graph import Stage
@@ -12,42 +14,75 @@ from flows.outcome import Outcome, StageFailedError, read_outcome
 from flows.throttle import Throttle
 
 POLL_SECONDS = 0.5
+HERE = Path()
+
+_running: set[subprocess.Popen] = set()
 
 
-def run_stage(stage: Stage, emit: Callable[[list[str]], None], *, force: bool = False) -> Outcome:
-    """Run `stage` in the current folder; `emit` gets batches of its output.
+# What dvc tells a person at a terminal, after every stage.
+_HINTS = re.compile(
+    r"\s*(git add .*|dvc config core\.autostage true|To track the changes with git, run:"
+    r"|To enable auto staging, run:|Use `dvc push` to send your updates to remote storage\.)?\s*"
+)
+
+
+def run_stage(stage: Stage, emit: Callable[[list[str]], None], *, force: bool = False, root: Path = HERE) -> Outcome:
+    """Run `stage` of the project at `root`; `emit` gets batches of its output.
 
     An exception that arrives meanwhile (cancellation, Ctrl-C) stops the stage, waits until it has saved what it needs
     and ended, and goes on. Raises: `StageFailedError`.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage.name]
-    outcome = run_dvc(command, emit, timeout=60 * stage.policy.timeout_minutes, grace=stage.policy.grace_seconds)
+    policy = stage.policy
+    outcome = run_dvc(command, emit, timeout=60 * policy.timeout_minutes, grace=policy.grace_seconds, root=root)
     if not outcome.ok:
         raise StageFailedError(stage.name, outcome)
     return outcome
 
 
-def run_dvc(command: list[str], emit: Callable[[list[str]], None], *, timeout: float, grace: float) -> Outcome:
-    """Run a dvc command under guard in the current folder; seconds for `timeout` (0: none) and `grace`."""
+def run_dvc(
+    command: list[str], emit: Callable[[list[str]], None], *, timeout: float, grace: float, root: Path
+) -> Outcome:
+    """Run a dvc command under guard in the project at `root`; seconds for `timeout` (0: none) and `grace`."""
     limits = ["--timeout", str(timeout), "--grace", str(grace)]
     guard = subprocess.Popen(
         [sys.executable, "-m", "flows.guard", *limits, "--", *command],
         stdin=subprocess.PIPE,  # its end tells the guard that we are gone, however we went
         stdout=subprocess.PIPE,
         env=environment(),
+        cwd=root,
     )
+    _running.add(guard)
     assert guard.stdin is not None
     assert guard.stdout is not None
-    throttle = Throttle(emit)
+    throttle = Throttle(lambda lines: _emit_all_but_hints(lines, emit))
     try:
         _pump(guard, throttle)
     except BaseException:
-        guard.stdin.close()
+        _let_go(guard)
         _pump(guard, throttle)
         raise
     finally:
+        _running.discard(guard)
         throttle.close()
     return read_outcome(guard.wait(), throttle.tail)
+
+
+def _emit_all_but_hints(lines: list[str], emit: Callable[[list[str]], None]) -> None:
+    if kept := [line for line in lines if not _HINTS.fullmatch(line)]:
+        emit(kept)
+
+
+def stop_all() -> None:
+    """Stop what other threads of this process run; they return with the outcome "cancelled"."""
+    for guard in list(_running):
+        _let_go(guard)
+
+
+def _let_go(guard: subprocess.Popen) -> None:
+    """The end of its standard input tells the guard to stop the stage."""
+    assert guard.stdin is not None
+    guard.stdin.close()
 
 
 def _pump(guard: subprocess.Popen, throttle: Throttle) -> None:

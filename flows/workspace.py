@@ -19,8 +19,8 @@ STEP = "parameters"
 
 
 @contextmanager
-def workspace(params: str | None, overrides: Sequence[str]) -> Iterator[None]:
-    """Hold the current workspace for a run, after writing its parameters into `params.yaml`.
+def workspace(params: str | None, overrides: Sequence[str], root: Path = Path()) -> Iterator[None]:
+    """Hold the workspace at `root` for a run, after writing its parameters into `params.yaml`.
 
     Runs that change no parameters share the workspace (dvc locks single stages); one that does must be alone when it
     starts. The parameters stay: they are what the outputs were made with. `git restore params.yaml` undoes them.
@@ -31,13 +31,13 @@ def workspace(params: str | None, overrides: Sequence[str]) -> Iterator[None]:
     Raises: `StageFailedError` of step "parameters": busy if another run is going on; else with the line that names
         the wrong key, and nothing is written.
     """
-    if not IN_USE.parent.parent.is_dir():
-        raise FileNotFoundError(f"{Path.cwd()} must be the root of a DVC project: it has no .dvc")
-    IN_USE.parent.mkdir(exist_ok=True)
-    with open(IN_USE, "a") as file:
+    if not (root / ".dvc").is_dir():
+        raise ValueError(f"{root.resolve()} must be the root of a DVC project: it has no .dvc")
+    (root / IN_USE).parent.mkdir(exist_ok=True)
+    with open(root / IN_USE, "a") as file:
         if params or overrides:
             _lock(file, fcntl.LOCK_EX, "another run uses the workspace; this one would change its parameters")
-            _put(params, overrides)
+            put_parameters(params, overrides, root)
         _lock(file, fcntl.LOCK_SH, "another run is changing the parameters of the workspace")
         yield
 
@@ -49,17 +49,22 @@ def _lock(file: Any, kind: int, message: str) -> None:
         raise StageFailedError(STEP, Outcome("busy", 1, message)) from None
 
 
-def _put(params: str | None, overrides: Sequence[str]) -> None:
-    """Check and write through the package's own command, in a subprocess: flows import nothing of the package."""
+def put_parameters(params: str | None, overrides: Sequence[str], root: Path = Path()) -> None:
+    """Write a parameter set and overrides into params.yaml of `root`.
+
+    Through the package's own command, which checks them, in a subprocess: flows import nothing of the package.
+    Raises: `StageFailedError` of step "parameters" with the line that names the wrong key; nothing is written then.
+    """
     file = Path(params) if params and not overrides else GIVEN
     if overrides:
-        tree = _read(Path(params)) if params else {}
+        tree = _read(root / params) if params else {}
         for override in overrides:
             _set(tree, override)
-        with open(GIVEN, "w", encoding="utf-8") as stream:
+        (root / GIVEN).parent.mkdir(exist_ok=True)
+        with open(root / GIVEN, "w", encoding="utf-8") as stream:
             YAML().dump(tree, stream)
     command = [sys.executable, "-m", "qwen3llada.params", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise StageFailedError(STEP, Outcome("failed", done.returncode, lines[-1].removeprefix("error: ")))

@@ -1,6 +1,8 @@
 """A small real DVC project per test, and one Prefect server for all of them."""
 
+import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -50,6 +52,9 @@ class Project:
     def has_checkpoint(self) -> bool:
         return (self.root / "work" / "checkpoint.json").exists()
 
+    def saved_step(self) -> int:
+        return json.loads((self.root / "work" / "checkpoint.json").read_text())["step"]
+
     def processes(self) -> list[psutil.Process]:
         """Everything alive that works in this folder, this process aside."""
         found = []
@@ -60,6 +65,15 @@ class Project:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return [process for process in found if process.pid != os.getpid()]
+
+    def running(self, *words: str) -> list[int]:
+        """Ids of those of `processes` that have one of the words as an argument."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if set(words) & set(process.cmdline()):
+                    found.append(process.pid)
+        return found
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         end = time.monotonic() + seconds
@@ -72,6 +86,9 @@ class Project:
             [sys.executable, "-m", "dvc", *args], cwd=self.root, env=environment(), capture_output=True, text=True
         )
 
+    def git(self, *args: str) -> str:
+        return subprocess.run(["git", *args], cwd=self.root, check=True, capture_output=True, text=True).stdout
+
     def start(self, *args: str, variables: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
         """A process of `python ARGS` in the project."""
         settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
@@ -83,7 +100,7 @@ class Project:
 def pristine(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pristine") / "project"
     shutil.copytree(SOURCE, root)
-    (root / ".gitignore").write_text("/work/\n/text.txt\n/model.txt\n/metrics.json\n__pycache__/\n")
+    (root / ".gitignore").write_text("/work/\n/text.txt\n/model.txt\n/metrics.json\n/reports/\n__pycache__/\n")
     commands = (
         "git init -q",
         "git config user.email test@example.org",

@@ -3,6 +3,7 @@
 python -m pytest tests/flows/scenarios.py -s
 """
 
+import json
 import os
 import shutil
 import signal
@@ -10,26 +11,15 @@ import socket
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from ruamel.yaml import YAML
 
 from flows.environment import ROOT
 
 SECONDS_TO_END = 15
-DEPLOYMENTS = {
-    "name": "scenarios",
-    "deployments": [
-        {"name": "once", "entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": "local"}},
-        {
-            "name": "minute",
-            "entrypoint": "flows/pipeline.py:pipeline",
-            "parameters": {"stages": ["prepare"]},
-            "schedules": [{"cron": "* * * * *", "active": False}],
-            "work_pool": {"name": "local"},
-        },
-    ],
-}
+FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": "local"}}
+ONCE = {"name": "once", **FLOW}
+MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
 
 
 class Service:
@@ -73,27 +63,23 @@ class Service:
         self.project.wait_until(lambda: self.state(run).is_final(), seconds)
         return self.state(run)
 
-    def workers(self):
-        return [p for p in psutil.Process(self.process.pid).children() if "worker" in p.cmdline()]
-
-    def engines(self):
-        return [
-            p for p in psutil.process_iter() if "prefect.engine" in p.cmdline() and p.cwd() == str(self.project.root)
-        ]
-
 
 @pytest.fixture
 def service(project, tmp_path):
     shutil.copytree(ROOT / "flows", project.root / "flows")
-    YAML().dump(DEPLOYMENTS, project.root / "prefect.yaml")
+    deploy(project, ONCE)
     made = Service(project, tmp_path / "prefect")
     yield made
     if made.process.poll() is None:
         made.stop()
 
 
-def dvc_processes(project):
-    return [p for p in project.processes() if {"flows.guard", "dvc", "train.py"} & set(p.cmdline())]
+def deploy(project, *deployments):
+    YAML().dump({"name": "scenarios", "deployments": list(deployments)}, project.root / "prefect.yaml")
+
+
+def stage_processes(project):
+    return project.running("flows.guard", "dvc", "train.py")
 
 
 def test_cancel_stop_and_cron(service, project):
@@ -106,7 +92,7 @@ def test_cancel_stop_and_cron(service, project):
     with service.client() as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     asked = time.monotonic()
-    project.wait_until(lambda: not dvc_processes(project), 120)
+    project.wait_until(lambda: not stage_processes(project), 120)
     seconds = time.monotonic() - asked
     print(f"\nfrom the request to cancel to the end of all processes of the stage: {seconds:.1f} s")
     assert seconds < SECONDS_TO_END
@@ -123,25 +109,21 @@ def test_cancel_stop_and_cron(service, project):
     assert project.has_checkpoint()
 
     # started again, the next run resumes, and a schedule fires
-    project.set(steps=400)
-    (project.root / "work" / "checkpoint.json").unlink()
+    steps = project.saved_step() + 300
+    project.set(steps=steps)
+    deploy(project, ONCE, MINUTE)
     service.start()
-    with service.client() as client:
-        minute = client.read_deployment_by_name("pipeline/minute")
-        client.update_deployment_schedule(minute.id, minute.schedules[0].id, active=True)
     run = service.submit()
     assert service.ended(run).is_completed()
-    assert project.model() == project.undisturbed_model(400)
+    assert project.model() == project.undisturbed_model(steps)
+    assert len(project.lives()) == 3
 
     def fired():
         with service.client() as client:
-            from prefect.client.schemas.filters import DeploymentFilter
-
-            some = DeploymentFilter.model_validate({"id": {"any_": [minute.id]}})
-            return [r for r in client.read_flow_runs(deployment_filter=some) if r.state.is_completed()]
+            runs = client.read_flow_runs()
+            return [r for r in runs if r.auto_scheduled and r.state is not None and r.state.is_completed()]
 
     project.wait_until(lambda: bool(fired()), 240)
-    assert fired()[0].auto_scheduled
 
 
 def test_two_at_once_wait_for_the_slot_and_a_killed_worker_is_replaced(service, project):
@@ -161,14 +143,49 @@ def test_two_at_once_wait_for_the_slot_and_a_killed_worker_is_replaced(service, 
     project.set(steps=20_000, hold=False, rate=0.2)
     service.submit()
     project.wait_until(lambda: len(project.lives()) == 2 and project.has_checkpoint(), 240)
-    for process in [*service.workers(), *service.engines()]:
-        os.kill(process.pid, signal.SIGKILL)
-    project.wait_until(lambda: not dvc_processes(project), 60)
-    assert project.has_checkpoint()
+    for pid in project.running("worker", "prefect.engine"):
+        os.kill(pid, signal.SIGKILL)
+    project.wait_until(lambda: not stage_processes(project), 60)
+    steps = project.saved_step() + 300
+    project.set(steps=steps)
     service.process.wait(240)  # it ends with its worker
-    project.set(steps=1500)
     service.start()
     run = service.submit()
     assert service.ended(run).is_completed(), service.state(run)
     assert len(project.lives()) == 3
-    assert project.model() == project.undisturbed_model(1500, rate=0.2)
+    assert project.model() == project.undisturbed_model(steps, rate=0.2)
+
+
+def test_a_sweep_leaves_the_workspace_alone(project):
+    project.set(steps=30)
+    before = project.dvc("status").stdout, project.git("status", "--porcelain"), project.git("diff")
+    axis = "train.rate=0.1,0.2,-1"
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+    done = project.start("-m", "flows.sweep", "--axis", axis, "--name", "rates", variables=home)
+    output = done.communicate(timeout=600)[0]
+    assert done.returncode == 1, output
+    assert "rates-1: stage train: exit status 2: error: params.yaml: train.rate: given -1" in output
+    assert (project.dvc("status").stdout, project.git("status", "--porcelain"), project.git("diff")) == before
+
+    result = json.loads((project.root / "reports/sweep.json").read_text())
+    rows = {row["name"]: row for row in result["variants"]}
+    assert list(rows) == ["rates-0_1", "rates-0_2", "rates-1"]
+    assert result["metric"] == "metrics.json:loss"
+    # the stage before training ran once, in the fixture's workspace
+    assert [rows[name]["stages"]["prepare"] for name in ("rates-0_1", "rates-0_2")] == ["unchanged", "unchanged"]
+    for name, rate in (("rates-0_1", 0.1), ("rates-0_2", 0.2)):
+        model = project.undisturbed_model(30, rate=rate).strip()
+        assert rows[name]["metrics"]["metrics.json:model"] == model
+        assert rows[name]["metrics"]["metrics.json:loss"] == int(model[:4], 16) / 65536
+    assert "rates-0_2" in (project.root / "reports/sweep.svg").read_text()
+
+    # they are experiments of this project
+    shown = project.dvc("exp", "show", "--csv", "--no-pager").stdout
+    assert "rates-0_1" in shown
+    assert "rates-1" not in shown
+    difference = json.loads(project.dvc("params", "diff", "rates-0_1", "rates-0_2", "--json").stdout)
+    assert difference == {"params.yaml": {"train.rate": {"old": 0.1, "new": 0.2, "diff": 0.1}}}
+    applied = project.dvc("exp", "apply", "rates-0_2")
+    assert applied.returncode == 0, applied.stderr
+    assert project.model() == project.undisturbed_model(30, rate=0.2)
+    assert project.dvc("status").stdout.strip() == "Data and pipelines are up to date."

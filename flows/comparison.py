@@ -1,0 +1,65 @@
+"""What a sweep found: reports/sweep.json, and its plot."""
+
+import fnmatch
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULT = Path("reports/sweep.json")
+PLOT = Path("reports/sweep.svg")
+# What compares variants, best first: a bound on the likelihood does not depend on the loss that was trained with.
+METRICS = ("*:sft*nelbo", "*nelbo", "*:sft*guidelines", "*guidelines", "*loss")
+
+
+def choose_metric(rows: Sequence[dict[str, Any]], wanted: str | None) -> str | None:
+    """The metric to compare: `wanted`, else the first of `METRICS` that every finished variant has; None if none is.
+
+    Raises: ValueError if a finished variant lacks `wanted`.
+    """
+    found = [set(row["metrics"]) for row in rows if row["metrics"]]
+    common = sorted(set.intersection(*found)) if found else []
+    if wanted is not None:
+        if found and wanted not in common:
+            raise ValueError(f"metric={wanted!r} must be one of {', '.join(common)}")
+        return wanted
+    return next((name for pattern in METRICS for name in common if fnmatch.fnmatch(name, pattern)), None)
+
+
+def write_comparison(rows: Sequence[dict[str, Any]], metric: str | None, root: Path = Path()) -> None:
+    """Write `reports/sweep.json` and, where there is something to plot, `reports/sweep.svg`."""
+    result = {"metric": metric, "variants": list(rows)}
+    _write(root / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    shown = [row for row in rows if metric is not None and metric in row["metrics"]]
+    if metric is not None and shown:
+        _plot(shown, metric, root / PLOT)
+
+
+def _plot(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
+    """A bar per variant, best on top."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    rows = sorted(rows, key=lambda row: row["metrics"][metric], reverse=True)
+    values = [row["metrics"][metric] for row in rows]
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.45 * len(rows)), layout="constrained")
+    bars = axes.barh([row["name"] for row in rows], values, color="#4477aa")
+    axes.bar_label(bars, [f"{value:.4g}" for value in values], padding=3)
+    axes.set_xlabel(f"{metric} (lower is better)")
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

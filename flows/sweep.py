@@ -1,0 +1,121 @@
+"""A sweep over variants of the parameters as a Prefect flow: `python -m flows.sweep [--axis KEY=VALUE,VALUE]`.
+
+Each variant runs in a clone of the workspace and becomes a DVC experiment of it: `dvc exp show`, `dvc params diff` and
+`dvc exp apply` know it. The workspace is not touched. Stages that variants share run once: the first variant runs
+alone and fills DVC's run cache.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Completed, Failed, State
+
+from flows.artifacts import artifact_key, read_metrics
+from flows.comparison import choose_metric, write_comparison
+from flows.graph import read_stages
+from flows.outcome import StageFailedError
+from flows.pipeline import run_stages
+from flows.stage import stop_all
+from flows.variants import Variant, clone, expand, save
+
+LOSSES = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_variant(variant: Variant, stages: list[str]) -> dict[str, Any]:
+    """Run one variant. Returns its row of the result; `error` says why it failed, if it did."""
+    started, root = time.monotonic(), Path().resolve()
+    row: dict[str, Any] = {"name": variant.name, "overrides": list(variant.overrides), "metrics": {}, "error": None}
+    try:
+        path = clone(root, variant)
+        row["stages"] = run_stages(read_stages(stages, root=path), root=path, label=f"{variant.name} ")
+        row["metrics"] = read_metrics(path)
+        save(root, path, variant)
+    except (StageFailedError, RuntimeError, ValueError) as error:
+        row["error"] = str(error)
+    return row | {"seconds": round(time.monotonic() - started, 1)}
+
+
+@flow(name="sweep", persist_result=False)
+def sweep(
+    grid: dict[str, list[str]] | None = None,
+    stages: list[str] | None = None,
+    jobs: int = 1,
+    name: str = "sweep",
+    metric: str | None = None,
+) -> State:
+    """Run all combinations of a grid of overrides, and compare them.
+
+    Args:
+        grid: values by parameter; `a.key,b.key` sets both. None given: the three losses, in pretraining and SFT.
+        stages: what to bring up to date in each variant (default: all of dvc.yaml).
+        jobs: variants that run at once; stages with a concurrency limit still wait for its slots.
+        name: first part of the experiments' names.
+        metric: what to compare, as `file:key`; none given: the likelihood bound, or else a held-out loss.
+
+    Returns: a state that holds the rows of reports/sweep.json; failed if a variant failed.
+    """
+    if jobs < 1:
+        return Failed(message=f"jobs={jobs} must be 1 or more")
+    try:
+        variants = expand(grid or LOSSES, name)
+        rows = _run(variants, stages or [], jobs)
+        write_comparison(rows, compared := choose_metric(rows, metric))
+    except ValueError as error:
+        return Failed(message=str(error))
+    except BaseException:
+        stop_all()  # the variants run in threads, which a signal does not reach
+        raise
+    table = [
+        {"variant": r["name"], compared or "metric": r["metrics"].get(compared), "error": r["error"]} for r in rows
+    ]
+    create_table_artifact(table, key=artifact_key(name), description="Variants, and the metric that compares them")
+    if failed := [row for row in rows if row["error"]]:
+        return Failed(message="; ".join(f"{row['name']}: {row['error']}" for row in failed), data=rows)
+    return Completed(message=f"{len(rows)} variants", data=rows)
+
+
+def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str, Any]]:
+    """The first variant alone, then at most `jobs` at once; rows in the order of `variants`."""
+    rows = {variants[0].name: _named(variants[0])(variants[0], stages)}
+    waiting = list(variants[1:])
+    running: dict[PrefectFuture, Variant] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            variant = waiting.pop(0)
+            running[_named(variant).submit(variant, stages)] = variant
+        future = next(as_completed(list(running)))
+        rows[running.pop(future).name] = future.result()
+    return [rows[variant.name] for variant in variants]
+
+
+def _named(variant: Variant):
+    return run_variant.with_options(task_run_name=variant.name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.sweep", description=__doc__)
+    parser.add_argument(
+        "--axis", action="append", default=[], metavar="KEY[,KEY]=VALUE,VALUE", help="parameter and values; repeatable"
+    )
+    parser.add_argument("--stage", action="append", default=[], help="stage to bring up to date; repeatable")
+    parser.add_argument("--jobs", type=int, default=1, help="variants that run at once")
+    parser.add_argument("--name", default="sweep", help="first part of the experiments' names")
+    parser.add_argument("--metric", help="metric to compare, as file:key")
+    args = parser.parse_args()
+    grid = {keys: values.split(",") for keys, _, values in (axis.partition("=") for axis in args.axis)}
+    state = sweep(grid, args.stage, args.jobs, args.name, args.metric, return_state=True)
+    if not state.is_completed():
+        print(f"error: {state.message}", file=sys.stderr)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
