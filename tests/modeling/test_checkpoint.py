@@ -121,25 +121,38 @@ def test_the_files_that_travel_import_torch_and_transformers_alone():
         assert {module.split(".")[0] for module in modules} <= allowed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import qwen3llada; assert not {'torch', 'transformers'} & sys.modules.keys();"
-        "from transformers.models.qwen3.modeling_qwen3 import Qwen3Model",
-        "from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig",
-    ],
-)
-def test_importing_the_package_is_enough_in_any_order(first):
-    """Until Transformers is imported it costs nothing, and then the Auto classes know the model.
+ORDERS = """
+import os, sys
+import torch  # once, and not in each of the children
+import qwen3llada
+assert "transformers" not in sys.modules, "importing the package has to be cheap"
 
-    The third order, Transformers first, is that of this file.
+def registered():
+    from transformers import AutoConfig, AutoModelForMaskedLM
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "head_dim": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.for_model("qwen3llada", **sizes, **heads, mask_token_id=7)
+    return type(AutoModelForMaskedLM.from_config(config)).__module__ == "qwen3llada.modeling.modeling_qwen3llada"
+
+for first in sys.argv[1:]:
+    if not (child := os.fork()):
+        exec(first)
+        os._exit(0 if registered() else 1)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"not registered after: {first}")
+"""
+
+
+@pytest.mark.slow
+def test_importing_the_package_is_enough_in_any_order():
+    """Until Transformers is imported it costs nothing, and then the Auto classes know the model, wherever that happens.
+
+    The other order, Transformers first, is that of this file.
     """
-    code = (
-        f"import sys; {first}\n"
-        "from transformers import AutoConfig, AutoModelForMaskedLM\n"
-        "config = AutoConfig.for_model('qwen3llada', vocab_size=8, hidden_size=8, intermediate_size=8, head_dim=4,"
-        " num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, mask_token_id=7)\n"
-        "print(type(AutoModelForMaskedLM.from_config(config)).__module__)\n"
-    )
-    assert run(code, cwd=ROOT).strip() == "qwen3llada.modeling.modeling_qwen3llada"
+    inside_of_qwen3 = "from transformers.models.qwen3.modeling_qwen3 import Qwen3Model"
+    inside_of_ours = "from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig"
+    run(ORDERS, inside_of_qwen3, inside_of_ours, cwd=ROOT)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    run("import sys, qwen3llada; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()", cwd=ROOT)
