@@ -9,7 +9,7 @@ from qwen3llada.artifacts import new_folder, write_json
 from qwen3llada.corpus import builtin
 from qwen3llada.corpus.blocks import file_format
 from qwen3llada.corpus.builtin import BuiltinParams
-from qwen3llada.corpus.hub import MODEL_FILES, HubRepository, dataset_files, fetch, resolve
+from qwen3llada.corpus.hub import MODEL_FILES, HubRepository, dataset_files, fetch, model_files, resolve
 from qwen3llada.corpus.landing import Files, Selection, copy_file, describe_file, land
 from qwen3llada.corpus.locate import is_local, licence_of, local_files
 from qwen3llada.corpus.records import HUMAN, map_record
@@ -83,7 +83,7 @@ def _model_folder(source: str, revision: str | None) -> tuple[Path, HubRepositor
             raise ValueError(f"{source}: {revision=} must be null, a local folder has none")
         return folder, None
     repository = resolve(source, revision, "model")
-    return fetch(repository, list(MODEL_FILES)), repository
+    return fetch(repository, model_files(repository)), repository
 
 
 def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact:

@@ -16,7 +16,7 @@ from qwen3llada.corpus.quarantine import write_records
 from qwen3llada.corpus.reading import data_files, read_blocks
 from qwen3llada.corpus.rules import ValidateParams
 from qwen3llada.corpus.split_facts import SplitFacts, collect
-from qwen3llada.corpus.tokenization import load_tokenizer
+from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.corpus.validation import judge, judge_drift, open_context, write_data_docs
 from qwen3llada.corpus.verdict import SPLITS, build_report
 

@@ -3,10 +3,12 @@
 The hub's libraries keep partial downloads in their cache and go on from there; only this module uses the network.
 """
 
+import glob
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,15 +57,20 @@ def resolve(name: str, revision: str | None, kind: Literal["model", "dataset"]) 
     return HubRepository(name, kind, info.sha, licence if isinstance(licence, str) else None, tuple(files))
 
 
-def fetch(repository: HubRepository, patterns: list[str]) -> Path:
-    """Download the files that match `patterns`, or take them from the cache; the folder they are in.
+def model_files(repository: HubRepository) -> list[str]:
+    """The paths of a model repository's files that are wanted: those of `MODEL_FILES` at its top."""
+    paths = [file.path for file in repository.files if "/" not in file.path]
+    return [path for path in paths if any(fnmatch(path, pattern) for pattern in MODEL_FILES)]
+
+
+def fetch(repository: HubRepository, paths: list[str]) -> Path:
+    """Download files, or take them from the cache; the folder they are in.
 
     Raises: ValueError if a file is not what the hub says it is; OSError if the hub cannot be reached.
     """
-    from fnmatch import fnmatch
-
     from huggingface_hub import snapshot_download
 
+    patterns = [glob.escape(path) for path in paths]
     with _plain_errors(repository.name, repository.commit):
         folder = Path(
             snapshot_download(
@@ -71,7 +78,7 @@ def fetch(repository: HubRepository, patterns: list[str]) -> Path:
             )
         )
     for file in repository.files:
-        if any(fnmatch(file.path, pattern) for pattern in patterns):
+        if file.path in paths:
             _check(folder / file.path, file, repository.name)
     return folder
 
