@@ -171,8 +171,8 @@ def test_a_sweep_leaves_the_workspace_alone(project):
     rows = {row["name"]: row for row in result["variants"]}
     assert list(rows) == ["rates-0_1", "rates-0_2", "rates-1"]
     assert result["metric"] == "metrics.json:loss"
-    # the stage before training ran once, in the fixture's workspace
-    assert [rows[name]["stages"]["prepare"] for name in ("rates-0_1", "rates-0_2")] == ["unchanged", "unchanged"]
+    # the stage before training was not run again
+    assert [rows[name]["stages"]["prepare"] for name in ("rates-0_1", "rates-0_2")] == ["cached", "cached"]
     for name, rate in (("rates-0_1", 0.1), ("rates-0_2", 0.2)):
         model = project.undisturbed_model(30, rate=rate).strip()
         assert rows[name]["metrics"]["metrics.json:model"] == model
