@@ -13,7 +13,8 @@ REPORT = Path("reports/analyze.json")
 
 def main(params: Params) -> None:
     from qwen3llada.corpus.download import fetch_model
-    from qwen3llada.modeling.analyze import compare_checkpoints, show
+    from qwen3llada.modeling.analyze import compare_checkpoints
+    from qwen3llada.modeling.comparison_table import show
 
     report = compare_checkpoints(fetch_model(params.convert.src), params.convert.dst)
     show(report)

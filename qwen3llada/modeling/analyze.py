@@ -10,7 +10,6 @@ from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors,
 from qwen3llada.modeling.shards import Shards, find_shards
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import Tensor
 
 ROWS_AT_ONCE = 4096  # of a tensor, so that two chunks are all that is in memory
@@ -195,43 +194,3 @@ def _mask_problems(mask: MaskFacts, vocab_size: int) -> list[str]:
     if vocab_size != mask.embedding_rows:
         problems.append(f"{vocab_size=}, but the embedding has {mask.embedding_rows} rows")
     return problems
-
-
-def show(report: Comparison, console: "Console | None" = None) -> None:
-    """Print the report: tensors counted by status, the facts, then every mismatch by name."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = console or Console()
-    counts = Table("tensors", title=f"{report.source} -> {report.converted}", title_justify="left")
-    for column in ("count", "parameters"):
-        counts.add_column(column, justify="right")
-    for status, number in Counter(tensor.status for tensor in report.tensors).items():
-        size = sum(tensor.parameters for tensor in report.tensors if tensor.status == status)
-        counts.add_row(status, f"{number:,}", f"{size:,}")
-    console.print(counts)
-    facts = Table(show_header=False)
-    for row in _facts(report):
-        facts.add_row(*row)
-    console.print(facts)
-    if wrong := report.mismatches:
-        table = Table("mismatch")
-        table.add_column("tensor", overflow="fold")
-        table.add_column("detail", overflow="fold")
-        for tensor in wrong:
-            table.add_row(tensor.status, tensor.name, tensor.detail)
-        console.print(table)
-    for problem in report.problems:
-        console.print(f"problem: {problem}", markup=False)
-    console.print("identical but for what conversion adds" if report.ok else "NOT the same model", markup=False)
-
-
-def _facts(report: Comparison) -> list[tuple[str, str]]:
-    mask = report.mask
-    return [
-        ("parameters", f"{report.converted_parameters:,} (source {report.source_parameters:,})"),
-        ("of them embedding", f"{report.embedding_parameters:,}{', tied to the head' if report.tied else ''}"),
-        ("mask token", f"{mask.token} = {mask.id}"),
-        ("its id in the source's tokenizer", mask.source_token or "free"),
-        ("tokenizer, embedding, rows left", f"{mask.tokenizer_size:,}, {mask.embedding_rows:,}, {mask.free_rows:,}"),
-    ]

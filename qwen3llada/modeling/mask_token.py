@@ -53,29 +53,31 @@ def give_mask_token(
     Raises: ValueError for an id outside the embedding, or one that ends, begins or pads a text.
     """
     taken = {number: token for token, number in tokenizer.get_vocab().items()}
-    origin: Origin
-    if mask_token == "auto":
-        if tokenizer.mask_token_id is not None:
-            origin, number, name = "tokenizer", tokenizer.mask_token_id, tokenizer.mask_token
-        else:
-            number = tokenizer.convert_tokens_to_ids(MASK) if MASK in tokenizer.get_vocab() else max(taken) + 1
-            origin, name = "added", MASK
-        shadowed = None
-    else:
-        if not 0 <= mask_token < vocab_size:
-            raise ValueError(f"{mask_token=} must be a row of the embedding, in [0, {vocab_size}), or auto")
-        origin, number, name = "given", mask_token, taken.get(mask_token, MASK)
-        shadowed = name if name not in (MASK, tokenizer.mask_token) and mask_token in taken else None
+    origin, number, name = _choose(tokenizer, taken, mask_token, vocab_size)
     _check_role(tokenizer, number, name)
+    shadowed = name if origin == "given" and number in taken and name not in (MASK, tokenizer.mask_token) else None
     if shadowed is not None:
-        text = tokenizer.decode([number])
         log.warning(
-            "mask_token=%d is the tokenizer's token %r (%r): text with it will be read as masked, and never be sampled",
-            number, shadowed, text,
-        )  # fmt: skip
+            f"mask_token={number} is the tokenizer's token {shadowed!r} ({tokenizer.decode([number])!r}): text with it "
+            "will be read as masked, and it will never be sampled"
+        )
     _name(tokenizer, number, name, first_free=max(taken) + 1)
     grown = -(-(number + 1) // GROWTH_MULTIPLE) * GROWTH_MULTIPLE
     return MaskToken(number, name, origin, shadowed, vocab_size if number < vocab_size else grown)
+
+
+def _choose(
+    tokenizer: "PreTrainedTokenizerBase", taken: dict[int, str], mask_token: int | Literal["auto"], vocab_size: int
+) -> tuple[Origin, int, str]:
+    """Origin, id and name of the mask token; `taken` are the tokenizer's tokens by id."""
+    if mask_token != "auto":
+        if not 0 <= mask_token < vocab_size:
+            raise ValueError(f"{mask_token=} must be a row of the embedding, in [0, {vocab_size}), or auto")
+        return "given", mask_token, taken.get(mask_token, MASK)
+    if tokenizer.mask_token_id is not None:
+        return "tokenizer", tokenizer.mask_token_id, tokenizer.mask_token
+    known = {token: number for number, token in taken.items()}
+    return "added", known.get(MASK, max(taken) + 1), MASK
 
 
 def _check_role(tokenizer: "PreTrainedTokenizerBase", number: int, name: str) -> None:

@@ -9,7 +9,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from qwen3llada.modeling import analyze
-from qwen3llada.modeling.analyze import compare_checkpoints, show
+from qwen3llada.modeling.analyze import compare_checkpoints
+from qwen3llada.modeling.comparison_table import show
 from qwen3llada.modeling.convert import convert_checkpoint
 
 CHANGED = "model.layers.1.mlp.up_proj.weight"
