@@ -50,12 +50,10 @@ def _norm_rope(
     x = tl.load(row + e, mask=keep, other=0.0).to(tl.float32)
     y = tl.load(row + partner, mask=keep, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, 1) / E + eps)[:, None]
-    query = (head < HQ) & (e < E)
-    key = (head >= HQ) & (e < E)
-    x_weight = tl.load(q_weight_ptr + e, mask=query, other=0.0) + tl.load(k_weight_ptr + e, mask=key, other=0.0)
-    y_weight = tl.load(q_weight_ptr + partner, mask=query, other=0.0) + tl.load(
-        k_weight_ptr + partner, mask=key, other=0.0
-    )
+    query, key = keep & (head < HQ), keep & (head >= HQ)
+    at, other = e + head * 0, partner + head * 0
+    x_weight = tl.load(q_weight_ptr + at, mask=query, other=0.0) + tl.load(k_weight_ptr + at, mask=key, other=0.0)
+    y_weight = tl.load(q_weight_ptr + other, mask=query, other=0.0) + tl.load(k_weight_ptr + other, mask=key, other=0.0)
     x = ((x * scale).to(kind).to(tl.float32) * x_weight.to(tl.float32)).to(kind).to(tl.float32)
     y = ((y * scale).to(kind).to(tl.float32) * y_weight.to(tl.float32)).to(kind).to(tl.float32)
     cos = tl.load(cos_ptr + token * E + e, mask=e < E, other=0.0)

@@ -1,0 +1,89 @@
+"""CUDA graphs give the tokens of the eager sampler."""
+
+import pytest
+import torch
+from conftest import MASK
+
+from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
+
+SETTINGS = [
+    {},
+    {"cfg_scale": 1.5},
+    {"temperature": 0.7, "remasking": "random_topk"},
+    {"unmask": "threshold", "confidence_threshold": 0.4},
+    {"remasking": "entropy"},
+    {"remasking": "margin", "cfg_scale": 1.0, "unmask": "threshold", "confidence_threshold": 0.4},
+]
+CASES = [(policy, setting) for policy in ("full", "block", "block_causal") for setting in SETTINGS]
+CASES += [("full", {"cache": "dual"}), ("full", {"cache": "dual", "cfg_scale": 1.0})]
+CASES += [("block", setting | {"parallel_blocks": True}) for setting in SETTINGS]
+
+
+@pytest.fixture
+def cuda_model(model):
+    yield model.cuda()
+    model.cpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnGpu:
+    @pytest.mark.parametrize(("policy", "setting"), CASES)
+    def test_graphs_give_the_tokens_of_the_eager_sampler(self, cuda_model, policy, setting):
+        cuda_model.config.attention_policy = policy
+        generator = torch.Generator().manual_seed(len(setting))
+        for rows in (1, 3, 5):
+            prompts = [
+                torch.randint(0, 46, (int(n),), generator=generator).tolist()
+                for n in torch.randint(1, 9, (rows,), generator=generator)
+            ]
+            params = SampleParams(steps=9, gen_length=14, block_length=4, **setting)
+            eager = generate(cuda_model, prompts, params.model_copy(update={"backend": "eager"}), seed=3)
+            graph = generate(cuda_model, prompts, params, seed=3)
+            assert graph.backend == "graph"
+            assert torch.equal(graph.canvas, eager.canvas)
+            assert [a.tolist() for a in graph.tokens] == [a.tolist() for a in eager.tokens]
+
+    def test_noise_is_the_same_on_every_device(self, model):
+        params = SampleParams(steps=9, gen_length=14, block_length=4, temperature=0.9, remasking="random_topk")
+        prompts = [[1, 2, 3], [4, 5]]
+        there = generate(model.cpu(), prompts, params, seed=9).canvas
+        here = generate(model.cuda(), prompts, params, seed=9).canvas
+        model.cpu()
+        assert torch.equal(there, here.cpu())
+
+    def test_infilling_and_long_prompts(self, cuda_model):
+        cuda_model.config.attention_policy = "block"
+        params = SampleParams(steps=8, gen_length=7, block_length=3)
+        texts = [[1, 2, MASK, MASK, 4, 5, MASK, 7], [9, MASK, 3]]
+        eager = infill(cuda_model, texts, params.model_copy(update={"backend": "eager"}))
+        assert torch.equal(infill(cuda_model, texts, params).canvas, eager.canvas)
+
+    def test_steps_are_seen(self, cuda_model):
+        cuda_model.config.attention_policy = "full"
+        params = SampleParams(steps=8, gen_length=8, block_length=4)
+        left = [int((step.canvas == MASK).sum()) for step in stream(cuda_model, [[1, 2]], params, eos_token_ids=())]
+        assert left == [7, 6, 5, 4, 3, 2, 1, 0]
+
+    def test_weights_that_move_are_noticed(self, cuda_model):
+        cuda_model.config.attention_policy = "full"
+        params = SampleParams(steps=8, gen_length=8, block_length=4)
+        before = generate(cuda_model, [[1, 2]], params).canvas
+        cuda_model.cpu().cuda()
+        assert torch.equal(generate(cuda_model, [[1, 2]], params).canvas, before)
+
+    def test_a_generation_in_between_is_an_error(self, cuda_model):
+        cuda_model.config.attention_policy = "full"
+        params = SampleParams(steps=8, gen_length=8, block_length=4)
+        steps = stream(cuda_model, [[1, 2]], params, eos_token_ids=())
+        next(steps)
+        generate(cuda_model, [[3]], params)
+        with pytest.raises(RuntimeError, match="another generation with this model began"):
+            list(steps)
+
+
+def test_graphs_asked_for_where_there_is_no_gpu(model):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="backend=graph cannot be used: the model is on cpu"):
+        generate(model, [[1]], SampleParams(steps=8, gen_length=8, backend="graph"))
