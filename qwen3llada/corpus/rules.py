@@ -58,24 +58,26 @@ class ValidateParams(Section):
     """What conversations are held to before anything is trained on them, and what happens if they break a rule."""
 
     on_invalid: Literal["fail", "quarantine"] = Field(
-        "fail",
+        default="fail",
         description="fail = a failed rule stops the pipeline; quarantine = go on with the valid records. Invalid ones "
         "are written to reports/quarantine.jsonl in either case",
     )
     max_invalid_fraction: float = Field(
-        0.05,
+        default=0.05,
         ge=0,
         lt=1,
         description="share of invalid records in a split above which the pipeline stops (0 to 1)",
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="longest record in tokens; null = the model's own limit (max_position_embeddings)"
+        default=None,
+        ge=1,
+        description="longest record in tokens; null = the model's own limit (max_position_embeddings)",
     )
     baseline: str | None = Field(
-        None, description="profile.json of an earlier validation to compare with; null = no comparison"
+        default=None, description="profile.json of an earlier validation to compare with; null = no comparison"
     )
     max_drift: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1,
         description="Jensen-Shannon divergence from the baseline, in bits (0 to 1), above which there is a warning",

@@ -15,12 +15,12 @@ class ModelSource(Section):
     """The Qwen3 checkpoint to start from."""
 
     source: str = Field(
-        BUILTIN,
+        default=BUILTIN,
         min_length=1,
         description="builtin (a tiny Qwen3 made here), a local folder, or a Hugging Face model id",
     )
     revision: str | None = Field(
-        None, description="branch, tag or commit of the hub repository; null = main. Only for a hub id"
+        default=None, description="branch, tag or commit of the hub repository; null = main. Only for a hub id"
     )
 
 
@@ -28,28 +28,34 @@ class DataSource(Section):
     """A data set: which rows of what, and which of them are held out from training."""
 
     name: str = Field(
-        BUILTIN,
+        default=BUILTIN,
         min_length=1,
         description="builtin, a Hugging Face data set id, or a local file, folder or glob: parquet, jsonl, json, csv, "
         "txt (each also .gz or .zst), or Arrow folders saved by datasets",
     )
     config: str | None = Field(
-        None, description="configuration of a hub data set (wikitext-2-raw-v1, say); null = its default"
+        default=None, description="configuration of a hub data set (wikitext-2-raw-v1, say); null = its default"
     )
-    revision: str | None = Field(None, description="branch, tag or commit of a hub data set; null = main")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set; null = main")
     split: str = Field(
-        "train", min_length=1, description="split to train on, also a slice of it such as train[:1%] or train[100:200]"
+        default="train",
+        min_length=1,
+        description="split to train on, also a slice of it such as train[:1%] or train[100:200]",
     )
-    heldout_name: str | None = Field(None, description="another source for the held-out data; null = the same source")
-    heldout_split: str | None = Field(None, description="split that is held out from training; null = none of its own")
+    heldout_name: str | None = Field(
+        default=None, description="another source for the held-out data; null = the same source"
+    )
+    heldout_split: str | None = Field(
+        default=None, description="split that is held out from training; null = none of its own"
+    )
     heldout_fraction: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="share of the training split to hold out (0 = none), chosen by a hash of each row's text or first "
         "prompt, so that equal ones stay together",
     )
-    columns: list[str] = Field([], description="columns to keep; empty = all")
+    columns: list[str] = Field(default=[], description="columns to keep; empty = all")
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self):
@@ -71,38 +77,39 @@ class TextData(DataSource):
     """Text to pretrain on, and how it becomes sequences."""
 
     text_field: str = Field(
-        "auto",
+        default="auto",
         min_length=1,
         description="column of the text; auto = text, content, raw, document, …, else the first column of strings",
     )
     txt_unit: Literal["file", "paragraph", "line"] = Field(
-        "file", description="what a document is in a .txt file: all of it, what stands between blank lines, or a line"
+        default="file",
+        description="what a document is in a .txt file: all of it, what stands between blank lines, or a line",
     )
     pack_to_max_length: bool = Field(
-        True,
+        default=True,
         description="true = documents one after the other, EOS after each, cut into sequences of pretrain.max_length; "
         "false = each document starts a sequence of its own, a long one is continued in the next",
     )
     remainder: Literal["drop", "pad"] = Field(
-        "drop",
+        default="drop",
         description="what becomes of the last, shorter sequence when packing: dropped, or kept and padded in its batch",
     )
-    num_proc: int = Field(2, ge=1, description="processes that tokenize; the result does not depend on it")
+    num_proc: int = Field(default=2, ge=1, description="processes that tokenize; the result does not depend on it")
 
 
 class ConversationData(DataSource):
     """Conversations to fine-tune on, and how they become prompts and answers."""
 
     template: Template = Field(
-        "plain",
+        default="plain",
         description="form of a prompt: plain lines, or the tokenizer's chat template. It is stored with the checkpoint",
     )
     turns: Turns = Field(
-        "all",
+        default="all",
         description="human→gpt pairs that become samples; with last and all, the turns before are part of the prompt",
     )
     overflow: Overflow = Field(
-        "drop",
+        default="drop",
         description="samples longer than sft.max_length are dropped, or prompts lose their start, or answers their end",
     )
-    num_proc: int = Field(2, ge=1, description="processes that tokenize; the result does not depend on it")
+    num_proc: int = Field(default=2, ge=1, description="processes that tokenize; the result does not depend on it")
