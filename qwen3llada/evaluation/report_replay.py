@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.sampling.params import SampleParams
+
+if TYPE_CHECKING:
+    from qwen3llada.sampling.text import TextModel
 
 
 def record_answers(model: Path, data: Path, params: SampleParams, *, count: int, seed: int) -> list[dict[str, Any]]:
@@ -16,24 +19,34 @@ def record_answers(model: Path, data: Path, params: SampleParams, *, count: int,
     Args:
         model: folder of the checkpoint. data: folder of tokenized prompts and answers.
 
-    Returns: for each prompt {"prompt": text, "tokens": text of each answer token, "at": forward pass (from 0) that
-        committed it, "confidence": probability that it had then}.
+    Returns: as `watch_answers`.
     """
-    import torch
-
-    from qwen3llada.sampling.sampler import generate
+    if count == 0:
+        return []
     from qwen3llada.sampling.text import TextModel
 
     dataset = load_tokens(data)
     asked = min(params.samples or len(dataset), len(dataset))
     chosen = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, asked).round()[:count]]
     prompts = [sample.tokens[: sample.prompt_length].tolist() for sample in chosen]
-    if not prompts:
-        return []
-    text = TextModel.load(model, bf16=params.bf16)
-    length = max(map(len, prompts)) + params.gen_length
-    at = torch.full((len(prompts), length), -1)
-    confidence = torch.zeros(len(prompts), length)
+    return watch_answers(TextModel.load(model, bf16=params.bf16), prompts, params, seed=seed)
+
+
+def watch_answers(
+    text: "TextModel", prompts: Sequence[Sequence[int]], params: SampleParams, *, seed: int
+) -> list[dict[str, Any]]:
+    """Answer encoded prompts and note when each token was decoded.
+
+    Returns: for each prompt {"prompt": text, "tokens": text of each answer token, "at": forward pass (from 0) that
+        committed it, "confidence": probability that it had then}.
+    """
+    import torch
+
+    from qwen3llada.sampling.sampler import generate
+
+    begin = max(map(len, prompts))
+    at = torch.full((len(prompts), begin + params.gen_length), -1)
+    confidence = torch.zeros(at.shape)
 
     def watch(step: Any) -> None:
         committed = step.committed.cpu()
@@ -44,7 +57,7 @@ def record_answers(model: Path, data: Path, params: SampleParams, *, count: int,
     generation = generate(text.model, prompts, params, seed=seed, row_keys=keys, eos_token_ids=text.ends, on_step=watch)
     rows = []
     for row, (prompt, tokens) in enumerate(zip(prompts, generation.tokens, strict=True)):
-        answer = slice(length - params.gen_length, length - params.gen_length + len(tokens))
+        answer = slice(begin, begin + len(tokens))
         rows.append(
             {
                 "prompt": text.decode(prompt),

@@ -1,0 +1,270 @@
+"""The page about a run: what it shows is what the stages wrote, and it needs nothing but itself."""
+
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen3llada.artifacts import read_jsonl, write_json, write_jsonl
+from qwen3llada.evaluation import report_charts as charts
+from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
+from qwen3llada.evaluation.report import ReportParams, write_report
+from qwen3llada.evaluation.report_data import flat_numbers, read_curves, training_charts
+from qwen3llada.evaluation.report_replay import watch_answers
+from qwen3llada.evaluation.report_run import compare_with_previous
+from qwen3llada.sampling.sampler import SampleParams, generate
+
+EVIL = "</script><img src=x onerror=alert(1)>"
+RULES = {"pairs": {"severity": "error", "passed": True, "judged": 3, "broken": 0}}
+
+
+def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
+    """Small outputs of all stages, of the shapes that they write."""
+    reports = root / "reports"
+    for phase in ("pretrain", "sft"):
+        points = [
+            {"step": step, "train/loss": 4 / step, "train/learning_rate": 0.1, f"train/by_noise_level/{name}": 1.5}
+            for step in (10, 20, 30)
+            for name in BUCKET_NAMES[:3]
+        ]
+        write_jsonl(reports / phase / "metrics.jsonl", points)
+        summary = {"steps": 30, "loss": 0.25, "eval_loss": 0.5, "optimizer": "adamw", "parameters": 10, "mfu": None}
+        more = {"trained_parameters": 10, "tokens_per_second": 123.4, "peak_memory_gib": 1.5}
+        write_json(reports / phase / "summary.json", summary | more)
+    losses = {"loss": 0.5, "loss_impl": "dllm", "guidelines": 0.875, "dllm": 0.5, "samples": 7}
+    write_json(reports / "eval_loss.json", {"pretrain": losses, "sft": losses | {"by_noise_level": {"0.0-0.1": 0.1}}})
+    write_json(reports / "sample.json", {"exact_match": exact_match, "samples": 4})
+    rows = [{"prompt": EVIL, "answer": "a < b", "reference": "a < b", "match": True}]
+    write_jsonl(reports / "samples.jsonl", rows * 3)
+    split = {"records": 3, "invalid": 0, "rules": RULES}
+    write_json(
+        reports / "validation.json", {"passed": True, "problems": [], "warnings": [], "train": split, "heldout": split}
+    )
+    mask = {"token": "<|mask|>", "id": 5, "free_rows": 2}
+    counts = {"converted_parameters": 12_345, "embedding_parameters": 99, "tied": True, "mask": mask, "tensors": [{}]}
+    where = {"source": "data/raw/model", "converted": "out/converted", "problems": []}
+    write_json(reports / "analyze.json", {"ok": True, "summary": {"identical": 1}, **where, **counts})
+    files = {"a.json": {"bytes": 3, "sha256": "00"}}
+    write_json(root / "SOURCE.json", {"model": {"source": "builtin", "revision": None, "files": files}})
+    return reports
+
+
+def make(root: Path, parameters=None, **options) -> str:
+    page = write_report(
+        root / "reports",
+        ReportParams(played=0, **options),
+        parameters=parameters or {"sft": {"optim": {"lr": 0.001}}},
+        source=root / "SOURCE.json",
+        model=root / "model",
+        heldout=root / "heldout",
+        sample=SampleParams(),
+        seed=0,
+    )
+    return page.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Counts tags, collects texts and what would be loaded."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.text, self.loaded = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_shows_the_numbers_and_loads_nothing(tmp_path):
+    write_outputs(tmp_path)
+    html = make(tmp_path, samples=2)
+    page = Page(html)
+    text = " ".join(" ".join(page.text).split())
+    assert page.loaded == []
+    assert not re.search(r"@import|url\(", html)
+    assert "img" not in page.tags  # a sample's text is text
+    assert "75 % of 4 held-out answers exact" in text
+    assert "12,345 parameters" in text
+    assert text.count(EVIL) == 2
+    assert text.count("0.875") == 2
+    assert "sft.optim.lr 0.001" in text
+    assert "This is the first run here" in text
+    assert page.tags.count("svg") == 2 * 3 + 1  # loss, by noise level and rate of two runs; losses by noise level
+    summary = (tmp_path / "reports/summary.md").read_text()
+    assert "75 % exact of 4" in summary
+
+
+def test_the_next_run_is_compared_with_this_one(tmp_path):
+    write_outputs(tmp_path, exact_match=0.5)
+    make(tmp_path)
+    assert "This is the first run here" in make(tmp_path)  # the same once more is no other run
+    write_outputs(tmp_path, exact_match=0.75)
+    text = " ".join(" ".join(Page(make(tmp_path, {"sft": {"optim": {"lr": 0.002}}})).text).split())
+    assert "sft.optim.lr 0.001 0.002" in text
+    assert "sample.exact_match 0.5 0.75 +0.25" in text
+    assert "| sample.exact_match | 0.5 | 0.75 | +0.25 |" in (tmp_path / "reports/summary.md").read_text()
+
+
+def test_history_is_bounded_and_compares_with_the_latest_that_differs(tmp_path):
+    path = tmp_path / "history.jsonl"
+    for i in range(150):
+        run = {"revision": str(i), "parameters": {"a": "1"}, "metrics": {"m": i}}
+        previous = compare_with_previous(path, run)
+    assert len(list(read_jsonl(path))) == 100
+    assert previous == {"revision": "148", "parameters": [], "metrics": [("m", 148, 149, 1)]}
+
+
+def test_a_sweep_is_shown_with_its_failures(tmp_path):
+    reports = write_outputs(tmp_path)
+    rows = [
+        {"name": "s-a", "overrides": ["x=a"], "metrics": {"f:nelbo": 1.25}, "error": None},
+        {"name": "s-b", "overrides": ["x=b"], "metrics": {}, "error": "it failed"},
+    ]
+    write_json(reports / "sweep.json", {"metric": "f:nelbo", "variants": rows})
+    text = " ".join(" ".join(Page(make(tmp_path)).text).split())
+    assert "s-a x=a 1.25" in text
+    assert "s-b x=b – it failed" in text
+
+
+def test_an_output_that_is_missing_is_named(tmp_path):
+    (write_outputs(tmp_path) / "eval_loss.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"eval_loss\.json"):
+        make(tmp_path)
+    assert not (tmp_path / "reports/report.html").exists()
+
+
+def test_curves_of_dvclive_and_of_the_plain_file_are_the_same(tmp_path):
+    from qwen3llada.training.telemetry import Curves
+
+    curves = Curves(tmp_path / "live")
+    plain = []
+    for step in (1, 2, 5):
+        values = {"train/loss": 1 / step, "train/by_noise_level/0.0-0.1": float(step)}
+        curves.add(step, values)
+        plain.append({"step": step, **values})
+    curves.close()
+    assert curves.writer == "dvclive"
+    write_jsonl(tmp_path / "plain/metrics.jsonl", plain)
+    expected = {"train/loss": [(1, 1.0), (2, 0.5), (5, 0.2)], "train/by_noise_level/0.0-0.1": [(1, 1), (2, 2), (5, 5)]}
+    assert read_curves(tmp_path / "live") == read_curves(tmp_path / "plain") == expected
+    assert list(training_charts(expected)) == ["Loss", "Loss by noise level"]
+
+
+def test_a_file_that_is_no_curve_is_named(tmp_path):
+    table = tmp_path / "plots/metrics/loss.tsv"
+    table.parent.mkdir(parents=True)
+    table.write_text("time\tloss\n1\t2\n")
+    with pytest.raises(ValueError, match=r"loss\.tsv: must have the columns step and loss"):
+        read_curves(tmp_path)
+
+
+class TestCharts:
+    def coordinates(self, svg):
+        text = re.search(r'points="([^"]+)"', svg)[1]
+        return [tuple(map(float, pair.split(","))) for pair in text.split()]
+
+    def test_points_lie_in_proportion(self):
+        points = self.coordinates(charts.line_chart({"a": [(0, 0), (5, 10), (10, 5)]}, x_label="x", y_label="y"))
+        (x0, y0), (x1, y1), (x2, y2) = points
+        assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+        assert y0 - y1 == pytest.approx(2 * (y0 - y2), abs=0.2)
+        assert all(0 <= x <= charts.WIDTH and 0 <= y <= charts.HEIGHT for x, y in points)
+
+    def test_one_point_a_flat_curve_and_none(self):
+        assert "<circle" in charts.line_chart({"a": [(3, 7)]}, x_label="x", y_label="y")
+        assert len(self.coordinates(charts.line_chart({"a": [(0, 2), (1, 2)]}, x_label="x", y_label="y"))) == 2
+        assert charts.line_chart({"a": [], "b": [(0, float("nan"))]}, x_label="x", y_label="y") == ""
+
+    @pytest.mark.parametrize(("low", "high"), [(0, 1), (4.1, 7.3), (-3, 2e5), (1e-6, 2e-6), (5, 5), (0, 0)])
+    def test_ticks_are_round_and_span_the_range(self, low, high):
+        ticks = charts.ticks(low, high)
+        assert ticks[0] <= low
+        assert ticks[-1] >= high
+        assert 2 <= len(ticks) <= charts.TICKS + 3
+        mantissas = {f"{(b - a):e}".split("e")[0].rstrip("0") for a, b in itertools.pairwise(ticks)}
+        assert mantissas <= {"1.", "2.", "2.5", "5."}
+
+    @pytest.mark.parametrize("count", [1, 299, 300, 301, 12_345])
+    def test_long_curves_are_thinned_and_keep_their_end(self, count):
+        points = [(i, i) for i in range(count)]
+        kept = charts.thin(points)
+        assert len(kept) <= charts.POINTS
+        assert kept[-1] == points[-1]
+
+    def test_bars_are_as_long_as_their_values(self):
+        svg = charts.bar_chart({"<a>": 2.0, "b": 1.0}, label="l")
+        first, second = (float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', svg))
+        assert first == pytest.approx(2 * second, abs=0.2)
+        assert "&lt;a&gt;" in svg
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(3, "3"), (12_345, "12,345"), (0.000123456, "0.0001235"), (98_765.4, "98,765"), (2.5, "2.5")],
+    )
+    def test_numbers_for_people(self, value, text):
+        assert charts.number(value) == text
+
+
+def test_flat_numbers_leaves_out_what_is_none():
+    assert flat_numbers({"a": {"b": 1, "c": None, "d": True}, "e": "x", "f": 2.5}) == {"a.b": 1, "f": 2.5}
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    """An untrained tiny model with a tokenizer of one word per id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.sampling.text import TextModel
+
+    torch.manual_seed(0)
+    words = {f"w{i}": i for i in range(30)} | {"<eos>": 30, "<mask>": 31}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = Qwen3LLadaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        mask_token_id=31,
+        eos_token_id=30,
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", mask_token="<mask>")
+    return TextModel(Qwen3LLadaForMaskedLM(config).eval(), fast)
+
+
+def test_a_replay_tells_when_each_token_came(text_model):
+    params = SampleParams(steps=8, gen_length=8, block_length=4, backend="eager")
+    prompts = [[1, 2, 3], [4, 5]]
+    rows = watch_answers(text_model, prompts, params, seed=3)
+    canvases = []
+    final = generate(
+        text_model.model,
+        prompts,
+        params,
+        seed=3,
+        row_keys=range(2),
+        eos_token_ids=text_model.ends,
+        on_step=lambda step: canvases.append(step.canvas.clone()),
+    )
+    for row, (shown, tokens) in enumerate(zip(rows, final.tokens, strict=True)):
+        assert shown["prompt"] == " ".join(f"w{i}" for i in prompts[row])
+        assert "".join(shown["tokens"]) == text_model.tokenizer.decode(tokens)
+        assert all(0 <= at < len(canvases) for at in shown["at"])
+        assert all(0 < value <= 1 for value in shown["confidence"])
+        for step, canvas in enumerate(canvases):
+            known = (canvas[row, 3 : 3 + len(tokens)] != 31).tolist()
+            assert known == [at <= step for at in shown["at"]]
+    json.dumps(rows)
