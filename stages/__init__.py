@@ -12,3 +12,7 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",  # our own worker processes fork; tokenizers warns otherwise
 }.items():
     os.environ.setdefault(_name, _value)
+
+# Threads that wait for each other sleep instead of spinning: on cores that others use too, spinning has cost a hundred
+# times the work itself. Read by OpenMP when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
