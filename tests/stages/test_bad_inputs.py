@@ -1,0 +1,172 @@
+"""Each bad input: one clear line on stderr, the right exit status, nothing half-written."""
+
+import errno
+import json
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"people": 4, "documents": 100, "heldout_documents": 10, "bpe_tokens": 300, "hidden_size": 16, "layers": 1}
+SMALL |= {"heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate_size": 32, "two_turns": 0}
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory) -> Path:
+    """A project folder with params.yaml for a very small world and its data/raw."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
+    edit(folder, builtin=SMALL)
+    status, _, error = stage(folder, "download")
+    assert status == 0, error
+    return folder
+
+
+@pytest.fixture
+def project(downloaded: Path, tmp_path: Path) -> Path:
+    shutil.copytree(downloaded, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def edit(folder: Path, **sections: dict) -> None:
+    yaml = YAML()
+    tree = yaml.load((folder / "params.yaml").read_text(encoding="utf-8"))
+    for name, values in sections.items():
+        tree[name].update(values)
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+
+
+def stage(folder: Path, name: str, *argv: str) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of `python -m stages.NAME` in `folder`, in this process: an import costs seconds."""
+    import contextlib
+    import io
+
+    out, error = io.StringIO(), io.StringIO()
+    before, arguments = Path.cwd(), sys.argv
+    os.chdir(folder)
+    sys.argv = [name, *argv]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.raises(SystemExit) as exit_:
+            runpy.run_module(f"stages.{name}", run_name="__main__", alter_sys=True)
+    finally:
+        os.chdir(before)
+        sys.argv = arguments
+    return exit_.value.code or 0, out.getvalue(), error.getvalue()
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def refused(folder: Path, name: str, *argv: str, status: int, words: list[str]) -> None:
+    """The stage ends with `status` and a last line that has all of `words`; the folder is as before."""
+    before = files(folder)
+    code, _, error = stage(folder, name, *argv)
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert (code, len(lines)) == (status, 1), error
+    assert "Traceback" not in error
+    assert all(word in lines[0] for word in words), lines[0]
+    assert files(folder) - {"reports"} == before - {"reports"}
+
+
+def test_missing_params_file(tmp_path):
+    refused(tmp_path, "convert", status=2, words=["params.yaml", "no such parameter file"])
+
+
+def test_missing_parameter_set(project):
+    refused(project, "convert", "--params", "configs/none.yaml", status=2, words=["configs/none.yaml", "no such"])
+
+
+def test_unknown_key(project):
+    edit(project, convert={"maks_token": "auto"})
+    refused(project, "download", status=2, words=["params.yaml", "convert.maks_token", "unknown key", "mask_token"])
+
+
+def test_wrong_type(project):
+    edit(project, pretrain={"micro_batch_size": "many"})
+    refused(project, "pretrain", status=2, words=["params.yaml", "pretrain.micro_batch_size", "'many'", "integer"])
+
+
+def test_out_of_range_on_the_command_line(project):
+    refused(project, "sample", "--steps", "0", status=2, words=["command line", "steps", "0", "1"])
+
+
+def test_settings_that_contradict_each_other(project):
+    argv = ("--bf16", "--fp16")
+    refused(project, "pretrain", *argv, status=2, words=["pretrain", "bf16", "fp16"])
+
+
+def test_missing_source_folder(project):
+    refused(project, "convert", "--src", "data/raw/nothing", status=1, words=["data/raw/nothing"])
+
+
+def test_llama_checkpoint(project):
+    config = project / "data/raw/model/config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(values | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    refused(project, "convert", status=1, words=["llama", "qwen3"])
+
+
+def test_truncated_weights(project):
+    weights = project / "data/raw/model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(project, "convert", status=1, words=["model.safetensors"])
+
+
+def test_mask_id_outside_the_vocabulary(project):
+    refused(project, "convert", "--mask_token", "999999", status=1, words=["999999", "mask"])
+
+
+def test_full_disk_while_converting(project, monkeypatch):
+    """The copy of the weights fails half-way with ENOSPC; what was there before stays, and nothing new is left."""
+    assert stage(project, "convert")[0] == 0
+    before = files(project)
+    weights = (project / "out/qwen3llada-converted/model.safetensors").read_bytes()
+
+    def full(source, destination, *args, **kwargs):
+        Path(destination).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+
+    for name in ("copyfile", "copy", "copy2", "copyfileobj"):
+        monkeypatch.setattr(shutil, name, full)
+    refused(project, "convert", status=1, words=["no space left", "out/qwen3llada-converted"])
+    assert files(project) == before
+    assert (project / "out/qwen3llada-converted/model.safetensors").read_bytes() == weights
+
+
+def test_empty_corpus(project, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    data = {"name": str(tmp_path / "empty.jsonl"), "heldout_fraction": 0.1}
+    edit(project, pretrain_data=data)
+    refused(project, "download", status=1, words=["empty.jsonl"])
+
+
+def test_corpus_without_a_text_column(project):
+    for split in ("train", "heldout"):
+        (project / f"data/raw/text/{split}/{split}.jsonl").write_text('{"number": 1}\n{"number": 2}\n')
+    shutil.copytree(project / "data/raw/conversations", project / "data/validated")
+    refused(project, "tokenize_pack", status=1, words=["text", "number"])
+
+
+def test_conversation_without_a_pair(project):
+    path = project / "data/raw/conversations/train/train.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[2] = json.dumps({"conversations": [{"from": "human", "value": "Anyone there?"}]})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    code, _, error = stage(project, "validate")
+    assert code == 1
+    assert "pairs" in error
+    assert "2" in error
+    assert "Anyone there?" in error
+    assert not (project / "data/validated").exists()
+
+
+def test_training_without_data(project):
+    assert stage(project, "convert")[0] == 0
+    refused(project, "sft", "--model", "out/qwen3llada-converted", status=1, words=["data/tokenized/sft"])
