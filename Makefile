@@ -46,7 +46,10 @@ format: setup
 	ruff format .
 
 bench: setup  ## side-by-side benchmarks; see docs/performance.md
-	python -m bench.loss && python -m bench.sample && python -m bench.train
+	for part in batching loss sample train data; do python -m bench.$$part || exit; done
+
+serve: setup  ## Prefect server, worker and deployments on this machine
+	python -m flows.serve
 
 lock:  ## after editing pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --no-annotate --no-header -q --upgrade -o requirements.lock

@@ -23,6 +23,7 @@ from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.validation import ValidateParams
 from qwen3llada.evaluation.eval_loss import EvalLossParams
+from qwen3llada.evaluation.report import ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.sampler import SampleParams
 from qwen3llada.section import Section
@@ -48,6 +49,7 @@ class Params(Section):
     sft: SftParams
     eval_loss: EvalLossParams
     sample: SampleParams
+    report: ReportParams
 
 
 def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:

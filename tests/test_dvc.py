@@ -62,7 +62,7 @@ def test_parameters_are_what_is_read(stage):
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
     }
-    read = {"validate" if name == "validation" else name for name in read}
+    read = {"validate" if name == "validation" else name for name in read} & set(PARAMS)
     declared = {str(key).split(".")[0] for key in PIPELINE[stage].get("params", [])}
     assert read == declared
 
