@@ -68,7 +68,7 @@ def optimiser_step(run: Run, micro_batches: list[Batch], stop: StopRequest) -> S
 def clip(run: Run) -> Tensor:
     """Scale the gradients down to `max_grad_norm`; the norm before that."""
     limit = run.params.max_grad_norm or float("inf")
-    norm = run.accelerator.clip_grad_norm_(run.parameters(), limit)
+    norm = run.accelerator.clip_grad_norm_(run.objective.parameters(), limit)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 

@@ -22,7 +22,7 @@ from qwen3llada.training.flops import FlopCounter, flop_counter
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.setup import DTYPES, compile_layers, load_model, make_accelerator
-from qwen3llada.training.sharding import load_optimizer_state, model_state, optimizer_state
+from qwen3llada.training.sharding import load_optimizer_state, model_state, optimizer_state, reshard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -146,7 +146,8 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
     """
     main = run.accelerator.is_main_process
     folder = checkpoint_path(run.params.output_dir, run.state.global_step)
-    weights = model_state(run.model, keep=main)
+    reshard(run.objective)
+    weights = model_state(run.adapted or run.model, keep=main)
     optimizer = {
         "optimizer": optimizer_state(run.inner_optimizer, run.model, keep=main),
         "schedule": run.schedule.state_dict(),
@@ -174,7 +175,8 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
 def export(run: Run) -> None:
     """Write the final model to `dst` in Hugging Face format, with the tokenizer. By all processes."""
     main = run.accelerator.is_main_process
-    weights = model_state(run.model, keep=main)
+    reshard(run.objective)
+    weights = model_state(run.adapted or run.model, keep=main)
     if main:
         with new_folder(run.params.dst) as temporary:
             if run.adapted is None:

@@ -27,14 +27,22 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
+def reshard(model: nn.Module) -> None:
+    """Spread gathered parameters again: after a forward pass without a backward pass some FSDP groups stay whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def model_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor] | None:
-    """Parameters and saved buffers, whole and on the CPU; None where nothing is spread, so that there is no copy."""
+    """Parameters, tied ones once, whole and on the CPU; None where nothing is spread, so that there is no copy."""
     from torch.distributed.tensor import DTensor
 
-    state = model.state_dict()
-    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
-    gathered = {name: whole(tensor, keep=keep) for name, tensor in state.items()}
+    gathered = {name: whole(parameter, keep=keep) for name, parameter in model.named_parameters()}
     return {name: tensor for name, tensor in gathered.items() if tensor is not None}
 
 

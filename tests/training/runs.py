@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from qwen3llada.training.loop import train
@@ -60,3 +62,37 @@ def assert_same_run(one: TrainParams, other: TrainParams, step: int) -> None:
     torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=0)
     torch.testing.assert_close(optimizer(one, step), optimizer(other, step), rtol=0, atol=0)
     assert curves(one, step) == curves(other, step)
+
+
+def train_together(params: TrainParams, processes: int, *, sharded: bool = False) -> None:
+    """Train in `processes` processes on the CPU (gloo), under DDP or FSDP2. Raises if one of them fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = [
+        CONTEXT.Process(target=_run_member, args=(params, rank, processes, port, sharded)) for rank in range(processes)
+    ]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join()
+    assert [process.exitcode for process in group] == [0] * processes
+
+
+def _run_member(params: TrainParams, rank: int, processes: int, port: int, sharded: bool) -> None:
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if sharded:
+        launcher = YAML(typ="safe").load(Path(__file__).parents[2] / "launch/fsdp2.yaml")["fsdp_config"]
+        names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
+        os.environ |= {names.get(key, key.upper()): str(value) for key, value in launcher.items()}
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        # Accelerate takes FSDP for a matter of GPUs; torch's runs on CPUs as well.
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    train(params, seed=SEED)

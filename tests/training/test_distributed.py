@@ -1,0 +1,52 @@
+"""Several processes compute what one does, and go on from each other's checkpoints."""
+
+import pytest
+import torch
+from runs import changed, curves, train_together, weights
+
+from qwen3llada.training.loop import train
+
+STEPS, HALF = 8, 4  # an epoch and a third; steps of eight samples, the last of the epoch of six
+
+
+@pytest.fixture
+def alone(pretraining):
+    """One process with eight samples in a step."""
+    return changed(pretraining, max_steps=STEPS, save_steps=HALF, micro_batch_size=4, logging_steps=1)
+
+
+def elsewhere(params, folder, **changes):
+    paths = {"dst": folder / "model", "output_dir": folder / "work", "reports": folder / "reports"}
+    return changed(params, **paths, **changes)
+
+
+def losses(params):
+    points = curves(params, STEPS)
+    return torch.tensor([[point["train/loss"], point["train/grad_norm"]] for point in points if "train/loss" in point])
+
+
+@pytest.mark.slow
+def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_path):
+    train(alone, seed=1)
+    expected = losses(alone)
+    assert len(expected) == STEPS
+    for name, sharded in (("ddp", False), ("fsdp2", True)):
+        together = elsewhere(alone, tmp_path / name, micro_batch_size=2)
+        train_together(together, 2, sharded=sharded)
+        torch.testing.assert_close(losses(together), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(weights(together), weights(alone), rtol=1e-3, atol=1e-4)
+
+        # from the middle of the two processes' run, in one
+        checkpoint = together.output_dir / f"checkpoints/step-{HALF}"
+        resumed = elsewhere(alone, tmp_path / f"{name} resumed", resume_from=str(checkpoint))
+        train(resumed, seed=1)
+        torch.testing.assert_close(losses(resumed), expected, rtol=1e-5, atol=1e-5)
+    # and the other way round: one process's checkpoint, spread over two
+    spread = elsewhere(
+        alone,
+        tmp_path / "spread",
+        micro_batch_size=2,
+        resume_from=str(alone.output_dir / f"checkpoints/step-{HALF}"),
+    )
+    train_together(spread, 2, sharded=True)
+    torch.testing.assert_close(losses(spread), expected, rtol=1e-5, atol=1e-5)
