@@ -16,7 +16,7 @@ from typing import NoReturn
 
 HOST = "127.0.0.1"
 PORT = 4200  # Prefect's own default
-POOL = "local"
+POOL = "qwen3llada"
 LIMIT = "gpu"
 START_SECONDS = 120
 STOP_SECONDS = 150  # a stage gets its grace_seconds to save, 120 by default

@@ -15,9 +15,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.environment import ROOT
+from flows.serve import POOL
 
+pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
-FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": "local"}}
+PATIENCE = 1800  # seconds; a wait ends as soon as what it waits for is there
+FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": POOL}}
 ONCE = {"name": "once", **FLOW}
 MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
 
@@ -39,11 +42,11 @@ class Service:
         self.process = self.project.start(
             "-m", "flows.serve", "--port", str(self.port), stdout=self.log, variables=self.variables
         )
-        self.project.wait_until(lambda: "ready: " in Path(self.log.name).read_text(), 240)
+        self.project.wait_until(lambda: "ready: " in Path(self.log.name).read_text(), PATIENCE)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(240)
+        self.process.wait(PATIENCE)
 
     def client(self):
         from prefect.client.orchestration import SyncPrefectClient
@@ -59,7 +62,7 @@ class Service:
         with self.client() as client:
             return client.read_flow_run(run).state
 
-    def ended(self, run, seconds=240):
+    def ended(self, run, seconds=PATIENCE):
         self.project.wait_until(lambda: self.state(run).is_final(), seconds)
         return self.state(run)
 
@@ -85,14 +88,14 @@ def stage_processes(project):
 def test_cancel_stop_and_cron(service, project):
     project.set(steps=20_000)
     run = service.submit()
-    project.wait_until(project.has_checkpoint, 240)
+    project.wait_until(project.has_checkpoint, PATIENCE)
 
     from prefect.states import Cancelling
 
     with service.client() as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     asked = time.monotonic()
-    project.wait_until(lambda: not stage_processes(project), 120)
+    project.wait_until(lambda: not stage_processes(project), PATIENCE)
     seconds = time.monotonic() - asked
     print(f"\nfrom the request to cancel to the end of all processes of the stage: {seconds:.1f} s")
     assert seconds < SECONDS_TO_END
@@ -102,7 +105,7 @@ def test_cancel_stop_and_cron(service, project):
 
     # the service is stopped in mid-training: the checkpoint is saved, and nothing is left
     run = service.submit()
-    project.wait_until(lambda: len(project.lives()) == 2, 240)
+    project.wait_until(lambda: len(project.lives()) == 2, PATIENCE)
     time.sleep(2)
     service.stop()
     assert project.processes() == []
@@ -123,13 +126,13 @@ def test_cancel_stop_and_cron(service, project):
             runs = client.read_flow_runs()
             return [r for r in runs if r.auto_scheduled and r.state is not None and r.state.is_completed()]
 
-    project.wait_until(lambda: bool(fired()), 240)
+    project.wait_until(lambda: bool(fired()), PATIENCE)
 
 
 def test_two_at_once_wait_for_the_slot_and_a_killed_worker_is_replaced(service, project):
     project.set(steps=300, hold=True)
     first, second = service.submit(), service.submit()
-    project.wait_until(project.has_checkpoint, 240)
+    project.wait_until(project.has_checkpoint, PATIENCE)
     time.sleep(30)  # the other run has come to the stage meanwhile
     assert len(project.lives()) == 1
     (project.root / "work" / "go").touch()
@@ -142,13 +145,13 @@ def test_two_at_once_wait_for_the_slot_and_a_killed_worker_is_replaced(service, 
     # the worker and the run's own process are killed: the guard saves the training, a new run resumes
     project.set(steps=20_000, hold=False, rate=0.2)
     service.submit()
-    project.wait_until(lambda: len(project.lives()) == 2 and project.has_checkpoint(), 240)
+    project.wait_until(lambda: len(project.lives()) == 2 and project.has_checkpoint(), PATIENCE)
     for pid in project.running("worker", "prefect.engine"):
         os.kill(pid, signal.SIGKILL)
-    project.wait_until(lambda: not stage_processes(project), 60)
+    project.wait_until(lambda: not stage_processes(project), PATIENCE)
     steps = project.saved_step() + 300
     project.set(steps=steps)
-    service.process.wait(240)  # it ends with its worker
+    service.process.wait(PATIENCE)  # it ends with its worker
     service.start()
     run = service.submit()
     assert service.ended(run).is_completed(), service.state(run)
@@ -162,7 +165,7 @@ def test_a_sweep_leaves_the_workspace_alone(project):
     axis = "train.rate=0.1,0.2,-1"
     home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
     done = project.start("-m", "flows.sweep", "--axis", axis, "--name", "rates", variables=home)
-    output = done.communicate(timeout=600)[0]
+    output = done.communicate(timeout=PATIENCE)[0]
     assert done.returncode == 1, output
     assert "rates-1: stage train: exit status 2: error: params.yaml: train.rate: given -1" in output
     assert (project.dvc("status").stdout, project.git("status", "--porcelain"), project.git("diff")) == before
