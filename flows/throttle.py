@@ -17,6 +17,7 @@ class Throttle:
         self.tail: list[str] = []
         self._batch: list[str] = []
         self._rest = b""
+        self._shown = ""
         self._next = 0.0
 
     def feed(self, data: bytes) -> None:
@@ -40,16 +41,14 @@ class Throttle:
 
     def _add(self, line: bytes) -> None:
         text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace").rstrip()
-        self._batch.append(text)
+        if text != self._shown or b"\r" not in line:
+            self._batch.append(text)
+        self._shown = ""
         self.tail = [*self.tail[-self.longest + 1 :], text]
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
-        redrawn = self._rest.rpartition(b"\r")
-        if redrawn[1]:  # a progress bar in mid-line: show where it is
-            current = (redrawn[2] or redrawn[0].rpartition(b"\r")[2]).decode("utf-8", "replace").strip()
-            batch += [current] if current else []
-            self._rest = redrawn[1] + redrawn[2]
+        batch += self._progress()
         if not batch:
             return
         if (left_out := len(batch) - self.longest) > 0:
@@ -57,3 +56,15 @@ class Throttle:
             batch = [*batch[:half], f"… {left_out} lines left out …", *batch[half + left_out :]]
         self.emit(batch)
         self._next = time.monotonic() + self.seconds
+
+    def _progress(self) -> list[str]:
+        """The state of a progress bar in mid-line, if it is news; older states are forgotten."""
+        drawn = [state for state in self._rest.split(b"\r") if state.strip()]
+        if b"\r" not in self._rest or not drawn:
+            return []
+        self._rest = b"\r" + drawn[-1]
+        current = drawn[-1].decode("utf-8", "replace").strip()
+        if current == self._shown:
+            return []
+        self._shown = current
+        return [current]

@@ -69,6 +69,7 @@ def write_report(
         "sources": data_sources(source),
         "analyze": read_json(reports / "analyze.json"),
         "validation": read_json(reports / "validation.json"),
+        "tokens": read_json(reports / "tokenize_pack/tokenize.json"),
         "phases": PHASES,
         "charts": {phase: training_charts(read_curves(reports / phase)) for phase in PHASES},
         "losses": loss_table(numbers["eval_loss"]),

@@ -44,6 +44,10 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
     write_json(
         reports / "validation.json", {"passed": True, "problems": [], "warnings": [], "train": split, "heldout": split}
     )
+    text = {"documents": 9, "dropped_tokens": 5, "blank_documents": 0, "sequences": 4, "sequence_tokens": 4321}
+    talks = {"records": 3, "dropped": 1, "samples": 2, "sample_tokens": 80}
+    tokens = {"pretrain": {"train": text, "heldout": text}, "sft": {"train": talks, "heldout": talks}}
+    write_json(reports / "tokenize_pack/tokenize.json", tokens)
     mask = {"token": "<|mask|>", "id": 5, "free_rows": 2}
     counts = {"converted_parameters": 12_345, "embedding_parameters": 99, "tied": True, "mask": mask, "tensors": [{}]}
     where = {"source": "data/raw/model", "converted": "out/converted", "problems": []}
@@ -96,6 +100,8 @@ def test_the_page_shows_the_numbers_and_loads_nothing(tmp_path):
     assert text.count(EVIL) == 2
     assert text.count("0.875") == 2
     assert "sft.optim.lr 0.001" in text
+    assert "Pretraining, training 9 4 4,321 5 dropped tokens" in text
+    assert "Fine-tuning, held out 3 2 80 1 dropped" in text
     assert "This is the first run here" in text
     assert page.tags.count("svg") == 2 * 3 + 1  # loss, by noise level and rate of two runs; losses by noise level
     summary = (tmp_path / "reports/summary.md").read_text()

@@ -77,6 +77,14 @@ class TestThrottle:
         assert len(batches) == 2  # the first at once, the rest at the end
         assert batches[1] == ["line"] * 25 + ["… 19949 lines left out …"] + ["line"] * 25
 
+    def test_a_progress_bar_that_does_not_move_is_shown_once(self):
+        batches = []
+        throttle = Throttle(batches.append, seconds=0)
+        for data in (b"\r5%|", b"", b"", b"\r6%|", b"\r", b""):
+            throttle.feed(data)
+        throttle.close()
+        assert [line for batch in batches for line in batch] == ["5%|", "6%|"]
+
     def test_of_a_progress_bar_the_newest_state_is_shown(self):
         chunks = [f"{i}%|\r".encode() for i in range(100)]
         batches, _ = self.run([*chunks, b"done\n"], seconds=60)
