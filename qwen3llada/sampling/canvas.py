@@ -8,7 +8,7 @@ Shapes: B rows, L columns, J blocks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,12 +26,8 @@ class Canvas:
     prompt_lengths: Tensor  # [B] int64
     lengths: Tensor  # [B] int64, tokens after the prompt, masks and given ones
     start: int  # column at which every row's answer starts
+    width: int  # columns that some row uses; those after it only complete the last block
     block_length: int
-
-    @property
-    def width(self) -> int:
-        """Columns that some row uses; those after it only complete the last block."""
-        return self.start + int(self.lengths.max())
 
     @property
     def blocks(self) -> int:
@@ -53,7 +49,7 @@ class Canvas:
 
     def to(self, device: torch.device | str) -> "Canvas":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Canvas(**moved, start=self.start, block_length=self.block_length)
+        return replace(self, **moved)
 
 
 def lay_out(
@@ -77,5 +73,6 @@ def lay_out(
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
         lengths=torch.tensor([len(answer) for answer in answers]),
         start=start,
+        width=start + longest,
         block_length=block_length,
     )

@@ -10,47 +10,50 @@ import triton.language as tl
 from torch import Tensor
 
 NOTHING = tl.constexpr(-1.0e30)  # a logit below all others that, unlike -inf, can be subtracted from itself
-VOCABULARY_TILE = 2048
+VOCABULARY_TILE = 1024
 SPLITS = 16  # programs that share a row of logits, so that a few rows already fill the machine
 
 
 @triton.jit
 def _likeliest(
-    logits_ptr, top_ptr, index_ptr, tail_ptr, vocab, part, mask_token, SPLITS: tl.constexpr, BLOCK: tl.constexpr
-):
+    logits_ptr, rows_ptr, top_ptr, index_ptr, tail_ptr, vocab, part, mask_token,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The largest logit of one part of a row, where it is, and the sum of exp(logit - largest) of all others there."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, BLOCK)
     end = tl.minimum((split + 1) * part, vocab)
-    top = tl.full((), NOTHING, tl.float32)
-    tail = tl.zeros((), tl.float32)
-    index = tl.zeros((), tl.int32)
+    # Each lane keeps its own maximum and sum; only at the end are they brought together.
+    top = tl.full((BLOCK,), NOTHING, tl.float32)
+    tail = tl.zeros((BLOCK,), tl.float32)
+    index = tl.zeros((BLOCK,), tl.int32)
     for start in range(split * part, end, BLOCK):
         v = start + lane
         x = tl.load(logits_ptr + row * vocab + v, mask=v < end, other=NOTHING).to(tl.float32)
         x = tl.where(v == mask_token, NOTHING, x)
-        here, at = tl.max(x, 0, return_indices=True)
-        rest = tl.sum(tl.where((lane == at) | (x <= NOTHING), 0.0, tl.exp(x - here)), 0)
-        wins = here > top
-        higher = tl.maximum(top, here)
-        # Whichever of the two loses joins the others.
-        tail = (tail + tl.where(wins & (top > NOTHING), 1.0, 0.0)) * tl.exp(top - higher)
-        tail += (rest + tl.where(~wins & (here > NOTHING), 1.0, 0.0)) * tl.exp(here - higher)
-        index = tl.where(wins, (start + at).to(tl.int32), index)
-        top = higher
-    tl.store(top_ptr + row * SPLITS + split, top)
-    tl.store(index_ptr + row * SPLITS + split, index)
-    tl.store(tail_ptr + row * SPLITS + split, tail)
+        wins = x > top
+        decay = tl.exp(-tl.abs(x - top))
+        lost = tl.where(wins, tl.where(top > NOTHING, 1.0, 0.0), tl.where(x > NOTHING, decay, 0.0))
+        tail = tl.where(wins, (tail + lost) * decay, tail + lost)
+        index = tl.where(wins, v, index)
+        top = tl.maximum(top, x)
+    best = tl.max(top, 0)
+    token = tl.min(tl.where(top == best, index, vocab), 0)  # the first of equals
+    others = tl.where((top > NOTHING) & (index != token), 1.0, 0.0)
+    at = tl.load(rows_ptr + row) * SPLITS + split
+    tl.store(top_ptr + at, best)
+    tl.store(index_ptr + at, token)
+    tl.store(tail_ptr + at, tl.sum((tail + others) * tl.exp(top - best), 0))
 
 
-def likeliest(logits: Tensor, mask_token: int, top: Tensor, index: Tensor, tail: Tensor) -> None:
+def likeliest(logits: Tensor, rows: Tensor, mask_token: int, parts: tuple[Tensor, Tensor, Tensor]) -> None:
     """For each part of each row of logits [R, V]: the largest, its token, the sum of exp(logit - largest) of the rest.
 
-    Written to top [R, SPLITS] float32, index int32, tail float32. The mask token's logit counts as -inf.
+    Written to the rows [R] int64 of `parts`, each [·, SPLITS]: float32, int32, float32. The mask token counts as -inf.
     """
     part = triton.cdiv(logits.shape[1], SPLITS)
     _likeliest[(logits.shape[0], SPLITS)](
-        logits, top, index, tail, logits.shape[1], part, mask_token,
+        logits, rows, *parts, logits.shape[1], part, mask_token,
         SPLITS=SPLITS, BLOCK=min(VOCABULARY_TILE, triton.next_power_of_2(part)), num_warps=4,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from qwen3llada.sampling.head import Head
 from qwen3llada.sampling.packed import KeyValues, PackedModel
 from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.programs import FillProgram, Recorded, Shape, StepProgram
+from qwen3llada.sampling.programs import FillProgram, Shape, StepProgram
 
 COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple of this
 KEPT_PROGRAMS = 32
@@ -33,7 +33,7 @@ class Graphs:
 
     def __init__(self, model: Any) -> None:
         self.packed, self.device = PackedModel(model), model.device
-        self._programs: OrderedDict[Any, tuple[Any, Recorded]] = OrderedDict()
+        self._programs: OrderedDict[Hashable, Any] = OrderedDict()
         self._prefixes: weakref.WeakValueDictionary[tuple[int, int], KeyValues] = weakref.WeakValueDictionary()
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self.user: weakref.ref[Any] | None = None  # the sampler whose content is in the programs' memory
@@ -54,30 +54,33 @@ class Graphs:
             kept = self._prefixes[shape] = KeyValues.empty(self.packed, *shape)
         return kept
 
-    def fill(self, shape: Shape, store: KeyValues, *, reads: bool) -> tuple[FillProgram, Recorded]:
+    def fill(self, shape: Shape, store: KeyValues, *, reads: bool) -> FillProgram:
         """The program that computes keys and values for `store`, seeing what is there already if it `reads`."""
         return self._program(
             ("fill", shape, id(store), reads),
             lambda: FillProgram(self.packed, shape, store, reads=reads, device=self.device),
+            {0},
         )
 
     def step(
-        self, shape: Shape, prefix: KeyValues | None, head: Head, params: DecodeParams
-    ) -> tuple[StepProgram, Recorded]:
-        """The program of a step for units of this shape, decoded by these parameters."""
+        self, shape: Shape, prefix: KeyValues | None, head: Head, params: DecodeParams, chunks: set[int]
+    ) -> StepProgram:
+        """The program of a step for units of this shape, decoded by these parameters, with room for so many chunks."""
         return self._program(
             ("step", shape, id(prefix), head.mask_token_id, params.model_copy(update=FREE)),
             lambda: StepProgram(self.packed, shape, prefix, head, params, self.device),
+            chunks,
         )
 
-    def _program(self, key: Any, make: Callable[[], Any]) -> tuple[Any, Recorded]:
-        if key not in self._programs:
-            program = make()
-            self._programs[key] = program, Recorded(program.run, self.device, self._pool)
-            if len(self._programs) > KEPT_PROGRAMS:
-                self._programs.popitem(last=False)
+    def _program(self, key: Hashable, make: Callable[[], Any], variants: set[int]) -> Any:
+        """The program of a key, made and recorded where needed. Recording overwrites what its memory holds."""
+        program = self._programs.get(key) or make()
+        program.record(variants, self.device, self._pool)
+        self._programs[key] = program
         self._programs.move_to_end(key)
-        return self._programs[key]
+        if len(self._programs) > KEPT_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
 
 
 _of_models: weakref.WeakKeyDictionary[Any, Graphs] = weakref.WeakKeyDictionary()

@@ -6,7 +6,8 @@ HQ query heads, HK key/value heads, E head size, U units of Q queries each (N = 
 I intermediate size.
 """
 
-from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,6 +15,21 @@ import triton.language as tl
 from torch import Tensor
 
 NOTHING = tl.constexpr(-1.0e30)  # a score below all others that, unlike -inf, can be subtracted from itself
+
+
+class Heads(NamedTuple):
+    """Numbers of query and key/value heads, and their size."""
+
+    queries: int
+    keys: int
+    size: int
+
+
+class Angles(NamedTuple):
+    """Rotary embedding of every position: [positions, E/2] float32 each. Both halves of a head turn alike."""
+
+    cos: Tensor
+    sin: Tensor
 
 
 @triton.jit
@@ -37,7 +53,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @triton.jit
 def _norm_rope(
-    qkv_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, out_ptr, eps,
+    qkv_ptr, q_weight_ptr, k_weight_ptr, positions_ptr, cos_ptr, sin_ptr, out_ptr, eps,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, HEADS: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -56,37 +72,37 @@ def _norm_rope(
     y_weight = tl.load(q_weight_ptr + other, mask=query, other=0.0) + tl.load(k_weight_ptr + other, mask=key, other=0.0)
     x = ((x * scale).to(kind).to(tl.float32) * x_weight.to(tl.float32)).to(kind).to(tl.float32)
     y = ((y * scale).to(kind).to(tl.float32) * y_weight.to(tl.float32)).to(kind).to(tl.float32)
-    cos = tl.load(cos_ptr + token * E + e, mask=e < E, other=0.0)
-    sin = tl.load(sin_ptr + token * E + e, mask=e < E, other=0.0)
+    angle = tl.load(positions_ptr + token).to(tl.int64) * (E // 2) + e % (E // 2)
+    cos = tl.load(cos_ptr + angle, mask=e < E, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=e < E, other=0.0)
     rotated = x * cos + tl.where(e < E // 2, -y, y) * sin
     tl.store(out_ptr + token * (HQ + HK) * E + head * E + e, rotated.to(kind), mask=keep)
 
 
 def norm_rope(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float, *, heads: int, kv_heads: int
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor, angles: Angles, eps: float, heads: Heads
 ) -> Tensor:
-    """Normalised and rotated queries and keys [N, (HQ + HK)·E] of qkv [N, (HQ + 2·HK)·E]; cos, sin [N, E] float32."""
-    size = q_weight.shape[0]
-    out = torch.empty(qkv.shape[0], (heads + kv_heads) * size, dtype=qkv.dtype, device=qkv.device)
+    """Normalised and rotated queries and keys [N, (HQ + HK)·E] of qkv [N, (HQ + 2·HK)·E] at positions [N] int32."""
+    out = torch.empty(qkv.shape[0], (heads.queries + heads.keys) * heads.size, dtype=qkv.dtype, device=qkv.device)
     _norm_rope[(qkv.shape[0],)](
-        qkv, q_weight, k_weight, cos, sin, out, eps,
-        HQ=heads, HK=kv_heads, E=size,
-        HEADS=triton.next_power_of_2(heads + kv_heads), BLOCK_E=triton.next_power_of_2(size), num_warps=4,
+        qkv, q_weight, k_weight, positions, angles.cos, angles.sin, out, eps,
+        HQ=heads.queries, HK=heads.keys, E=heads.size,
+        HEADS=triton.next_power_of_2(heads.queries + heads.keys), BLOCK_E=triton.next_power_of_2(heads.size),
+        num_warps=4,
     )  # fmt: skip
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """Which keys each unit sees. All int32."""
+class Range(IntEnum):
+    """What each unit sees, as the rows of a tensor [7, U] int32. A range ends before its `HIGH`."""
 
-    own_low: Tensor  # [U] first and
-    own_high: Tensor  # [U] last + 1 of its own keys
-    owner: Tensor | None = None  # [U] row of the prefix
-    low: Tensor | None = None  # [U] first and
-    high: Tensor | None = None  # [U] last + 1 key of the prefix,
-    skip_low: Tensor | None = None  # [U] except from here
-    skip_high: Tensor | None = None  # [U] to before here
+    OWN_LOW = 0  # of its own keys
+    OWN_HIGH = 1
+    OWNER = 2  # row of the prefix
+    LOW = 3  # of that row's keys
+    HIGH = 4
+    SKIP_LOW = 5  # except for these
+    SKIP_HIGH = 6
 
 
 @triton.jit
@@ -112,8 +128,7 @@ def _attend(
 @triton.jit
 def _attention(
     qk_ptr, qkv_ptr, keys_ptr, values_ptr, out_ptr,
-    own_low_ptr, own_high_ptr, owner_ptr, low_ptr, high_ptr, skip_low_ptr, skip_high_ptr,
-    queries, prefix_columns, scale,
+    ranges_ptr, units, queries, prefix_columns, scale,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PREFIX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -136,9 +151,9 @@ def _attention(
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     column = tl.arange(0, BLOCK_N)
     if PREFIX:
-        first = tl.load(owner_ptr + unit).to(tl.int64) * prefix_columns * HK * E + kv * E
-        low, high = tl.load(low_ptr + unit), tl.load(high_ptr + unit)
-        skip_low, skip_high = tl.load(skip_low_ptr + unit), tl.load(skip_high_ptr + unit)
+        first = tl.load(ranges_ptr + 2 * units + unit).to(tl.int64) * prefix_columns * HK * E + kv * E
+        low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
+        skip_low, skip_high = tl.load(ranges_ptr + 5 * units + unit), tl.load(ranges_ptr + 6 * units + unit)
         for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
             n = start + column
             visible = (n >= low) & (n < high) & ((n < skip_low) | (n >= skip_high))
@@ -148,7 +163,7 @@ def _attention(
             )  # fmt: skip
     own_k = qk_ptr + unit * queries * q_row + (HQ + kv) * E
     own_v = qkv_ptr + unit * queries * v_row + (HQ + HK + kv) * E
-    low, high = tl.load(own_low_ptr + unit), tl.load(own_high_ptr + unit)
+    low, high = tl.load(ranges_ptr + unit), tl.load(ranges_ptr + units + unit)
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         n = start + column
         acc, top, total = _attend(
@@ -159,32 +174,49 @@ def _attention(
     tl.store(at, out.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-def attention(
-    qk: Tensor, qkv: Tensor, prefix: tuple[Tensor, Tensor] | None, ranges: Ranges, *, heads: int, kv_heads: int
-) -> Tensor:
+def attention(qk: Tensor, qkv: Tensor, prefix: tuple[Tensor, Tensor] | None, ranges: Tensor, heads: Heads) -> Tensor:
     """Attention of every unit to its part of a prefix and to itself: [N, HQ·E].
 
     Args:
         qk: [N, (HQ + HK)·E] from `norm_rope`. qkv: [N, (HQ + 2·HK)·E], of which the values are read.
         prefix: keys and values [B, P, HK, E], or None.
+        ranges: [7, U] int32, see `Range`.
     """
-    units, size = ranges.own_low.shape[0], qk.shape[1] // (heads + kv_heads)
-    queries, group = qk.shape[0] // units, heads // kv_heads
-    out = torch.empty(qk.shape[0], heads * size, dtype=qk.dtype, device=qk.device)
-    wide = qk.dtype == torch.float32  # tiles of float32 need twice the shared memory
-    block_m = min(32 if wide else 64, max(16, triton.next_power_of_2(queries * group)))
+    units = ranges.shape[1]
+    queries, group = qk.shape[0] // units, heads.queries // heads.keys
+    out = torch.empty(qk.shape[0], heads.queries * heads.size, dtype=qk.dtype, device=qk.device)
     keys, values = prefix if prefix is not None else (qk, qk)
-    own = ranges.own_low
-    _attention[(triton.cdiv(queries * group, block_m), units * kv_heads)](
+    tiles = attention_tiles(queries * group, units * heads.keys, prefix is None, qk)
+    _attention[(triton.cdiv(queries * group, tiles.rows), units * heads.keys)](
         qk, qkv, keys, values, out,
-        own, ranges.own_high,
-        *(own if x is None else x for x in (ranges.owner, ranges.low, ranges.high, ranges.skip_low, ranges.skip_high)),
-        queries, keys.shape[1] if prefix is not None else 0, size**-0.5,
-        HQ=heads, HK=kv_heads, E=size, BLOCK_E=max(16, triton.next_power_of_2(size)),
-        BLOCK_M=block_m, BLOCK_N=32 if wide else 64,
-        PREFIX=prefix is not None, PRECISION="ieee" if wide else "tf32", num_warps=4, num_stages=2,
+        ranges, units, queries, keys.shape[1] if prefix is not None else 0, heads.size**-0.5,
+        HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=max(16, triton.next_power_of_2(heads.size)),
+        BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, PREFIX=prefix is not None,
+        PRECISION="ieee" if qk.dtype == torch.float32 else "tf32",
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out
+
+
+class Tiles(NamedTuple):
+    """Sizes of the attention kernel's tiles, and how it is compiled."""
+
+    rows: int
+    columns: int
+    warps: int = 4
+    stages: int = 2
+
+
+def attention_tiles(rows: int, heads: int, long: bool, like: Tensor) -> Tiles:
+    """The tiles that were fastest on an H200: `rows` of queries in each of `heads` (units times key/value heads)."""
+    fitting = max(16, triton.next_power_of_2(rows))
+    if like.dtype == torch.float32:  # needs twice the shared memory
+        return Tiles(min(32, fitting), 32)
+    if long:
+        return Tiles(min(64, fitting), 128, warps=8)
+    multiprocessors = torch.cuda.get_device_properties(like.device).multi_processor_count if like.is_cuda else 1
+    few = triton.cdiv(rows, 64) * heads < 2 * multiprocessors
+    return Tiles(min(32 if few else 64, fitting), 64)
 
 
 @triton.jit

@@ -39,10 +39,9 @@ def fold(key: Tensor, value: Tensor | int) -> Tensor:
     return _mix(key ^ _mix(value.long() + _GOLDEN))
 
 
-def row_keys(seed: int, rows: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Keys [B] of the rows of a batch, from the seed and each row's own number."""
-    root = fold(torch.zeros((), dtype=torch.int64, device=device), seed)
-    return fold(root, torch.tensor(list(rows), dtype=torch.int64, device=device))
+def row_keys(seed: int, rows: Sequence[int]) -> Tensor:
+    """Keys [B] of the rows of a batch, from the seed and each row's own number. On the CPU."""
+    return fold(fold(torch.tensor(0), seed), torch.tensor(list(rows)))
 
 
 def step_keys(rows: Tensor, step: Tensor | int, positions: int, stream: Stream) -> Tensor:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.sampling.layer_kernels import Ranges, attention, gated, norm_rope, rms_norm
+from qwen3llada.sampling.layer_kernels import Angles, Heads, attention, gated, norm_rope, rms_norm
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
 
 
 def unsupported(model: Any) -> str | None:
@@ -21,6 +23,8 @@ def unsupported(model: Any) -> str | None:
     config = model.config
     if config.hidden_act != "silu":
         return f"activation {config.hidden_act} is not silu"
+    if config.rope_parameters["rope_type"] in LENGTH_DEPENDENT:
+        return f"rotary embedding {config.rope_parameters['rope_type']} depends on the length of the text"
     for layer in model.model.layers:
         for linear in _linears(layer):
             if type(linear) is not nn.Linear:
@@ -45,6 +49,14 @@ def side_by_side(linears: Sequence[nn.Linear]) -> Tensor:
     for linear, part in zip(linears, parts, strict=True):
         linear.weight.data = part
     return whole
+
+
+def rotary_angles(model: Any) -> Angles:
+    """The rotary embedding of every position that the model has."""
+    positions = torch.arange(model.config.max_position_embeddings, device=model.device)
+    cos, sin = model.model.rotary_emb(torch.zeros((), device=model.device), positions[None])
+    half = cos.shape[-1] // 2
+    return Angles(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
 
 
 def _pointers(model: Any) -> list[int]:
@@ -74,7 +86,7 @@ class KeyValues:
 
     @classmethod
     def empty(cls, model: "PackedModel", rows: int, columns: int) -> "KeyValues":
-        shape = (rows + 1, columns, model.kv_heads, model.head_size)
+        shape = (rows + 1, columns, model.heads.keys, model.heads.size)
         like = model.layers[0].qkv
         keys, values = ([like.new_zeros(shape) for _ in model.layers] for _ in range(2))
         return cls(keys, values)
@@ -94,9 +106,9 @@ class PackedModel:
 
     def __init__(self, model: Any) -> None:
         config = model.config
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_size: int = model.model.layers[0].self_attn.head_dim
-        self.eps, self.rotary = config.rms_norm_eps, model.model.rotary_emb
+        size = model.model.layers[0].self_attn.head_dim
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, size)
+        self.eps, self.angles = config.rms_norm_eps, rotary_angles(model)
         self.layers = [self._pack(layer) for layer in model.model.layers]
         self.embedding, self.norm = model.model.embed_tokens.weight.data, model.model.norm.weight.data
         self._model = weakref.ref(model)  # whoever keeps this by the model must not keep the model
@@ -121,25 +133,21 @@ class PackedModel:
         """Whether the model's weights have moved (to another device or type, say) since they were packed."""
         return _pointers(self._model()) != self._pointers
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, E] float32 of the rotary embedding at positions [N]."""
-        cos, sin = self.rotary(torch.zeros((), device=positions.device), positions[None])
-        return cos[0], sin[0]
-
     def __call__(
         self,
         tokens: Tensor,
-        angles: tuple[Tensor, Tensor],
-        ranges: Ranges,
+        positions: Tensor,
+        ranges: Tensor,
         *,
         prefix: KeyValues | None = None,
         write: Write | None = None,
         rows: Tensor | None = None,
         states: bool = True,
     ) -> Tensor | None:
-        """Final hidden states [N, D] of tokens [U, Q], or those of `rows` [R] of the N: [R, D].
+        """Final hidden states [N, D] of tokens [U, Q] at positions [N] int32, or those of `rows` [R] of the N: [R, D].
 
         Args:
+            ranges: [7, U] int32, what each unit sees (see `layer_kernels.Range`).
             prefix: keys and values that are seen besides the units' own, as `ranges` says.
             write: store the keys and values.
             states: whether hidden states are wanted. If not, the last layer ends with its keys and values.
@@ -148,13 +156,13 @@ class PackedModel:
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             qkv = rms_norm(x, layer.input_norm, self.eps) @ layer.qkv.T
-            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, *angles, self.eps, heads=self.heads, kv_heads=self.kv_heads)
+            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads)
             if write is not None:
                 self._store(write, i, qk, qkv)
             if i == last and not states:
                 return None
             past = None if prefix is None else (prefix.keys[i], prefix.values[i])
-            mixed = attention(qk, qkv, past, ranges, heads=self.heads, kv_heads=self.kv_heads)
+            mixed = attention(qk, qkv, past, ranges, self.heads)
             if i == last and rows is not None:  # of the last layer, only the block's own positions are needed
                 mixed, x = mixed[rows], x[rows]
             x.addmm_(mixed, layer.out.T)
@@ -163,7 +171,7 @@ class PackedModel:
 
     def _store(self, write: Write, layer: int, qk: Tensor, qkv: Tensor) -> None:
         at = write.rows[:, None], write.columns[None]
-        shape = (len(write.rows), len(write.columns), self.kv_heads, self.head_size)
-        size = self.kv_heads * self.head_size
+        shape = (len(write.rows), len(write.columns), self.heads.keys, self.heads.size)
+        size = self.heads.keys * self.heads.size
         write.to.keys[layer][at] = qk[:, -size:].reshape(shape)
         write.to.values[layer][at] = qkv[:, -size:].reshape(shape)

@@ -101,9 +101,6 @@ class Schedule:
         padded = [[plan + [0] * (longest - len(plan)) for plan in row] for row in plans]
         return cls(torch.tensor(padded, dtype=torch.int64), torch.tensor(shares, dtype=torch.int64))
 
-    def to(self, device: torch.device | str) -> "Schedule":
-        return Schedule(self.counts.to(device), self.shares.to(device))
-
 
 def annealed(temperature: float, step: Tensor | int, shares: Tensor) -> Tensor:
     """Remasking temperature at `step` (from 0) of blocks with `shares` steps: linear, 0 at a block's last step.

@@ -19,11 +19,12 @@ class Request:
     """A canvas and how it is to be decoded, with everything that params leave to the checkpoint filled in."""
 
     params: DecodeParams
-    canvas: Canvas
-    schedule: Schedule
+    canvas: Canvas  # on the model's device
+    layout: Canvas  # the same on the CPU, where what is to be done is decided without waiting for the device
+    schedule: Schedule  # on the CPU
     policy: str
     mask_token_id: int
-    row_keys: Tensor  # [B] int64, see noise.row_keys
+    row_keys: Tensor  # [B] int64 on the CPU, see noise.row_keys
     eos_token_ids: tuple[int, ...]  # empty: rows never end early
 
 
@@ -115,11 +116,11 @@ def make_request(
     policy = resolve_policy(model.config, params)
     block_length = params.block_length or model.config.block_length
     canvas = lay_out(*rows, model.config.mask_token_id, block_length)
-    schedule = Schedule.plan(canvas.masked_per_block(), params.steps)
     return Request(
         params=params,
         canvas=canvas.to(model.device),
-        schedule=schedule.to(model.device),
+        layout=canvas,
+        schedule=Schedule.plan(canvas.masked_per_block(), params.steps),
         policy=policy,
         mask_token_id=model.config.mask_token_id,
         row_keys=row_keys,

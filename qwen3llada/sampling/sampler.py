@@ -118,5 +118,5 @@ def _request(
 ) -> Request:
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    keys = noise.row_keys(seed, check_keys(row_keys, len(rows[0])), model.device)
+    keys = noise.row_keys(seed, check_keys(row_keys, len(rows[0])))
     return make_request(model, rows, params, keys, ends)

@@ -16,53 +16,50 @@ from qwen3llada.sampling.request import Request
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """One block of every row, or all blocks of all rows, while they are decoded. The last four change in place."""
+    """One block of every row, or all blocks of all rows, while they are decoded.
 
-    rows: Tensor  # [U] int64
-    blocks: Tensor  # [U] int64
+    What decides the course of things is on the CPU, what the model reads or writes on its device.
+    """
+
+    rows: Tensor  # [U] int64, CPU
+    blocks: Tensor  # [U] int64, CPU
+    counts: Tensor  # [U, S] int64, CPU, positions to commit in each step
+    shares: Tensor  # [U] int64, CPU, steps of the block
+    keys: Tensor  # [U] int64, CPU, of this block of this row
+    place: tuple[Tensor, Tensor, slice]  # the units' index in anything of shape [B, J, block_length] on the device
     given: Tensor  # [U, W] bool
-    keys: Tensor  # [U] int64, of this block of this row
-    counts: Tensor  # [U, S] int64, positions to commit in each step
-    shares: Tensor  # [U] int64, steps of the block
-    steps: int  # that fixed unmasking takes
-    tokens: Tensor  # [U, W] int64
-    masked: Tensor  # [U, W] bool, still to be decoded
-    taken: Tensor  # [U, W] bool, committed by the last step
-    confidence: Tensor  # [U, W] float32, probability of each decoded token when it was committed
+    tokens: Tensor  # [U, W] int64, changed in place
+    masked: Tensor  # [U, W] bool, still to be decoded, changed in place
+    taken: Tensor  # [U, W] bool, committed by the last step, changed in place
+    confidence: Tensor  # [U, W] float32, probability of each token when it was committed, changed in place
 
     @classmethod
     def of(cls, request: Request, tokens: Tensor, rows: Tensor, blocks: Tensor, width: int) -> "Units":
-        canvas = request.canvas
-        at = (rows, blocks, slice(0, width))
-        given, valid = canvas.in_blocks(canvas.given)[at], canvas.in_blocks(canvas.valid)[at]
-        counts = request.schedule.counts[rows, blocks]
+        canvas, device = request.canvas, tokens.device
+        place = rows.to(device), blocks.to(device), slice(0, width)
+        given, valid = canvas.in_blocks(canvas.given)[place], canvas.in_blocks(canvas.valid)[place]
         return cls(
             rows=rows,
             blocks=blocks,
-            given=given,
-            keys=noise.fold(request.row_keys[rows], blocks),
-            counts=counts,
+            counts=request.schedule.counts[rows, blocks],
             shares=request.schedule.shares[rows, blocks],
-            steps=int((counts > 0).any(0).sum()),
-            tokens=canvas.in_blocks(tokens)[at],
+            keys=noise.fold(request.row_keys[rows], blocks),
+            place=place,
+            given=given,
+            tokens=canvas.in_blocks(tokens)[place],
             masked=valid & ~given,
             taken=torch.zeros_like(given),
-            confidence=torch.zeros(given.shape, device=given.device),
+            confidence=torch.zeros(given.shape, device=device),
         )
 
     @property
     def width(self) -> int:
         return self.given.shape[1]
 
-    @property
-    def place(self) -> tuple[Tensor, Tensor, slice]:
-        """Index of the units in anything of shape [B, J, block_length]."""
-        return self.rows, self.blocks, slice(0, self.width)
-
     def step_numbers(self, fixed: bool) -> Iterator[int]:
         """Numbers of the steps until nothing is masked: known beforehand under fixed unmasking, else looked up."""
         if fixed:
-            yield from range(self.steps)
+            yield from range(int((self.counts > 0).any(0).sum()))
         else:
             step = 0
             while self.masked.any():
@@ -75,23 +72,23 @@ def waves(request: Request, tokens: Tensor) -> Iterator[Units]:
 
     Block by block, rows leave when nothing of them is left to decode or when the block just decoded holds an EOS.
     """
-    canvas = request.canvas
-    open_blocks = canvas.masked_per_block() > 0
-    rows = torch.arange(len(tokens), device=tokens.device)
-    numbers = torch.arange(canvas.blocks, device=tokens.device)
+    layout = request.layout
+    open_blocks = layout.masked_per_block() > 0
+    rows, numbers = torch.arange(len(tokens)), torch.arange(layout.blocks)
     if request.params.parallel_blocks:
-        every = rows.repeat_interleave(canvas.blocks), numbers.repeat(len(rows))
-        yield Units.of(request, tokens, *every, width=canvas.block_length)
+        every = rows.repeat_interleave(layout.blocks), numbers.repeat(len(rows))
+        yield Units.of(request, tokens, *every, width=layout.block_length)
         return
-    for block in range(canvas.blocks):
+    for block in range(layout.blocks):
         rows = rows[open_blocks[rows, block:].any(-1)]
         if not len(rows):
             return
-        first = canvas.start + block * canvas.block_length
-        width = min(canvas.block_length, canvas.width - first)
+        first = layout.start + block * layout.block_length
+        width = min(layout.block_length, layout.width - first)
         yield Units.of(request, tokens, rows, numbers[block].expand(len(rows)), width)
-        ended = is_end(request, tokens)[rows, first : first + width].any(-1)
-        rows = rows[~ended]
+        if request.eos_token_ids:
+            ended = is_end(request, tokens)[:, first : first + width].any(-1).cpu()
+            rows = rows[~ended[rows]]
 
 
 def is_end(request: Request, tokens: Tensor) -> Tensor:
@@ -105,8 +102,8 @@ def cut(request: Request, tokens: Tensor) -> list[Tensor]:
 
     Decoded block by block they still hold masks, decoded at once they hold tokens that nobody asked for.
     """
-    canvas = request.canvas
-    ends = is_end(request, tokens)
+    canvas = request.layout
+    ends = is_end(request, tokens).cpu()
     answers = []
     for row, length in enumerate(canvas.lengths.tolist()):
         answer = tokens[row, canvas.start : canvas.start + length]
