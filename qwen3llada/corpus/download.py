@@ -1,7 +1,7 @@
 """The model and the data, from wherever they are to data/raw: resolved first, then landed, each whole or not at all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,20 @@ from qwen3llada.corpus import builtin
 from qwen3llada.corpus.blocks import file_format
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.hub import MODEL_FILES, HubRepository, dataset_files, fetch, model_files, resolve
-from qwen3llada.corpus.landing import Files, Selection, copy_file, describe_file, land
+from qwen3llada.corpus.landing import copy_file, describe_file, land
 from qwen3llada.corpus.locate import is_local, licence_of, local_files
+from qwen3llada.corpus.mixture import Ingredient, land_mixture
 from qwen3llada.corpus.records import HUMAN, map_record
-from qwen3llada.corpus.sources import BUILTIN, ConversationData, DataSource, ModelSource, TextData
+from qwen3llada.corpus.selection import Files, Selection
+from qwen3llada.corpus.sources import (
+    BUILTIN,
+    MIXTURE,
+    ConversationData,
+    DataSource,
+    MixtureSource,
+    ModelSource,
+    TextData,
+)
 from qwen3llada.corpus.splits import parse_split
 from qwen3llada.corpus.text import AUTO, text_column
 
@@ -89,41 +99,75 @@ def _model_folder(source: str, revision: str | None) -> tuple[Path, HubRepositor
 def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact:
     if params.name == BUILTIN:
         return Artifact(_built_in(), lambda folder: _write_builtin(folder, params, world))
-    train, repository = _files(params, params.name, params.split)
+    if params.name == MIXTURE:
+        return _mixture(params)
+    train, repository = _files(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split}
-    heldout: list[Files] = []
-    if params.heldout_fraction:
-        origin["heldout_fraction"] = params.heldout_fraction
-    else:
-        name, split = params.heldout_name or params.name, params.heldout_split or "train"
-        heldout, other = _files(params, name, split)
-        origin["heldout"] = _origin(name, other) | {"split": split}
-    whole = Selection(params.columns, 0.0, _key(params), getattr(params, "txt_unit", "file"))
-    divided = Selection(whole.columns, params.heldout_fraction, whole.key, whole.txt_unit)
+    heldout, held_out = _heldout(params)
+    whole, divided = _selections(params)
 
     def write(folder: Path) -> None:
         land(train, folder / "train", folder / "heldout", divided)
         if heldout:
             land(heldout, folder / "heldout", None, whole)
 
-    return Artifact(origin, write)
+    return Artifact(origin | held_out, write)
 
 
-def _files(params: DataSource, name: str, split: str) -> tuple[list[Files], HubRepository | None]:
-    """The files of each slice that `split` adds up, downloaded if they are not local, and the repository."""
-    parts = parse_split(split)
-    own = name == params.name
+def _mixture(params: TextData | ConversationData) -> Artifact:
+    """Several sources, their rows interleaved."""
+    found = [(_files(source), source) for source in params.mixture]
+    ingredients = [Ingredient(source.name, files, source.weight) for (files, _), source in found]
+    origins = [
+        _origin(source.name, repository) | source.model_dump(include={"config", "split", "weight"})
+        for (_, repository), source in found
+    ]
+    heldout, held_out = _heldout(params)
+    whole, divided = _selections(params)
+
+    def write(folder: Path) -> None:
+        as_text = isinstance(params, TextData)
+        land_mixture(ingredients, folder / "train", folder / "heldout", divided, as_text=as_text)
+        if heldout:
+            land(heldout, folder / "heldout", None, whole)
+
+    return Artifact({"source": MIXTURE, "mixture": origins} | held_out, write)
+
+
+def _heldout(params: DataSource) -> tuple[list[Files], dict[str, Any]]:
+    """The files of held-out data of its own, and what SOURCE.json says of it."""
+    if params.heldout_fraction:
+        return [], {"heldout_fraction": params.heldout_fraction}
+    own = params.heldout_name is None
+    source = MixtureSource(
+        name=params.name if own else str(params.heldout_name),
+        config=params.config if own else None,
+        revision=params.revision if own else None,
+        split=params.heldout_split or "train",
+    )
+    files, repository = _files(source)
+    return files, {"heldout": _origin(source.name, repository) | {"split": source.split}}
+
+
+def _selections(params: TextData | ConversationData) -> tuple[Selection, Selection]:
+    """Of all rows, and of rows some of which are held out."""
+    whole = Selection(params.columns, 0.0, _key(params), getattr(params, "txt_unit", "file"))
+    return whole, replace(whole, heldout_fraction=params.heldout_fraction)
+
+
+def _files(source: DataSource | MixtureSource) -> tuple[list[Files], HubRepository | None]:
+    """The files of each slice that the split adds up, downloaded if they are not local, and the repository."""
+    name, parts = source.name, parse_split(source.split)
     if is_local(name):
         for key in ("config", "revision"):
-            if own and getattr(params, key) is not None:
-                raise ValueError(f"{name}: {key}={getattr(params, key)!r} must be null, a local source has none")
+            if getattr(source, key) is not None:
+                raise ValueError(f"{name}: {key}={getattr(source, key)!r} must be null, a local source has none")
         return [Files(local_files(name, part.split), part) for part in parts], None
-    repository = resolve(name, params.revision if own else None, "dataset")
-    paths = dataset_files(repository, params.config if own else None, parts)
+    repository = resolve(name, source.revision, "dataset")
+    paths = dataset_files(repository, source.config, parts)
     folder = fetch(repository, sorted({path for found in paths for path in found}))
-    return [
-        Files([folder / path for path in found], part) for found, part in zip(paths, parts, strict=True)
-    ], repository
+    files = [Files([folder / path for path in found], part) for found, part in zip(paths, parts, strict=True)]
+    return files, repository
 
 
 def _key(params: TextData | ConversationData) -> Callable[[Path, Any], str]:
@@ -139,7 +183,10 @@ def _key(params: TextData | ConversationData) -> Callable[[Path, Any], str]:
         if path not in columns:
             field = getattr(params, "text_field", AUTO)
             columns[path] = "text" if file_format(path) == "txt" else text_column(path, field)
-        return str(value.get(columns[path], value)) if isinstance(value, dict) else str(value)
+        text = value.get(columns[path]) if isinstance(value, dict) else None
+        if not isinstance(text, str) and (text is not None or columns[path] not in (value or ())):
+            raise ValueError(f"{path}: {columns[path]} of a record is {text!r:.60}, not text")
+        return text or ""
 
     return of_text if isinstance(params, TextData) else of_conversation
 

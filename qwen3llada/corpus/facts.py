@@ -83,9 +83,11 @@ class FactFinder:
         found.openings.append(None)
         if row.error is not None:
             return {"unreadable": row.error}
-        if (damage := describe_damage(row.value)) is not None:
-            return {"malformed": damage}
+        if not isinstance(row.value, dict):
+            return {"malformed": f"a record is an object, this is {_kind(row.value)}"}
         record = map_record(row.value)
+        if (damage := describe_damage(record, list(row.value))) is not None:
+            return {"malformed": damage}
         turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
         texts = [value for _, value in turns] + ([record["system"]] if record["system"] else [])
         facts: dict[str, Any] = {
@@ -139,14 +141,14 @@ def fingerprint(value: Any) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
 
 
-def describe_damage(value: Any) -> str | None:
-    """What is wrong with the structure of a record, None if nothing is: a list of turns, each with role and text."""
-    if not isinstance(value, dict):
-        return f"a record is an object, this is {_kind(value)}"
-    record = map_record(value)
+def describe_damage(record: dict[str, Any], columns: list[str]) -> str | None:
+    """What is wrong with the structure of a mapped record (a list of turns, each with role and text); None: nothing.
+
+    `columns` are those that the record had before it was mapped.
+    """
     turns, system = record["conversations"], record["system"]
     if turns is None:
-        return f"no conversation in it; its columns are {', '.join(value) or 'none'}"
+        return f"no conversation in it; its columns are {', '.join(columns) or 'none'}"
     if not isinstance(turns, list):
         return f"its conversation is {_kind(turns)}, not a list of turns"
     for number, turn in enumerate(turns):

@@ -2,41 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from qwen3llada.corpus.blocks import COMPRESSION, Block, Row, file_format
-from qwen3llada.corpus.reading import read_blocks
-from qwen3llada.corpus.splits import Slice
-from qwen3llada.corpus.text import TxtUnit, txt_blocks
+from qwen3llada.corpus.blocks import COMPRESSION, Block
+from qwen3llada.corpus.selection import Files, Selection, row_blocks, share
 
 COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Files of one split in their order, and the slice that is taken of their rows."""
-
-    paths: list[Path]
-    part: Slice
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which columns are kept, and how rows are held out.
-
-    `key` gives what a row is held out by; equal keys go the same way. `txt_unit`: what a row of a .txt file is.
-    """
-
-    columns: list[str] = field(default_factory=list)
-    heldout_fraction: float = 0.0
-    key: Callable[[Path, Any], str] = lambda path, value: json.dumps(value, sort_keys=True, default=str)
-    txt_unit: TxtUnit = "file"
 
 
 def copy_file(source: Path, destination: Path) -> dict[str, Any]:
@@ -67,7 +43,7 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
     rows = {train: 0} | ({heldout: 0} if heldout and selection.heldout_fraction else {})
     number, several = 0, sum(len(files.paths) for files in sources) > 1
     for files in sources:
-        wanted = files.part.rows(sum(map(_count(selection), files.paths))) if not files.part.whole else None
+        wanted = files.wanted(selection)
         position = 0
         for path in files.paths:
             name = f"{number:05d}-{path.name}" if several else path.name
@@ -78,7 +54,7 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
                 continue
             with ExitStack() as stack:
                 sinks = {folder: stack.enter_context(_Sink(folder, name)) for folder in rows}
-                for block in _blocks(path, selection):
+                for block in row_blocks(path, selection):
                     sides = list(_sides(block, position, wanted, selection, train, heldout))
                     position += len(block)
                     for folder, sink in sinks.items():
@@ -89,29 +65,6 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
             raise ValueError(f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}")
 
 
-def _count(selection: Selection) -> Callable[[Path], int]:
-    def count(path: Path) -> int:
-        if file_format(path) == "parquet" and path.suffix not in COMPRESSION:
-            import pyarrow.parquet as pq
-
-            return pq.read_metadata(path).num_rows
-        return sum(map(len, _blocks(path, selection)))
-
-    return count
-
-
-def _blocks(path: Path, selection: Selection) -> Iterator[Block]:
-    if file_format(path) != "txt":
-        yield from read_blocks(path)
-        return
-    if selection.txt_unit == "file":  # pieces of one document
-        texts = ["".join(text for block in txt_blocks(path, "file") for text in block.decoded())]
-        yield Block(path, 0, decoded=[Row({"text": text}) for text in texts])
-        return
-    for block in txt_blocks(path, selection.txt_unit):
-        yield Block(path, block.first, decoded=[Row({"text": text}) for text in block.decoded()])
-
-
 def _sides(
     block: Block, position: int, wanted: range | None, selection: Selection, train: Path, heldout: Path | None
 ) -> Iterator[Path | None]:
@@ -120,17 +73,10 @@ def _sides(
     for number, row in enumerate(rows, start=position):
         if wanted is not None and number not in wanted:
             yield None
-        elif row is not None and _share(row, block.file, selection) < selection.heldout_fraction:
+        elif row is not None and share(row, block.file, selection) < selection.heldout_fraction:
             yield heldout
         else:
             yield train
-
-
-def _share(row: Row, path: Path, selection: Selection) -> float:
-    """A number in [0, 1) that depends on the row's key alone."""
-    key = selection.key(path, row.value) if row.error is None else row.raw or ""
-    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
 
 
 class _Sink:
@@ -166,7 +112,7 @@ class _Sink:
             return batch.num_rows
         if self._lines is None:
             self._lines = open(self.folder / f"{self.stem}.jsonl", "wb")  # noqa: SIM115 - closed by __exit__
-        lines = [line for line, kept in zip(_json_lines(block, columns), keep, strict=True) if kept]
+        lines = [line for line, kept in zip(json_lines(block, columns), keep, strict=True) if kept]
         self._lines.writelines(line + b"\n" for line in lines)
         return len(lines)
 
@@ -178,7 +124,7 @@ def _select(block: Block, columns: list[str]) -> pa.RecordBatch:
     return block.batch.select(columns) if columns else block.batch
 
 
-def _json_lines(block: Block, columns: list[str]) -> list[bytes]:
+def json_lines(block: Block, columns: list[str]) -> list[bytes]:
     """The rows as lines of JSON; lines of JSON, also damaged ones, stay as they are.
 
     Raises: ValueError for a damaged record of another format, which no line can carry.

@@ -85,7 +85,7 @@ def _map_turns(turns: Any) -> Any:
 
 
 def _map_turn(turn: Any) -> Any:
-    if not isinstance(turn, Mapping):
+    if not isinstance(turn, dict):
         return turn
     role = turn.get("from", turn.get("role"))
     mapped: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def _map_turn(turn: Any) -> Any:
 
 
 def _role(turn: Any) -> Any:
-    return turn.get("from") if isinstance(turn, Mapping) else None
+    return turn.get("from") if isinstance(turn, dict) else None
 
 
 def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]:

@@ -8,7 +8,7 @@ from qwen3llada.corpus.conversations import Overflow, Template
 from qwen3llada.corpus.records import Turns
 from qwen3llada.section import Section
 
-BUILTIN = "builtin"
+BUILTIN, MIXTURE = "builtin", "mixture"
 
 
 class ModelSource(Section):
@@ -24,6 +24,16 @@ class ModelSource(Section):
     )
 
 
+class MixtureSource(Section):
+    """One source of a mixture."""
+
+    name: str = Field(min_length=1, description="as in the section around it, but neither builtin nor mixture")
+    config: str | None = Field(default=None, description="configuration of a hub data set; null = its default")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set; null = main")
+    split: str = Field(default="train", min_length=1, description="split, or a slice of it")
+    weight: float = Field(default=1.0, gt=0, description="its share of the rows, in proportion to the other weights")
+
+
 class DataSource(Section):
     """A data set: which rows of what, and which of them are held out from training."""
 
@@ -31,7 +41,12 @@ class DataSource(Section):
         default=BUILTIN,
         min_length=1,
         description="builtin, a Hugging Face data set id, or a local file, folder or glob: parquet, jsonl, json, csv, "
-        "txt (each also .gz or .zst), or Arrow folders saved by datasets",
+        "txt (each also .gz or .zst), or Arrow folders saved by datasets; mixture = the sources listed below",
+    )
+    mixture: list[MixtureSource] = Field(
+        default=[],
+        description="with name: mixture, the sources: {name, config, revision, split, weight} each. Their rows are "
+        "interleaved by weight until the first source has no more",
     )
     config: str | None = Field(
         default=None, description="configuration of a hub data set (wikitext-2-raw-v1, say); null = its default"
@@ -59,6 +74,12 @@ class DataSource(Section):
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self):
+        if (self.name == MIXTURE) != (len(self.mixture) > 1):
+            raise ValueError(f"mixture must list two sources or more with name: {MIXTURE}, and none without")
+        if self.name == MIXTURE and (self.config or self.revision or self.split != "train"):
+            raise ValueError(f"config, revision and split are those of each source with name: {MIXTURE}")
+        if self.name == MIXTURE and self.heldout_split and not self.heldout_name:
+            raise ValueError(f"heldout_split needs a heldout_name with name: {MIXTURE}")
         own = self.heldout_name is not None or self.heldout_split is not None
         if self.name == BUILTIN:
             for key in ("config", "revision", "heldout_name", "heldout_split", "columns"):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import socket
+from itertools import count, islice, repeat
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +13,11 @@ from pydantic import ValidationError
 
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.download import download
-from qwen3llada.corpus.landing import Files, Selection, land
+from qwen3llada.corpus.landing import land
 from qwen3llada.corpus.locate import is_local, licence_of, local_files
+from qwen3llada.corpus.mixture import interleave
 from qwen3llada.corpus.reading import read_rows
+from qwen3llada.corpus.selection import Files, Selection
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.splits import Slice, parse_split
 
@@ -339,3 +342,52 @@ def test_the_builtin_source_has_the_same_layout(tmp_path):
 def test_contradicting_parameters_are_refused(knobs, message):
     with pytest.raises(ValidationError, match=message):
         TextData(**knobs)
+
+
+def test_a_mixture_keeps_the_shares_at_every_point():
+    weights = [0.5, 3, 1.5]
+    items = list(islice(interleave([zip(repeat(i), count()) for i in range(3)], weights), 1000))
+    for end in range(1, 1001):
+        for source, weight in enumerate(weights):
+            got = sum(item[0] == source for item in items[:end])
+            assert abs(got - weight / 5 * end) < 1.5
+    for source in range(3):
+        assert [n for i, n in items if i == source] == list(range(sum(i == source for i, _ in items)))
+
+
+def test_a_mixture_ends_with_its_first_source():
+    mixed = "".join(interleave([iter("aaaa"), iter("bbbbbbbb")], [2, 1]))
+    assert mixed == "abaaba"
+
+
+def test_sources_of_different_columns_are_mixed(tmp_path, checkpoint):
+    one = write_jsonl(tmp_path / "one.jsonl", [{"id": i, "content": f"one {i}"} for i in range(300)])
+    pq.write_table(pa.table({"text": [f"two {i}" for i in range(500)]}), tmp_path / "two.parquet")
+    parts = [
+        {"name": str(one), "split": "train[:90]", "weight": 2},
+        {"name": str(tmp_path / "two.parquet"), "weight": 1},
+    ]
+    text = TextData(name="mixture", mixture=parts, heldout_fraction=0.2)
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"question": f"q {i}", "answer": "a"} for i in range(9)])
+    told = write_jsonl(
+        tmp_path / "told.jsonl", [{"messages": [{"role": "user", "content": f"m {i}"}]} for i in range(9)]
+    )
+    mixed = [{"name": str(asked)}, {"name": str(told)}]
+    chats = ConversationData(name="mixture", mixture=mixed, heldout_name=str(asked), heldout_split="train[:2]")
+    record = run(tmp_path, checkpoint, text, chats)
+    raw = tmp_path / "raw"
+    train, heldout = rows_of(raw / "text" / "train"), rows_of(raw / "text" / "heldout")
+    texts = {row["text"] for row in train + heldout}
+    assert {text for text in texts if text.startswith("one")} == {f"one {i}" for i in range(90)}
+    assert {text for text in texts if text.startswith("two")} == {f"two {i}" for i in range(45)}
+    assert 10 < len(heldout) < 50  # 135 rows, a fifth
+    assert all(row.keys() == {"text"} for row in train)
+    assert [next(iter(row)) for row in rows_of(raw / "conversations" / "train")[:4]] == ["question", "messages"] * 2
+    assert len(rows_of(raw / "conversations" / "heldout")) == 2
+    assert [part["weight"] for part in record["text"]["mixture"]] == [2, 1]
+    with pytest.raises(ValidationError, match="mixture must list two sources or more with name: mixture"):
+        TextData(name="mixture", mixture=parts[:1], heldout_fraction=0.1)
+    with pytest.raises(
+        ValidationError, match="mixture must list two sources or more with name: mixture, and none without"
+    ):
+        TextData(name="x", mixture=parts, heldout_fraction=0.1)
