@@ -47,7 +47,7 @@ def interleave(sources: Sequence[Iterator[Item]], weights: Sequence[float]) -> I
 def land_mixture(
     ingredients: Sequence[Ingredient], train: Path, heldout: Path | None, selection: Selection, *, as_text: bool
 ) -> dict[str, int]:
-    """Interleave the rows of the sources into a file of JSON lines in `train`, or what is held out of them in `heldout`.
+    """Interleave the rows of the sources into a file of JSON lines in `train`, and those held out to `heldout`.
 
     `as_text`: a row becomes {"text": its key}, so that sources with other columns go together. Returns: how many rows
     of each source there are. Raises: ValueError if a folder ends without a row.
