@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import nn
 
 from bench.measure import MIB, synchronize
 from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.training import setup
 from qwen3llada.training.loop import optimiser_step, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
@@ -35,7 +37,7 @@ from qwen3llada.training.stopping import StopRequest
 GIB = 1024 * MIB
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MASK, EOS, FIRST_WORD = 0, 1, 2
-WARMUP, REPEATS, LOOP_STEPS = 4, 12, 24
+WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 5, 4, 24
 
 QWEN3_0_6B = {
     "vocab_size": 151936,
@@ -64,6 +66,7 @@ OURS: dict[str, dict[str, Any]] = {
     "default": {"bf16": DEVICE.type == "cuda"},
     "bf16 weights": {"bf16": True, "param_dtype": "bfloat16"},
     "not compiled": {"bf16": DEVICE.type == "cuda", "compile": "never"},
+    "separate projections": {"bf16": DEVICE.type == "cuda"},
     "deterministic": {"bf16": True, "deterministic": True},
     "checkpointing": {"bf16": True, "gradient_checkpointing": True},
     "adamw8bit": {"bf16": True, "optim": {"name": "adamw8bit"}},
@@ -108,7 +111,7 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
         if name == "whole loop":
             return whole_loop(folder, rows, length)
         with ours(folder, name, rows, length) as run:
-            batches = cycle(list(run.data.steps(epoch=0)))
+            batches = cycle(list(islice(run.data.steps(epoch=0), 8)))
             stop = StopRequest()
             return measure(lambda: optimiser_step(run, next(batches), stop), lambda: None)
     except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
@@ -118,18 +121,22 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
 
 
 def measure(step: Callable[[], Any], done: Callable[[], None]) -> dict[str, Any]:
-    """Median seconds of a step after warm-up, peak memory of all."""
+    """Seconds of a step after warm-up, the median of several blocks of steps; peak memory of all.
+
+    As in training, the device is waited for at the end of a block and not within it.
+    """
     began = time.perf_counter()
     for _ in range(WARMUP):
         step()
     synchronize(DEVICE)
     warm = time.perf_counter() - began
     times = []
-    for _ in range(REPEATS):
+    for _ in range(BLOCKS):
         start_time = time.perf_counter()
-        step()
+        for _ in range(BLOCK_STEPS):
+            step()
         synchronize(DEVICE)
-        times.append(time.perf_counter() - start_time)
+        times.append((time.perf_counter() - start_time) / BLOCK_STEPS)
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
     done()
     return {"seconds": float(np.median(times)), "fastest": min(times), "peak": peak, "warm_up": warm}
@@ -173,7 +180,10 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
             **changes,
         }
     )
-    run = start(params, seed=0, template="plain")
+    with patch.object(
+        setup, "fuse_projections", (lambda model: None) if "separate" in name else setup.fuse_projections
+    ):
+        run = start(params, seed=0, template="plain")
     run.objective.train()
     yield run
 
@@ -206,7 +216,7 @@ def plain_step(folder: Path, rows: int, length: int) -> tuple[Callable[[], Any],
 def profile(folder: Path, rows: int, length: int) -> None:
     """Kernels of our default step, the most expensive first."""
     with ours(folder, "default", rows, length) as run:
-        batches, stop = cycle(list(run.data.steps(epoch=0))), StopRequest()
+        batches, stop = cycle(list(islice(run.data.steps(epoch=0), 8))), StopRequest()
         for _ in range(WARMUP):
             optimiser_step(run, next(batches), stop)
         activities = [torch.profiler.ProfilerActivity.CPU]
@@ -256,7 +266,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
 def write_data(folder: Path, config: dict[str, Any], rows: int, length: int) -> None:
     """Random sequences for a few steps."""
-    samples = 8 * rows
+    samples = (WARMUP + LOOP_STEPS) * rows
     tokens = np.random.default_rng(0).integers(FIRST_WORD, config["vocab_size"], samples * length, dtype=np.int32)
     (folder / "data" / "train").mkdir(parents=True, exist_ok=True)
     with new_sequences(folder / "data" / "train") as writer:

@@ -8,6 +8,7 @@ import torch
 
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
+from qwen3llada.training.fused_projections import fuse_projections
 from qwen3llada.training.params import TrainParams
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
     """
     wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
     if wanted:
+        if params.adapter.method == "none" and not model.config.attention_bias:
+            fuse_projections(model)
         for layer in model.model.layers:
             layer.forward = torch.compile(layer.forward)
     return wanted

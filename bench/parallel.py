@@ -1,0 +1,105 @@
+"""The whole training loop on one GPU and on several: speed, and whether the loss is the same.
+
+python -m bench.parallel FOLDER --prepare                       random Qwen3-0.6B and data, once
+python -m bench.parallel FOLDER --name one                      one GPU
+python -m bench.parallel FOLDER --name reference --accumulation 2   one GPU, the samples of two in a step
+accelerate launch --config_file launch/ddp.yaml -m bench.parallel FOLDER --name ddp
+accelerate launch --config_file launch/fsdp2.yaml -m bench.parallel FOLDER --name fsdp2
+python -m bench.parallel FOLDER --compare
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from bench.train import DEVICE, GIB, QWEN3_0_6B, TINY, write_data, write_model
+from qwen3llada.training.loop import training_steps
+from qwen3llada.training.monitor import Monitor
+from qwen3llada.training.params import PretrainParams
+from qwen3llada.training.run import start
+from qwen3llada.training.stopping import StopRequest
+
+WARMUP, STEPS = 6, 26
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--name")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--accumulation", type=int, default=1)
+    args = parser.parse_args()
+    if args.prepare:
+        config = QWEN3_0_6B if DEVICE.type == "cuda" else TINY
+        write_model(args.folder, config)
+        write_data(args.folder, config, 2 * args.rows, args.length)
+    elif args.compare:
+        compare(args.folder)
+    else:
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Take the steps; the main process writes their losses and times to FOLDER/NAME.json."""
+    params = PretrainParams.model_validate(
+        {
+            "model": args.folder / "model",
+            "data": args.folder / "data",
+            "output_dir": args.folder / args.name,
+            "reports": args.folder / args.name,
+            "max_steps": STEPS,
+            "micro_batch_size": args.rows,
+            "gradient_accumulation_steps": args.accumulation,
+            "max_length": args.length,
+            "do_eval_loss": False,
+            "resume_from": "",
+            "num_workers": 2 if DEVICE.type == "cuda" else 0,
+            "bf16": DEVICE.type == "cuda",
+            "deterministic": False,
+            "logging_steps": 10,
+            "noise": {"random_length_prob": 0.0},
+        }
+    )
+    run, stop = start(params, seed=0, template="plain"), StopRequest()
+    monitor, losses, began = Monitor(run, stop), [], 0.0
+    for result in training_steps(run, stop):
+        monitor.take(result)
+        losses.append(result)
+        if result.step == WARMUP:
+            monitor.flush()
+            began = time.perf_counter()
+    monitor.flush()
+    seconds = (time.perf_counter() - began) / (STEPS - WARMUP)
+    values = [result.read().loss for result in losses]
+    tokens = losses[-1].tokens
+    peak = torch.cuda.max_memory_allocated() / GIB if DEVICE.type == "cuda" else 0.0
+    if run.accelerator.is_main_process:
+        report = {"seconds": seconds, "tokens": tokens, "peak_gib": peak, "losses": values}
+        (args.folder / f"{args.name}.json").write_text(json.dumps(report))
+        print(f"{args.name}: {tokens / seconds:,.0f} tokens/s, {peak:.1f} GiB on GPU 0", flush=True)
+    run.accelerator.end_training()
+
+
+def compare(folder: Path) -> None:
+    """Speed against one GPU, and the largest difference of a step's loss from that of the reference."""
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    one, reference = runs["one"], torch.tensor(runs["reference"]["losses"])
+    for name, run in runs.items():
+        speed = run["tokens"] / run["seconds"]
+        ratio = speed / (one["tokens"] / one["seconds"])
+        difference = (torch.tensor(run["losses"]) - reference).abs() / reference
+        same = "other samples in a step" if run["tokens"] != runs["reference"]["tokens"] else f"{difference.max():.1e}"
+        print(
+            f"{name:10} {speed:9,.0f} tokens/s  {ratio:.2f} times one GPU  {run['peak_gib']:5.1f} GiB"
+            f"  loss {run['losses'][0]:.5f} … {run['losses'][-1]:.5f}, largest relative difference: {same}"
+        )
+
+
+if __name__ == "__main__":
+    main()
