@@ -18,8 +18,6 @@ from torch.autograd.function import once_differentiable
 # CPU is content with 200 rows.
 ACCELERATOR_CHUNK_BYTES = 600 * 2**20
 CPU_CHUNK_BYTES = 128 * 2**20
-# Rows that a CPU takes from logits to gradient at a time: few enough to stay in the cache over all passes.
-CACHED_ROWS = 8
 # float16 has 5 bits of exponent: the softmax of a large vocabulary would underflow. Gradients of logits are held times
 # this, relative to the largest token weight, which keeps them below the largest float16 (65,504).
 FLOAT16_SCALE = 2.0**15
@@ -172,12 +170,8 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> N
 
 def _to_gradient(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:
     """Overwrite logits [n, V] by scale·d(loss)/d(logits); return [2, n] as `_Products.run`."""
-    if logits.device.type == "cpu":
-        parts = zip(logits.split(CACHED_ROWS), targets.split(CACHED_ROWS), scale.split(CACHED_ROWS), strict=True)
-        result = torch.cat([_softmax_gradient_(*part, smoothing) for part in parts], dim=1)  # type: ignore[call-arg]
-    else:
-        result = _compiled()(logits, targets, scale, smoothing)
-    losses, at_target = result.split(2)
+    body = _softmax_gradient_ if logits.device.type == "cpu" else _compiled()
+    losses, at_target = body(logits, targets, scale, smoothing).split(2)
     logits.scatter_(1, targets[:, None], at_target.t().to(logits.dtype))
     return losses
 
