@@ -1,0 +1,91 @@
+"""params.yaml and every parameter set: they load, and params.yaml leaves no knob out."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from qwen3llada.commandline import ParamsError, read_yaml
+from qwen3llada.params import Params, load, load_stage, use
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "params.yaml"
+
+
+def knobs(cls: type[BaseModel], prefix: str = "") -> set[str]:
+    names = set()
+    for name, field in cls.model_fields.items():
+        key, kind = prefix + (field.alias or name), field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        names |= knobs(kind, f"{key}.") if nested else {key}
+    return names
+
+
+def leaves(tree: dict, prefix: str = "") -> set[str]:
+    names = set()
+    for key, value in tree.items():
+        names |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return names
+
+
+def test_params_yaml_holds_every_knob_once():
+    assert leaves(read_yaml(FILE)) == knobs(Params)
+
+
+def test_every_knob_is_explained():
+    def unexplained(cls: type[BaseModel]) -> list[str]:
+        missing = []
+        for name, field in cls.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                missing += unexplained(kind)
+            elif not field.description:
+                missing.append(f"{cls.__name__}.{name}")
+        return missing
+
+    assert not unexplained(Params)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_parameter_set_loads(path):
+    load(FILE, path)
+
+
+def test_a_parameter_set_is_put_into_the_file_with_its_comments(tmp_path):
+    path, overlay = tmp_path / "params.yaml", tmp_path / "set.yaml"
+    path.write_bytes(FILE.read_bytes())
+    overlay.write_text("seed: 7\npretrain: {noise: {schedule: cosine}}\n")
+    use(overlay, path)
+    params = load(path)
+    assert (params.seed, params.pretrain.noise.schedule, params.sft.noise.schedule) == (7, "cosine", "uniform")
+    assert "# every knob" in path.read_text().lower()
+
+
+def test_a_wrong_parameter_set_changes_nothing(tmp_path):
+    path, overlay = tmp_path / "params.yaml", tmp_path / "set.yaml"
+    path.write_bytes(FILE.read_bytes())
+    overlay.write_text("pretrain: {noise: {schedule: cubic}}\n")
+    with pytest.raises(ParamsError, match=r"pretrain\.noise\.schedule"):
+        use(overlay, path)
+    assert path.read_bytes() == FILE.read_bytes()
+
+
+@pytest.mark.parametrize("flag", ["--params", "--params="])
+def test_flags_of_a_stage_beat_the_parameter_set(flag, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    chosen = ["--params", "configs/ci.yaml"] if flag == "--params" else ["--params=configs/ci.yaml"]
+    params, _ = load_stage([*chosen, "--optim.lr", "0.5", "--seed", "3"], own="pretrain", shared=("seed",))
+    assert (params.pretrain.optim.lr, params.seed, params.builtin.people) == (0.5, 3, 8)
+
+
+def test_help_explains_knobs_with_their_present_values(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["stage", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        load_stage(["--help"], own="sft", shared=("seed",), doc="Fine-tune.")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "Fine-tune." in text
+    assert "--noise.schedule" in text
+    assert "--params FILE" in text
