@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 PORT = 4200  # Prefect's own default
 POOL = "qwen3llada"
 LIMIT = "gpu"
-START_SECONDS = 120
+START_SECONDS = 600  # a busy machine with two cores took three minutes
 STOP_SECONDS = 150  # a stage gets its grace_seconds to save, 120 by default
 # A lease of a slot outlives a restart of the server, and is taken back if its holder was killed.
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
@@ -82,7 +82,7 @@ class Service:
         for process in reversed(self.started):
             process.terminate()
             try:
-                process.wait(timeout=START_SECONDS)
+                process.wait(timeout=STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
 

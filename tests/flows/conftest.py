@@ -100,6 +100,8 @@ class Project:
 def pristine(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pristine") / "project"
     shutil.copytree(SOURCE, root)
+    # Under its own name in this repository: DVC takes every dvc.yaml below its root for a part of the project.
+    (root / "stages.yaml").rename(root / "dvc.yaml")
     (root / ".gitignore").write_text("/work/\n/text.txt\n/model.txt\n/metrics.json\n/reports/\n__pycache__/\n")
     commands = (
         "git init -q",

@@ -42,7 +42,9 @@ class Service:
         self.process = self.project.start(
             "-m", "flows.serve", "--port", str(self.port), stdout=self.log, variables=self.variables
         )
-        self.project.wait_until(lambda: "ready: " in Path(self.log.name).read_text(), PATIENCE)
+        log = Path(self.log.name)
+        self.project.wait_until(lambda: "ready: " in log.read_text() or self.process.poll() is not None, PATIENCE)
+        assert self.process.poll() is None, log.read_text()
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -85,7 +87,7 @@ def stage_processes(project):
     return project.running("flows.guard", "dvc", "train.py")
 
 
-def test_cancel_stop_and_cron(service, project):
+def test_cancel_and_stop(service, project):
     project.set(steps=20_000)
     run = service.submit()
     project.wait_until(project.has_checkpoint, PATIENCE)
@@ -111,15 +113,20 @@ def test_cancel_stop_and_cron(service, project):
     assert project.processes() == []
     assert project.has_checkpoint()
 
-    # started again, the next run resumes, and a schedule fires
+    # started again, the next run resumes
     steps = project.saved_step() + 300
     project.set(steps=steps)
-    deploy(project, ONCE, MINUTE)
     service.start()
     run = service.submit()
     assert service.ended(run).is_completed()
     assert project.model() == project.undisturbed_model(steps)
     assert len(project.lives()) == 3
+
+
+def test_a_schedule_fires(service, project):
+    service.stop()
+    deploy(project, MINUTE)
+    service.start()
 
     def fired():
         with service.client() as client:
