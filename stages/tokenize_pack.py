@@ -26,9 +26,8 @@ def main(params: Params) -> None:
     )
     text, chats = counts["pretrain"]["train"], counts["sft"]["train"]
     print(f"pretrain: {text['sequence_tokens']:,} tokens in {text['sequences']:,} sequences")
-    print(
-        f"sft: {chats['sample_tokens']:,} tokens in {chats['samples']:,} samples, {chats['dropped']} too long and dropped"
-    )
+    dropped = f"{chats['dropped']} too long and dropped"
+    print(f"sft: {chats['sample_tokens']:,} tokens in {chats['samples']:,} samples, {dropped}")
 
 
 if __name__ == "__main__":
