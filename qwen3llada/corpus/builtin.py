@@ -4,9 +4,9 @@ All of it follows from `BuiltinParams` alone, bit for bit, so the pipeline runs 
 
 What the held-out questions test. Every fact is told in the pretraining text, in several wordings and orders. SFT asks
 about most (entity, attribute) pairs. Held out are pairs of people: of towns, crafts and animals there are too few for a
-model to learn from the others what a question means. The held-out pairs never occur in SFT, neither as a question nor as an answer in
-any turn, and no text has the form of a question. So a right answer to a held-out question takes knowledge from
-pretraining and the habit of answering from SFT: neither stage alone holds the pair of question and answer.
+model to learn from the others what a question means. The held-out pairs never occur in SFT, neither as a question nor
+as an answer in any turn, and no text has the form of a question. So a right answer to a held-out question takes
+knowledge from pretraining and the habit of answering from SFT: neither stage alone holds the pair of both.
 """
 
 import zlib
