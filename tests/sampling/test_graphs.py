@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MASK
+from vocabulary import MASK
 
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import EOS, MASK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_sampler import published, sample
+from vocabulary import EOS, MASK
 
 from qwen3llada.modeling.attention import POLICIES
 from qwen3llada.sampling.remasking import SCORES

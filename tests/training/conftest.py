@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_settings import common
 
 from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.training.params import PretrainParams, SftParams
@@ -83,22 +84,3 @@ def pretraining(tiny, tmp_path) -> PretrainParams:
 @pytest.fixture
 def fine_tuning(tiny, tmp_path) -> SftParams:
     return SftParams.model_validate(common(tiny, tmp_path, "sft"))
-
-
-def common(tiny: Path, out: Path, kind: str) -> dict:
-    return {
-        "model": tiny / "model",
-        "data": tiny / kind,
-        "dst": out / "model",
-        "output_dir": out / "work",
-        "reports": out / "reports" / kind,
-        "max_length": 16,
-        "max_steps": 6,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "save_steps": 0,
-        "logging_steps": 2,
-        "eval_every_steps": 4,
-        "optim": {"lr": 0.01, "warmup_ratio": 0.1},
-        "noise": {"random_length_prob": 0.2},
-    }

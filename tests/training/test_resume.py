@@ -55,7 +55,7 @@ def test_resumed_run_is_bit_exact(kind, request, tmp_path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
-    from conftest import common
+    from tiny_settings import common
 
     from qwen3llada.training.params import PretrainParams
 
