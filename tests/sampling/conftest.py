@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-
+from vocabulary import EOS, MASK, VOCAB
 
 
 @pytest.fixture(scope="session")
 def model():
     """Trained for a moment on arithmetic progressions that end in EOS. float32, two query heads for each key head."""
-    from vocabulary import EOS, MASK, VOCAB
-from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     torch.manual_seed(0)
     config = Qwen3LLadaConfig(
