@@ -1,7 +1,6 @@
 """Answer prompts: those held out from training (reports/samples.jsonl, reports/sample.json), or yours.
 
---prompt TEXT (repeatable) or --prompts FILE asks, --out FILE keeps the answers, --trace FILE.html shows how they came
-about, --interactive chats.
+--prompt TEXT (repeatable) or --prompts FILE asks, --out FILE keeps the answers.
 """
 
 from pathlib import Path
@@ -14,11 +13,7 @@ REPORTS = Path("reports")
 
 def main(params: Params, request: SampleRequest) -> None:
     model = request.model or params.sft.dst
-    if request.interactive:
-        from qwen3llada.sampling.chat import chat
-
-        chat(model, params.sample, seed=params.seed)
-    elif request.prompt or request.prompts:
+    if request.prompt or request.prompts:
         from qwen3llada.sampling.ask import answer_request
 
         answer_request(request, model, params.sample, seed=params.seed)

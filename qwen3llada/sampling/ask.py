@@ -25,18 +25,14 @@ class SampleRequest(Section):
     )
     system: str | None = Field(None, description="System prompt of each question given here")
     out: Path | None = Field(None, description="Write the answers there as JSON lines; null: print them")
-    trace: Path | None = Field(None, description="Write an HTML page that plays the denoising of the first batch")
-    interactive: bool = Field(False, description="Chat in the terminal")
 
     @model_validator(mode="after")
     def _agree(self) -> "SampleRequest":
         asked = bool(self.prompt or self.prompts)
         if self.prompt and self.prompts:
             raise ValueError("prompt must not be combined with prompts")
-        if self.interactive and (asked or self.out or self.trace):
-            raise ValueError("interactive must not be combined with prompt, prompts, out or trace")
-        if not asked and not self.interactive and (self.out or self.trace or self.system is not None):
-            raise ValueError("out, trace and system need a prompt or prompts")
+        if not asked and (self.out or self.system is not None):
+            raise ValueError("out and system need a prompt or prompts")
         return self
 
 
@@ -51,10 +47,6 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
     text = TextModel.load(model, bf16=params.bf16)
     prompts = text.encode(asked)
     answers = text.answers(prompts, params, seed=seed, progress=len(prompts) > params.batch_size)
-    if request.trace:
-        from qwen3llada.sampling.trace import write_trace
-
-        write_trace(request.trace, text, prompts[: params.batch_size], params, seed=seed)
     if request.out:
         write_jsonl(request.out, (asdict(answer) for answer in answers))
         return
