@@ -86,6 +86,13 @@ class Project:
             [sys.executable, "-m", "dvc", *args], cwd=self.root, env=environment(), capture_output=True, text=True
         )
 
+    def flow_run(self) -> dict[str, Any]:
+        """The flow up to `measure`, in a process of its own with a server: see served.py."""
+        process = self.start(str(Path(__file__).with_name("served.py")), stderr=subprocess.PIPE)
+        output, errors = process.communicate()
+        assert process.returncode == 0, output + errors
+        return json.loads(output.splitlines()[-1])
+
     def git(self, *args: str) -> str:
         return subprocess.run(["git", *args], cwd=self.root, check=True, capture_output=True, text=True).stdout
 
@@ -127,14 +134,3 @@ def project(pristine, tmp_path, monkeypatch) -> Iterator[Project]:
     yield made
     for process in made.processes():
         process.kill()
-
-
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    from prefect.client.orchestration import get_client
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        with get_client(sync_client=True) as client:
-            client.upsert_global_concurrency_limit_by_name("gpu", 1)
-        yield

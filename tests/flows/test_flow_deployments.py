@@ -1,5 +1,6 @@
 """What prefect.yaml and the Kubernetes template say, as Prefect reads them."""
 
+import asyncio
 import inspect
 import json
 import re
@@ -33,8 +34,8 @@ def test_the_stages_that_deployments_name_are_there():
         assert set(deployment.get("parameters", {}).get("stages", [])) <= set(stages)
 
 
-def test_the_kubernetes_template_renders_to_a_job(prefect_server):
-    from prefect.utilities.asyncutils import run_coro_as_sync
+def test_the_kubernetes_template_renders_to_a_job():
+    from prefect.client.orchestration import PrefectClient
     from prefect.workers.base import BaseJobConfiguration
 
     class Configuration(BaseJobConfiguration):
@@ -43,8 +44,9 @@ def test_the_kubernetes_template_renders_to_a_job(prefect_server):
 
     template = json.loads((ROOT / "flows/kubernetes.json").read_text())
     given = {"image": "registry.example/qwen3llada:1", "gpus": 2, "claim": "data", "workspace": "/srv/llada"}
-    coroutine = Configuration.from_template_and_values(template, given)
-    manifest = run_coro_as_sync(coroutine).job_manifest
+    nobody = PrefectClient("http://nowhere.invalid/api")  # it would be asked for blocks, and the template has none
+    rendering = Configuration.from_template_and_values(template, given, client=nobody)
+    manifest = asyncio.run(rendering).job_manifest
     spec = manifest["spec"]["template"]["spec"]
     container = spec["containers"][0]
     assert (manifest["apiVersion"], manifest["kind"], spec["restartPolicy"]) == ("batch/v1", "Job", "Never")

@@ -1,0 +1,33 @@
+"""The flow with a Prefect server: `python served.py` in a project prints JSON.
+
+A process of its own, because one in which a flow has run cannot fork any more: Prefect's hooks fail at the exit of
+each child, and the data loaders and trainers of other tests fork.
+"""
+
+import json
+from typing import Any
+
+import flows  # noqa: F401  telemetry off
+
+
+def run() -> dict[str, Any]:
+    """The flow up to `measure` in this folder's project, and what it left on the server."""
+    from prefect.client.orchestration import get_client
+
+    from flows.pipeline import pipeline
+
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("gpu", 1)
+    state = pipeline(["measure"], return_state=True)
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: artifact.data for artifact in client.read_artifacts()}
+        slots = client.read_global_concurrency_limit_by_name("gpu").active_slots
+    result = state.result(raise_on_failure=False) if state.is_completed() else None
+    return {"state": state.name, "message": state.message, "result": result, "artifacts": artifacts, "slots": slots}
+
+
+if __name__ == "__main__":
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        print(json.dumps(run()))
