@@ -2,10 +2,70 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from qwen3llada.training.params import TrainParams
+
+GIB = 2**30
+MOMENT_BYTES = {"adamw8bit": 2, "lion8bit": 1}  # of a parameter; adamw keeps two moments in the parameter's dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on each device, without the allocator's slack and the libraries' own (one to two GiB on a GPU)."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int  # of one micro-batch, kept for the backward pass
+    projection: int  # of the vocabulary: a chunk of logits, and the weight's gradient in float32
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.activations + self.projection
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "moments", "activations", "projection")
+        listed = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts)
+        return f"{self.total / GIB:.2f} GiB ({listed})"
+
+
+def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str) -> MemoryEstimate:
+    """What training `model` takes, computed from its shapes. `shards`: processes that parameters are spread over.
+
+    A compiled layer keeps for its backward pass, for each token, the elements of four vectors of the hidden size (the
+    residual stream before and inside the layer, both normalised inputs), queries and keys before and after norm and
+    rotation, values, the attention's output, and gate, up and their product. With checkpointing it keeps its input, and
+    all of these exist for one layer at a time. Under autocast the rounded weights are kept as well.
+    """
+    config, computed = model.config, 2 if params.bf16 or params.fp16 else 4
+    stored = {"float32": 4, "bfloat16": 2}[params.param_dtype]
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    stored_weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    rounded = count * computed if computed < stored else 0
+    moments = MOMENT_BYTES.get(params.optim.name, 2 * stored)
+
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    layer = 4 * config.hidden_size + 3 * queries + 3 * keys + 3 * config.intermediate_size
+    layers = config.num_hidden_layers
+    kept = layers * config.hidden_size + layer if params.gradient_checkpointing else layers * layer
+    tokens = params.micro_batch_size * params.max_length
+
+    vocabulary = config.vocab_size * config.hidden_size * 4
+    limit = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
+    head_trained = model.get_output_embeddings().weight.requires_grad
+    return MemoryEstimate(
+        weights=(stored_weights + rounded) // shards,
+        gradients=trained * stored // shards,
+        moments=trained * moments // shards,
+        activations=tokens * kept * computed,
+        projection=min(limit, tokens * config.vocab_size * computed) + head_trained * vocabulary,
+    )
 
 
 class OutOfDeviceMemoryError(ValueError):

@@ -126,6 +126,7 @@ class Monitor:
             "resumed_from": str(run.resumed_from) if run.resumed_from else None,
             "tokens_per_second": round(rate, 1),
             "mfu": self._utilisation(total["flops"] / total["seconds"]) if total["seconds"] else None,
+            "estimated_memory_gib": round(run.memory.total / GIB, 2),
             "peak_memory_gib": round(peak_memory(run.device) / GIB, 2),
         }
         self.bar.close()

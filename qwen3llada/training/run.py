@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from qwen3llada.training.adapters import ADAPTER_FOLDER, add_adapters, merged
 from qwen3llada.training.checkpoint import TrainerState, checkpoint_path, find_checkpoint, rotate, write_checkpoint
 from qwen3llada.training.fingerprint import Fingerprint, fingerprint
 from qwen3llada.training.flops import FlopCounter, flop_counter
+from qwen3llada.training.memory import MemoryEstimate, estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.setup import DTYPES, compile_layers, load_model, make_accelerator
@@ -50,6 +52,7 @@ class Run:
     total_steps: int
     tokenizer: Any
     flops: FlopCounter
+    memory: MemoryEstimate
     fingerprint: Fingerprint
     compiled: bool
     state: TrainerState
@@ -106,6 +109,9 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     if model.config.mask_token_id != data.mask_token_id:
         raise ValueError(f"{model.config.mask_token_id=} must be that of the tokenizer, {data.mask_token_id}")
     flops = flop_counter(model, checkpointed=params.gradient_checkpointing)
+    shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
+    memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
+    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
     compiled = compile_layers(model, params, accelerator.device)
     objective = MaskedDiffusionObjective(model)
     if not accelerator.is_fsdp2:
@@ -127,6 +133,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         total_steps=total_steps,
         tokenizer=tokenizer,
         flops=flops,
+        memory=memory,
         fingerprint=ours,
         compiled=compiled,
         state=state,

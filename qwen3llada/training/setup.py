@@ -23,16 +23,18 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     Raises ValueError for a precision that the device does not have.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
 
     pure_bf16 = params.param_dtype == "bfloat16"
     precision = "fp16" if params.fp16 else "bf16" if params.bf16 and not pure_bf16 else "no"
     # The gradients live in DDP's communication buffers, so that they are there once.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    if params.fp16 and not torch.cuda.is_available():
+        raise ValueError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
     device = accelerator.device
-    if params.fp16 and device.type != "cuda":
-        raise ValueError(f"fp16=true needs a CUDA device, given {device.type}; bf16=true or neither works here")
     check_adapters(params.adapter, device)
     if accelerator.is_fsdp2:
         set_fsdp_precision(accelerator, params)

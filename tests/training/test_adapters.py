@@ -1,0 +1,54 @@
+"""LoRA: what is trained, what is saved, resumed and merged."""
+
+import pytest
+import torch
+from runs import changed
+from safetensors.torch import load_file
+
+from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.training.adapters import merged
+from qwen3llada.training.loop import train
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture
+def lora(pretraining):
+    adapter = {"method": "lora", "rank": 2, "alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "down_proj"]}
+    return changed(pretraining, adapter=adapter, save_steps=3, save_total_limit=9, max_steps=6)
+
+
+def test_lora_trains_adapters_alone_and_merges_them(lora, tiny):
+    summary = train(lora, seed=1)
+    assert summary["trained_parameters"] == 2 * 2 * (16 + 16 + 24 + 16)  # layers · rank · (in + out of both targets)
+    base, final = load_file(tiny / "model/model.safetensors"), load_file(lora.dst / "model.safetensors")
+    assert base.keys() == final.keys()
+    moved = {name.split(".")[-2] for name in base if not torch.equal(base[name], final[name])}
+    assert moved == {"q_proj", "down_proj"}
+    again = merged(tiny / "model", lora.dst / "adapter", torch.float32).state_dict()
+    torch.testing.assert_close({name: again[name] for name in final}, final)
+    Qwen3LLadaForMaskedLM.from_pretrained(lora.dst)
+
+
+def test_lora_resumes_bit_for_bit_with_dropout(lora, tmp_path):
+    train(lora, seed=1)
+    paths = {"dst": tmp_path / "other/model", "reports": tmp_path / "other/reports", "output_dir": tmp_path / "other"}
+    resumed = changed(lora, **paths, resume_from=str(lora.output_dir / "checkpoints/step-3"))
+    train(resumed, seed=1)
+    whole, again = (load_file(params.dst / "model.safetensors") for params in (lora, resumed))
+    torch.testing.assert_close(again, whole, rtol=0, atol=0)
+
+
+def test_adapters_alone_are_saved_on_request(lora):
+    train(changed(lora, adapter=lora.adapter.model_dump() | {"merge": False}), seed=1)
+    assert (lora.dst / "adapter_model.safetensors").is_file()
+    assert not (lora.dst / "model.safetensors").exists()
+
+
+def test_unknown_target_and_qlora_without_gpu_are_refused(lora):
+    adapter = lora.adapter.model_dump()
+    with pytest.raises(ValueError, match=r"target_modules=\['query'\] must be linear layers"):
+        train(changed(lora, adapter=adapter | {"target_modules": ["query"]}), seed=1)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="qlora needs a CUDA device"):
+            train(changed(lora, bf16=True, adapter=adapter | {"method": "qlora"}), seed=1)

@@ -1,0 +1,63 @@
+"""The memory estimate against what was measured, and the advice."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from runs import changed
+
+from qwen3llada.training.memory import GIB, OutOfDeviceMemoryError, advice, estimate_memory, explain_out_of_memory
+
+
+def qwen3_0_6b():
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    config = Qwen3LLadaConfig(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+        mask_token_id=0,
+    )
+    with torch.device("meta"):
+        return Qwen3LLadaForMaskedLM(config)
+
+
+# bench/train.py on an H200
+@pytest.mark.parametrize(
+    ("rows", "length", "dtype", "measured"),
+    [(16, 1024, "float32", 29.5), (8, 4096, "float32", 52.1), (16, 1024, "bfloat16", 24.1)],
+)
+def test_estimate_is_near_what_was_measured(pretraining, rows, length, dtype, measured):
+    params = changed(pretraining, micro_batch_size=rows, max_length=length, bf16=True, param_dtype=dtype)
+    model = qwen3_0_6b().to(getattr(torch, dtype))
+    assert estimate_memory(params, model, shards=1, device="cuda").total / GIB == pytest.approx(measured, rel=0.12)
+
+
+def test_spreading_and_checkpointing_save_what_they_should(pretraining):
+    params, model = changed(pretraining, bf16=True), qwen3_0_6b()
+    whole = estimate_memory(params, model, shards=1, device="cuda")
+    spread = estimate_memory(params, model, shards=4, device="cuda")
+    assert (spread.moments * 4, spread.activations) == (whole.moments, whole.activations)
+    again = estimate_memory(changed(params, gradient_checkpointing=True), model, shards=1, device="cuda")
+    assert again.activations < whole.activations / 10
+
+
+def test_out_of_memory_names_the_knobs_that_are_left(pretraining):
+    message = "out of memory; try, in this order: micro_batch_size=1 with gradient_accumulation_steps=4 .*bf16=true"
+    with pytest.raises(OutOfDeviceMemoryError, match=message), explain_out_of_memory(pretraining):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    turned = SimpleNamespace(
+        micro_batch_size=1,
+        gradient_accumulation_steps=4,
+        gradient_checkpointing=True,
+        bf16=True,
+        fp16=False,
+        optim=SimpleNamespace(name="adamw8bit"),
+        adapter=SimpleNamespace(method="lora"),
+    )
+    assert advice(turned) == "try, in this order: more GPUs with launch/fsdp2.yaml"
