@@ -83,13 +83,14 @@ class GraphSampler:
             self.finished = replace(units, tokens=units.tokens.clone())
 
     def _chunks_of_steps(self, units: Units, shape: Shape) -> list[int]:
-        """How many chunks of logits each step needs. Under threshold unmasking nobody knows: all of them."""
+        """How many chunks of logits each step that commits something needs; under threshold unmasking, all of them."""
         everything = shape.units * shape.width
         if self.request.params.unmask == "threshold":
             return [chunks_for(everything, everything)] * units.width
         left, chunks = int(units.counts.sum()), []
         for committed in units.counts.sum(0).tolist():
-            chunks.append(chunks_for(left, everything))
+            if left:  # the steps after the last commitment are never run
+                chunks.append(chunks_for(left, everything))
             left -= committed
         return chunks
 

@@ -63,8 +63,8 @@ def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
 def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str) -> None:
     """Raises ValueError for an id outside the vocabulary or a row that does not fit the model's positions."""
     for number, row in enumerate(rows):
-        outside = next((i for i in row if not 0 <= i < config.vocab_size), None)
-        if outside is not None:
+        if row and (min(row) < 0 or max(row) >= config.vocab_size):
+            outside = next(i for i in row if not 0 <= i < config.vocab_size)
             raise ValueError(f"{name}[{number}] holds token {outside}, must be in [0, {config.vocab_size})")
         if len(row) + added > config.max_position_embeddings:
             raise ValueError(
