@@ -5,26 +5,28 @@ from html import escape
 from math import ceil, floor, isfinite, log10
 
 WIDTH, HEIGHT = 440, 240  # small enough that the text is still readable where a phone scales it down
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 34
 POINTS = 300  # of a curve; more would not be seen
 TICKS = 5
 
 Point = tuple[float, float]
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, dots: bool = False) -> str:
+def line_chart(
+    series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, dots: bool = False, zero: bool = False
+) -> str:
     """Curves over a common x axis, as an `<svg>` element; an empty string if there is no point.
 
     Args:
         series: points (x, y) by name, in order of x. At most as many as the style sheet has colours (four).
-        dots: mark the points.
+        dots: mark the points. zero: the y axis begins at or below 0.
     """
     series = {name: thin([p for p in points if isfinite(p[1])]) for name, points in series.items()}
     series = {name: points for name, points in series.items() if points}
     if not series:
         return ""
     xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
+    ys = [y for points in series.values() for _, y in points] + [0.0] * zero
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-12)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
@@ -50,7 +52,7 @@ def bar_chart(values: Mapping[str, float], *, label: str) -> str:
     """A horizontal bar per value, in the order given, as an `<svg>` element."""
     if not values:
         return ""
-    row, text = 26, 150
+    row, text = 26, min(240, 14 + 7 * max(map(len, values)))
     most = max(max(values.values()), 0.0) or 1.0
     parts = []
     for i, (name, value) in enumerate(values.items()):
@@ -63,9 +65,9 @@ def bar_chart(values: Mapping[str, float], *, label: str) -> str:
 
 def number(value: float) -> str:
     """A number for people: four significant digits, thousands separated."""
-    if isinstance(value, int) or (abs(value) >= 1000 and value == int(value)):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def thin(points: Sequence[Point]) -> Sequence[Point]:

@@ -45,9 +45,9 @@ def _read_table(path: Path) -> list[Point]:
 def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
     """Charts of a training run by their heading; those without points are left out."""
 
-    def of(label: str, **names: str) -> str:
+    def of(label: str, *, zero: bool = False, **names: str) -> str:
         chosen = {shown.replace("_", " "): curves.get(name, []) for shown, name in names.items()}
-        return line_chart(chosen, x_label="step", y_label=label)
+        return line_chart(chosen, x_label="step", y_label=label, zero=zero)
 
     charts = {
         "Loss": of("loss", training="train/loss", held_out="eval/loss"),
@@ -55,7 +55,7 @@ def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
             {name: last_levels(curves, prefix) for name, prefix in (("training", "train"), ("held out", "eval"))}
         ),
         "Learning rate": of("learning rate", lr="train/learning_rate"),
-        "Throughput, tokens/s": of("tokens/s", speed="train/tokens_per_second"),
+        "Throughput, tokens/s": of("tokens/s", zero=True, speed="train/tokens_per_second"),
         "Gradient norm": of("gradient norm", norm="train/grad_norm"),
     }
     return {heading: chart for heading, chart in charts.items() if chart}
