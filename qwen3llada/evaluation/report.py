@@ -1,11 +1,9 @@
 """One page about a run: `reports/report.html`, self-contained and offline, and its short form `reports/summary.md`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from pydantic import Field
 
 from qwen3llada.artifacts import new_file, read_json, read_jsonl
@@ -24,6 +22,7 @@ from qwen3llada.evaluation.report_data import (
 from qwen3llada.evaluation.report_replay import record_answers
 from qwen3llada.evaluation.report_run import compare_with_previous, data_sources, hardware, revision
 from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.trace import environment
 from qwen3llada.section import Section
 
 TEMPLATES = Path(__file__).parent
@@ -95,19 +94,8 @@ RESULTS = {
 
 def _render(name: str, context: Mapping[str, Any], path: Path) -> None:
     """Fill the template `name`.jinja and write the result."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(["html.jinja"], default_for_string=False),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "script": _script}
-    text = environment.get_template(f"{name}.jinja").render(context)
+    pages = environment(TEMPLATES)
+    pages.filters["number"] = number
+    text = pages.get_template(f"{name}.jinja").render(context)
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _script(value: Any) -> str:
-    """JSON that may stand in a `<script>` element, whatever the texts in it are."""
-    return json.dumps(value, ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")

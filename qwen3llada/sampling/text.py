@@ -1,7 +1,7 @@
 """From text to text: loading a checkpoint, asking it in the form in which it was taught, reading its answers."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from torch import Tensor
 from qwen3llada.corpus.conversations import encode_prompts
 from qwen3llada.corpus.records import Exchange
 from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.sampling.recording import Decided, Recorder
 from qwen3llada.sampling.request import end_tokens
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
+
+MASK, END = "▒", "∎"  # how a position that is still masked, and the end of an answer, are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,15 @@ class Answer:
     forward_passes: int  # of the batch that it was decoded in
     seconds: float  # of that batch
     backend: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One answer, and how it came about."""
+
+    answer: Answer
+    tokens: list[tuple[str, Decided]]  # the text that each token adds; after the answer's own the rest of its block
+    steps: int  # forward passes of unmasking that its batch took
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,40 @@ class TextModel:
         """Text of token ids, without control tokens and surrounding white space."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text that each token adds to those before it, `MASK` and `END` for what is masked and what ends answers.
+
+        A character that spans tokens appears with its last one.
+        """
+        marks = {self.model.config.mask_token_id: MASK} | dict.fromkeys(self.ends, END)
+        shown: list[str] = []
+        start = read = 0  # the text of tokens[start:read] is shown, and decides how what follows is decoded
+        for number, token in enumerate(tokens, start=1):
+            if token in marks:
+                shown.append(marks[token])
+                start = read = number
+                continue
+            before, now = (self.tokenizer.decode(tokens[start:stop]) for stop in (read, number))
+            last = number == len(tokens) or tokens[number] in marks
+            whole = last or not now.endswith("\ufffd")
+            shown.append(now[len(before) :] if whole else "")
+            if whole:
+                start, read = read, number
+        return shown
+
     def answers(
-        self, prompts: Sequence[Sequence[int]], params: SampleParams, *, seed: int, progress: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SampleParams,
+        *,
+        seed: int,
+        progress: bool = False,
+        on_trace: Callable[[Trace], None] | None = None,
     ) -> Iterator[Answer]:
-        """Answer encoded prompts in batches, in their order; a prompt's number is its key, so batches do not matter."""
+        """Answer encoded prompts in batches, in their order; a prompt's number is its key, so batches do not matter.
+
+        `on_trace` is called for each answer, in their order, with how it came about.
+        """
         from tqdm import tqdm
 
         starts = range(0, len(prompts), params.batch_size)
@@ -73,14 +115,21 @@ class TextModel:
             for start in starts:
                 batch = prompts[start : start + params.batch_size]
                 begin = time.perf_counter()
-                keys = range(start, start + len(batch))
-                generation = generate(self.model, batch, params, seed=seed, row_keys=keys, eos_token_ids=self.ends)
-                yield from self._answers(batch, generation, time.perf_counter() - begin)
+                recorder, keys = Recorder() if on_trace else None, range(start, start + len(batch))
+                generation = generate(
+                    self.model, batch, params, seed=seed, row_keys=keys, eos_token_ids=self.ends, on_step=recorder
+                )
+                answers = self.describe(batch, generation, time.perf_counter() - begin)
+                if recorder is not None and on_trace is not None:
+                    for trace in self.traces(answers, batch, recorder):
+                        on_trace(trace)
+                yield from answers
                 bar.update(len(batch))
 
-    def _answers(self, prompts: Sequence[Sequence[int]], generation: Generation, seconds: float) -> Iterator[Answer]:
-        for prompt, tokens in zip(prompts, generation.tokens, strict=True):
-            yield Answer(
+    def describe(self, prompts: Sequence[Sequence[int]], generation: Generation, seconds: float) -> list[Answer]:
+        """The answers of a generation that took `seconds`."""
+        return [
+            Answer(
                 prompt=self.decode(prompt),
                 answer=self.decode(tokens),
                 prompt_tokens=len(prompt),
@@ -89,3 +138,15 @@ class TextModel:
                 seconds=round(seconds, 4),
                 backend=generation.backend,
             )
+            for prompt, tokens in zip(prompts, generation.tokens, strict=True)
+        ]
+
+    def traces(
+        self, answers: Sequence[Answer], prompts: Sequence[Sequence[int]], recorder: Recorder
+    ) -> Iterator[Trace]:
+        """How the answers to a batch of prompts came about, from what a recorder saw of it."""
+        start = max(map(len, prompts))
+        for row, answer in enumerate(answers):
+            decided = recorder.row(row, start)
+            pieces = self.pieces([position.token for position in decided])
+            yield Trace(answer=answer, tokens=list(zip(pieces, decided, strict=True)), steps=recorder.steps)

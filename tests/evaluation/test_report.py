@@ -1,22 +1,24 @@
 """The page about a run: what it shows is what the stages wrote, and it needs nothing but itself."""
 
 import itertools
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from qwen3llada.artifacts import read_jsonl, write_json, write_jsonl
+from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.evaluation import report_charts as charts
 from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
 from qwen3llada.evaluation.report import ReportParams, write_report
 from qwen3llada.evaluation.report_data import flat_numbers, read_curves, training_charts
-from qwen3llada.evaluation.report_replay import watch_answers
+from qwen3llada.evaluation.report_replay import record_answers
 from qwen3llada.evaluation.report_run import compare_with_previous
-from qwen3llada.sampling.sampler import SampleParams, generate
+from qwen3llada.sampling.heldout import answer_heldout
+from qwen3llada.sampling.sampler import SampleParams
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 RULES = {"pairs": {"severity": "error", "passed": True, "judged": 3, "broken": 0}}
@@ -57,16 +59,14 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
     return reports
 
 
-def make(root: Path, parameters=None, **options) -> str:
+def make(root: Path, parameters=None, *, samples=24, played=0, **played_from) -> str:
+    sampled = {"model": root / "model", "heldout": root / "heldout", "sample": SampleParams(), "seed": 0}
     page = write_report(
         root / "reports",
-        ReportParams(played=0, **options),
+        ReportParams(played=played, samples=samples),
         parameters=parameters or {"sft": {"optim": {"lr": 0.001}}},
         source=root / "SOURCE.json",
-        model=root / "model",
-        heldout=root / "heldout",
-        sample=SampleParams(),
-        seed=0,
+        **(sampled | played_from),
     )
     return page.read_text(encoding="utf-8")
 
@@ -184,6 +184,13 @@ class TestCharts:
         assert y0 - y1 == pytest.approx(2 * (y0 - y2), abs=0.2)
         assert all(0 <= x <= charts.WIDTH and 0 <= y <= charts.HEIGHT for x, y in points)
 
+    def test_an_axis_from_zero_shows_heights_in_proportion(self):
+        (_, low), (_, high) = self.coordinates(
+            charts.line_chart({"a": [(0, 80), (1, 100)]}, x_label="x", y_label="y", zero=True)
+        )
+        bottom = charts.HEIGHT - charts.BOTTOM
+        assert (bottom - low) / (bottom - high) == pytest.approx(0.8, abs=0.01)
+
     def test_one_point_a_flat_curve_and_none(self):
         assert "<circle" in charts.line_chart({"a": [(3, 7)]}, x_label="x", y_label="y")
         assert len(self.coordinates(charts.line_chart({"a": [(0, 2), (1, 2)]}, x_label="x", y_label="y"))) == 2
@@ -211,9 +218,20 @@ class TestCharts:
         assert first == pytest.approx(2 * second, abs=0.2)
         assert "&lt;a&gt;" in svg
 
+    def test_a_long_name_of_a_bar_has_room(self):
+        svg = charts.bar_chart({"sweep-guidelines-cosine": 1.0}, label="l")
+        assert float(re.search(r'<text x="(\d+)"', svg)[1]) > 6.5 * len("sweep-guidelines-cosine")
+
     @pytest.mark.parametrize(
         ("value", "text"),
-        [(3, "3"), (12_345, "12,345"), (0.000123456, "0.0001235"), (98_765.4, "98,765"), (2.5, "2.5")],
+        [
+            (3, "3"),
+            (12_345, "12,345"),
+            (0.000123456, "0.0001235"),
+            (98_765.4, "98,765"),
+            (7161.1, "7,161"),
+            (2.5, "2.5"),
+        ],
     )
     def test_numbers_for_people(self, value, text):
         assert charts.number(value) == text
@@ -224,14 +242,14 @@ def test_flat_numbers_leaves_out_what_is_none():
 
 
 @pytest.fixture(scope="module")
-def text_model():
+def checkpoint(tmp_path_factory) -> Path:
     """An untrained tiny model with a tokenizer of one word per id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-    from qwen3llada.sampling.text import TextModel
 
+    folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     words = {f"w{i}": i for i in range(30)} | {"<eos>": 30, "<mask>": 31}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
@@ -247,30 +265,33 @@ def text_model():
         mask_token_id=31,
         eos_token_id=30,
     )
+    Qwen3LLadaForMaskedLM(config).save_pretrained(folder)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", mask_token="<mask>")
-    return TextModel(Qwen3LLadaForMaskedLM(config).eval(), fast)
+    fast.save_pretrained(folder)
+    return folder
 
 
-def test_a_replay_tells_when_each_token_came(text_model):
-    params = SampleParams(steps=8, gen_length=8, block_length=4, backend="eager")
-    prompts = [[1, 2, 3], [4, 5]]
-    rows = watch_answers(text_model, prompts, params, seed=3)
-    canvases = []
-    final = generate(
-        text_model.model,
-        prompts,
-        params,
-        seed=3,
-        row_keys=range(2),
-        eos_token_ids=text_model.ends,
-        on_step=lambda step: canvases.append(step.canvas.clone()),
-    )
-    for row, (shown, tokens) in enumerate(zip(rows, final.tokens, strict=True)):
-        assert shown["prompt"] == " ".join(f"w{i}" for i in prompts[row])
-        assert "".join(shown["tokens"]) == text_model.tokenizer.decode(tokens)
-        assert all(0 <= at < len(canvases) for at in shown["at"])
-        assert all(0 < value <= 1 for value in shown["confidence"])
-        for step, canvas in enumerate(canvases):
-            known = (canvas[row, 3 : 3 + len(tokens)] != 31).tolist()
-            assert known == [at <= step for at in shown["at"]]
-    json.dumps(rows)
+def test_the_first_answers_can_be_played(tmp_path, checkpoint):
+    """What is played is what the stage `sample` answered, and the page has a player for each."""
+    write_outputs(tmp_path)
+    heldout = tmp_path / "heldout"
+    prompts = [[1, 2, 3], [4, 5], [6, 7], [8, 9]]
+    with new_sequences(heldout, prompts=True) as writer:
+        tokens = np.array([token for prompt in prompts for token in [*prompt, 10, 30]], np.int32)
+        lengths = np.array([len(prompt) + 2 for prompt in prompts])
+        writer.add(tokens, lengths, lengths - 2)
+        writer.close()
+    params = SampleParams(steps=8, gen_length=8, block_length=4, samples=3)
+    answer_heldout(checkpoint, heldout, tmp_path / "sampled", params, seed=3)
+    answers = list(read_jsonl(tmp_path / "sampled/samples.jsonl"))
+    assert [row["prompt"] for row in answers] == ["w1 w2 w3", "w6 w7", "w8 w9"]  # at even distances
+    traces = record_answers(checkpoint, heldout, params, count=2, seed=3)
+    for trace, row in zip(traces, answers[:2], strict=True):
+        assert {name: row[name] for name in ("prompt", "answer", "answer_tokens")} == {
+            name: getattr(trace.answer, name) for name in ("prompt", "answer", "answer_tokens")
+        }
+    options = {"model": checkpoint, "heldout": heldout, "sample": params, "seed": 3}
+    page = Page(make(tmp_path, played=2, **options))
+    assert page.tags.count("button") == 2
+    assert page.loaded == []
+    assert " ".join(page.text).count("w1 w2 w3") == 1

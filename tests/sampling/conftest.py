@@ -1,5 +1,7 @@
 """A tiny model that has learned something, so that its confidences differ as a real model's do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from vocabulary import EOS, MASK, VOCAB
@@ -38,3 +40,28 @@ def model():
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model, tmp_path_factory) -> Path:
+    """That model in a folder, with a tokenizer whose words are the numbers that the ids are."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    words = {str(i): i for i in range(EOS)} | {"<eos>": EOS, "<mask>": MASK}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", mask_token="<mask>")
+    model.config.attention_policy = "full"
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(checkpoint):
+    """The checkpoint, loaded."""
+    from qwen3llada.sampling.text import TextModel
+
+    return TextModel.load(checkpoint)
