@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qwen3llada.corpus.collate import Batch
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.evaluation.batch_source import LossSettings
-from qwen3llada.modeling.attention import attention_bias, block_mask
+from qwen3llada.modeling.attention import AttentionParams, attention_bias, block_mask, document_numbers
 
 # On Hopper cuDNN's kernel is the fastest, elsewhere flash attention's; both are exact. The first that can run is taken.
 SDPA_PRIORITY = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
@@ -27,6 +27,7 @@ class Prepared(NamedTuple):
     valid: Tensor | None  # [B, L] bool, None where there is no padding
     prompt_lengths: Tensor  # [B] int64
     levels: Tensor  # [B] float32, noise level t
+    documents: Tensor | None  # [B, L] int64, numbers of documents; None where attention does not stop at their ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class BatchLoss:
     policy: str
     block_length: int
     implementation: str
+    document_end: int | None  # the token that ends a document, where attention is kept within documents
 
     def prepare(self, batch: Batch) -> Prepared:
         """The tensors that the objective needs, where the batch is: on the CPU, so that no device is waited for."""
@@ -62,6 +64,7 @@ class BatchLoss:
             valid=batch.valid if batch.padded else None,
             prompt_lengths=torch.zeros(len(batch.tokens), dtype=torch.long) if prompts is None else prompts,
             levels=batch.t,
+            documents=None if self.document_end is None else document_numbers(batch.tokens, self.document_end),
         )
 
     def __call__(self, objective: nn.Module, prepared: Prepared) -> tuple[Tensor, Tensor]:
@@ -83,31 +86,38 @@ class BatchLoss:
 
     def attention_mask(self, prepared: Prepared) -> Any:
         """The mask in the form that the kernel takes; None where all see all."""
-        if self.policy == "full" and prepared.valid is None:
+        if self.policy == "full" and prepared.valid is None and prepared.documents is None:
             return None
         build = block_mask if self.implementation == "flex_attention" else attention_bias
-        special = {} if build is block_mask else {"dtype": torch.bool}
+        special: dict[str, Any] = {} if build is block_mask else {"dtype": torch.bool}
         return build(
             self.policy,
             prepared.prompt_lengths,
             prepared.noisy.shape[1],
             self.block_length,
             prepared.valid,
-            **special,  # type: ignore[arg-type]
+            documents=prepared.documents,
+            **special,
         )
 
 
-def batch_loss(settings: LossSettings, mask_token_id: int, device: torch.device) -> BatchLoss:
-    """The loss that the knobs of a training section describe."""
+def batch_loss(settings: LossSettings, tokenizer: Any, device: torch.device) -> BatchLoss:
+    """The loss that the knobs of a training section describe.
+
+    Raises: ValueError if attention is to be kept within documents and the tokenizer has no EOS, which ends them.
+    """
     attention = settings.attention
+    if keeps_within_documents(attention) and tokenizer.eos_token_id is None:
+        raise ValueError("attention.within_documents must be false: the tokenizer has no EOS to end a document")
     return BatchLoss(
         loss_impl=settings.loss_impl,
         smoothing=settings.loss_smoothing,
         reweight_cap=settings.noise.reweight_cap,
-        mask_token_id=mask_token_id,
+        mask_token_id=tokenizer.mask_token_id,
         policy=attention.policy,
         block_length=attention.block_length,
-        implementation=resolve_implementation(getattr(attention, "implementation", "auto"), attention.policy, device),
+        implementation=resolve_implementation(attention, device),
+        document_end=tokenizer.eos_token_id if keeps_within_documents(attention) else None,
     )
 
 
@@ -120,11 +130,18 @@ def to_device(prepared: Prepared, device: torch.device) -> Prepared:
     return Prepared._make(moved)
 
 
-def resolve_implementation(implementation: str, policy: str, device: torch.device) -> str:
-    """The attention kernel that "auto" stands for."""
-    if implementation != "auto":
-        return implementation
-    return "flex_attention" if device.type == "cuda" and policy != "full" else "sdpa"
+def keeps_within_documents(attention: AttentionParams) -> bool:
+    """Whether attention stops at the end of a document: a knob of pretraining alone."""
+    return getattr(attention, "within_documents", False)
+
+
+def resolve_implementation(attention: AttentionParams, device: torch.device) -> str:
+    """The attention kernel that is asked for, or that "auto" stands for."""
+    asked = getattr(attention, "implementation", "auto")
+    if asked != "auto":
+        return asked
+    everything = attention.policy == "full" and not keeps_within_documents(attention)
+    return "sdpa" if everything or device.type != "cuda" else "flex_attention"
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager:

@@ -83,7 +83,7 @@ def evaluate_model(
     tokenizer = load_tokenizer(model)
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
     source = batch_source(dataset, settings, tokenizer, seed=seed, micro_batch_size=params.micro_batch_size)
-    used = batch_loss(settings, tokenizer.mask_token_id, device)
+    used = batch_loss(settings, tokenizer, device)
     language_model = Qwen3LLadaForMaskedLM.from_pretrained(model, attn_implementation=used.implementation)
     objective = MaskedDiffusionObjective(language_model).to(device)
 

@@ -56,6 +56,12 @@ def block_numbers(positions: Tensor, prompt_lengths: Tensor, block_length: int) 
     return torch.where(positions < prompt_lengths, PROMPT, (positions - prompt_lengths) // block_length)
 
 
+def document_numbers(tokens: Tensor, end: int) -> Tensor:
+    """Which document of its row each token belongs to, from 0 on: [B,L] like `tokens`. `end` closes a document."""
+    ends = tokens == end
+    return ends.cumsum(1) - ends.long()
+
+
 def attention_bias(
     policy: str,
     prompt_lengths: Tensor,
@@ -63,36 +69,47 @@ def attention_bias(
     block_length: int,
     valid: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    documents: Tensor | None = None,
 ) -> Tensor | None:
     """The mask of a policy: 0 where a query sees a key and -inf where not, or True and False for `dtype=torch.bool`.
 
     prompt_lengths [B], tokens before the answer, left padding included; valid [B,L], False at padding, never seen.
+    documents [B,L]: numbers; what the policy shows is seen within one document only.
     A padding query may see no key at all; the model gives such rows finite numbers.
-    Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and no `valid` is given.
-    Raises ValueError for an unknown policy, a block length below 1 and shapes that do not fit.
+    Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and neither `valid` nor
+    `documents` is given. Raises ValueError for an unknown policy, a block length below 1 and shapes that do not fit.
     """
-    _check(policy, prompt_lengths, length, block_length, valid)
-    if policy == "full" and valid is None:
+    _check(policy, prompt_lengths, length, block_length, valid, documents)
+    if policy == "full" and valid is None and documents is None:
         return None
     positions = torch.arange(length, device=prompt_lengths.device)
     blocks = block_numbers(positions, prompt_lengths[:, None], block_length)  # [B,L]
     visible = POLICIES[policy](blocks[:, None, :, None], blocks[:, None, None, :])
     if valid is not None:
         visible = visible & valid[:, None, None, :]
+    if documents is not None:
+        visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
     if dtype == torch.bool:
         return visible
     return torch.zeros((), dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
 def block_mask(
-    policy: str, prompt_lengths: Tensor, length: int, block_length: int, valid: Tensor | None = None
+    policy: str,
+    prompt_lengths: Tensor,
+    length: int,
+    block_length: int,
+    valid: Tensor | None = None,
+    *,
+    documents: Tensor | None = None,
 ) -> "BlockMask | None":
     """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair. Arguments as above.
 
-    Returns a `BlockMask` [B,1,L,L], or None where the policy is full and no `valid` is given.
+    Returns a `BlockMask` [B,1,L,L], or None where `attention_bias` does.
     """
-    _check(policy, prompt_lengths, length, block_length, valid)
-    if policy == "full" and valid is None:
+    _check(policy, prompt_lengths, length, block_length, valid, documents)
+    if policy == "full" and valid is None and documents is None:
         return None
     sees = POLICIES[policy]
     positions = torch.arange(length, device=prompt_lengths.device)
@@ -100,6 +117,8 @@ def block_mask(
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = sees(blocks[b, q], blocks[b, k])
+        if documents is not None:
+            seen = seen & (documents[b, q] == documents[b, k])
         return seen if valid is None else seen & valid[b, k]
 
     device = prompt_lengths.device
@@ -115,7 +134,14 @@ def _create_block_mask(compiled: bool) -> Callable[..., Any]:
     return torch.compile(create_block_mask) if compiled else create_block_mask
 
 
-def _check(policy: str, prompt_lengths: Tensor, length: int, block_length: int, valid: Tensor | None) -> None:
+def _check(
+    policy: str,
+    prompt_lengths: Tensor,
+    length: int,
+    block_length: int,
+    valid: Tensor | None,
+    documents: Tensor | None,
+) -> None:
     if policy not in POLICIES:
         raise ValueError(f"{policy=} must be one of {', '.join(POLICIES)}")
     if block_length < 1:
@@ -125,3 +151,5 @@ def _check(policy: str, prompt_lengths: Tensor, length: int, block_length: int, 
     shape = (len(prompt_lengths), length)
     if valid is not None and (valid.dtype != torch.bool or valid.shape != shape):
         raise ValueError(f"valid has shape {tuple(valid.shape)} and {valid.dtype} but must be {shape} and boolean")
+    if documents is not None and documents.shape != shape:
+        raise ValueError(f"documents has shape {tuple(documents.shape)} but must be {shape}")

@@ -56,6 +56,16 @@ class KernelParams(AttentionParams):
     )
 
 
+class PretrainKernelParams(KernelParams):
+    """The same, and where documents lie one after the other in a sequence."""
+
+    within_documents: bool = Field(
+        False,
+        description="Attention stops at the end of a document, which EOS marks, so that packed documents do not see"
+        " each other; false: it spans the sequence",
+    )
+
+
 class AdapterParams(Section):
     """Training a few added weights instead of all (peft)."""
 
@@ -164,6 +174,8 @@ class TrainParams(Section):
 
 class PretrainParams(TrainParams):
     """Pretraining on text."""
+
+    attention: PretrainKernelParams = Field(PretrainKernelParams.model_validate({}), description="Who sees whom")
 
 
 class SftParams(TrainParams):

@@ -127,7 +127,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         optimizer=prepared,
         optimizer_name=name,
         schedule=build_schedule(prepared.optimizer, params.optim, total_steps),
-        loss=batch_loss(params, data.mask_token_id, accelerator.device),
+        loss=batch_loss(params, tokenizer, accelerator.device),
         data=data,
         held_out=held_out,
         total_steps=total_steps,

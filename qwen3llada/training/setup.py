@@ -57,7 +57,7 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     model = Qwen3LLadaForMaskedLM.from_pretrained(
         folder,
         dtype=DTYPES[params.param_dtype],
-        attn_implementation=resolve_implementation(params.attention.implementation, params.attention.policy, device),
+        attn_implementation=resolve_implementation(params.attention, device),
         **placement,
     )
     model.config.use_cache = False

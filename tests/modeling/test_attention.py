@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from qwen3llada.modeling.attention import POLICIES, AttentionParams, attention_bias, block_mask
+from qwen3llada.modeling.attention import POLICIES, AttentionParams, attention_bias, block_mask, document_numbers
 
 PROMPTS, LENGTH, BLOCK = [0, 3, 7, 12], 12, 4
 
@@ -74,6 +74,30 @@ def test_block_mask_is_the_same_mask(policy, padded, valid):
     batch = torch.arange(len(PROMPTS))[:, None, None]
     pairs = mask.mask_mod(batch, torch.zeros(()), index[:, None].expand(LENGTH, LENGTH)[None], index[None, None, :])
     assert torch.equal(pairs.expand(-1, LENGTH, LENGTH)[:, None], expected(policy, valid))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_documents_do_not_see_each_other(policy, padded, valid):
+    """Pair by pair, in both forms of the mask; the end of a document belongs to it."""
+    valid, end = valid if padded else None, 99
+    tokens = torch.arange(len(PROMPTS) * LENGTH).view(len(PROMPTS), LENGTH) % 7
+    tokens[0, 4] = tokens[1, [0, 1, 11]] = tokens[2, 6] = end
+    documents = document_numbers(tokens, end)
+    ends = [[position for position, token in enumerate(row) if token == end] for row in tokens.tolist()]
+    numbers = [[sum(e < position for e in row) for position in range(LENGTH)] for row in ends]
+    assert documents.tolist() == numbers
+    same = torch.tensor([[[row[q] == row[k] for k in range(LENGTH)] for q in range(LENGTH)] for row in numbers])
+    wanted = expected(policy, valid) & same[:, None]
+    prompts = torch.tensor(PROMPTS)
+    bias = attention_bias(policy, prompts, LENGTH, BLOCK, valid, torch.bool, documents=documents)
+    assert torch.equal(bias, wanted)
+    tiles = block_mask(policy, prompts, LENGTH, BLOCK, valid, documents=documents)
+    index, batch = torch.arange(LENGTH), torch.arange(len(PROMPTS))[:, None, None]
+    pairs = tiles.mask_mod(batch, torch.zeros(()), index[:, None].expand(LENGTH, LENGTH)[None], index[None, None, :])
+    assert torch.equal(pairs.expand(-1, LENGTH, LENGTH)[:, None], wanted)
+    with pytest.raises(ValueError, match="documents has shape"):
+        attention_bias(policy, prompts, LENGTH, BLOCK, valid, documents=documents[:, 1:])
 
 
 def test_block_mask_leaves_out_the_tiles_that_hold_no_visible_pair():
