@@ -117,7 +117,7 @@ def _program() -> str:
 def _first_error(error: ValidationError, cls: type[BaseModel]) -> str:
     """`key: what was given, what is allowed` of the first error, and how many more there are."""
     first, *others = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"]) or "(whole)"
+    key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(cls, first["loc"][:-1])
@@ -126,7 +126,8 @@ def _first_error(error: ValidationError, cls: type[BaseModel]) -> str:
         return f"{key}: missing, must be given{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f"given {first['input']!r}, "
-    return f"{key}: {given}{message[0].lower()}{message[1:]}{more}"
+    place = f"{key}: " if key else ""  # two settings that contradict each other have no key of their own
+    return f"{place}{given}{message[0].lower()}{message[1:]}{more}"
 
 
 def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

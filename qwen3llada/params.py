@@ -119,7 +119,9 @@ def load_stage(
     if section is not None:
         tree[_key(own)] = {name: given[name] for name in type(section).model_fields}
     tree |= {_key(name): given[name] for name in shared}
-    asked = request(**{name: given[name] for name in request.model_fields}) if request else None
+    asked = (
+        validated(request, {name: given[name] for name in request.model_fields}, "command line") if request else None
+    )
     return validated(Params, tree, "command line"), asked
 
 

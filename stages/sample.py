@@ -1,6 +1,7 @@
 """Answer prompts: those held out from training (reports/samples.jsonl, reports/sample.json), or yours.
 
---prompt TEXT (repeatable) or --prompts FILE asks, --out FILE keeps the answers.
+--prompt TEXT (repeatable) or --prompts FILE asks, --out FILE keeps the answers, --trace FILE writes a page that plays
+how they were denoised. --interactive is a chat.
 """
 
 from pathlib import Path
@@ -13,7 +14,11 @@ REPORTS = Path("reports")
 
 def main(params: Params, request: SampleRequest) -> None:
     model = request.model or params.sft.dst
-    if request.prompt or request.prompts:
+    if request.interactive:
+        from qwen3llada.sampling.chat import chat
+
+        chat(model, params.sample, seed=params.seed, system=request.system, bf16=params.sample.bf16)
+    elif request.prompt or request.prompts:
         from qwen3llada.sampling.ask import answer_request
 
         answer_request(request, model, params.sample, seed=params.seed)

@@ -1,7 +1,7 @@
 """Answers to prompts given on the command line or in a file."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.records import Exchange, exchanges, map_record
 from qwen3llada.sampling.params import SampleParams
-from qwen3llada.sampling.text import TextModel
+from qwen3llada.sampling.text import Answer, TextModel, Trace
+from qwen3llada.sampling.trace import write_trace_page
 from qwen3llada.section import Section
 
 
@@ -24,20 +25,28 @@ class SampleRequest(Section):
         None, description='File of JSON lines: "question", {"prompt": …, "system": …} or a record of a conversation'
     )
     system: str | None = Field(None, description="System prompt of each question given here")
+    interactive: bool = Field(False, description="Chat in the terminal; /help there lists the commands")
     out: Path | None = Field(None, description="Write the answers there as JSON lines; null: print them")
+    trace: Path | None = Field(None, description="Write a page (HTML) there that plays how the answers were denoised")
 
     @model_validator(mode="after")
     def _agree(self) -> "SampleRequest":
         asked = bool(self.prompt or self.prompts)
         if self.prompt and self.prompts:
             raise ValueError("prompt must not be combined with prompts")
-        if not asked and (self.out or self.system is not None):
-            raise ValueError("out and system need a prompt or prompts")
+        if self.interactive and (asked or self.out or self.trace):
+            raise ValueError(
+                "interactive must not be combined with prompt, prompts, out or trace (in the chat: /trace)"
+            )
+        if not asked and (self.out or self.trace):
+            raise ValueError("out and trace need a prompt or prompts")
+        if not asked and not self.interactive and self.system is not None:
+            raise ValueError("system needs a prompt, prompts or interactive")
         return self
 
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
-    """Answer the prompts of a request: print the answers or write them to `request.out`.
+    """Answer the prompts of a request: print the answers or write them to `request.out`, and the page `request.trace`.
 
     Raises: ValueError in one line if a prompt or the model is missing or wrong.
     """
@@ -46,16 +55,25 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
         raise ValueError(f"{request.prompts}: no prompts in it")
     text = TextModel.load(model, bf16=params.bf16)
     prompts = text.encode(asked)
-    answers = text.answers(prompts, params, seed=seed, progress=len(prompts) > params.batch_size)
+    traces: list[Trace] = []
+    on_trace = traces.append if request.trace else None
+    answers = text.answers(prompts, params, seed=seed, progress=len(prompts) > params.batch_size, on_trace=on_trace)
     if request.out:
         write_jsonl(request.out, (asdict(answer) for answer in answers))
-        return
+    else:
+        print_answers(asked, answers)
+    if request.trace:
+        settings = {"model": model} | params.model_dump(exclude={"samples"}) | {"seed": seed}
+        write_trace_page(request.trace, traces, settings)
+
+
+def print_answers(asked: Sequence[Exchange], answers: Iterable[Answer]) -> None:
+    """The answers on stdout, each below its question if there are several, and on stderr what each took."""
     for question, answer in zip(asked, answers, strict=True):
         if len(asked) > 1:
             print(f"> {question.human}", flush=True)
         print(answer.answer, flush=True)
-        note = f"{answer.answer_tokens} tokens, {answer.forward_passes} passes, {answer.seconds:.2f} s"
-        print(note, file=sys.stderr, flush=True)
+        print(answer.effort, file=sys.stderr, flush=True)
 
 
 def read_questions(request: SampleRequest) -> Iterator[Exchange]:

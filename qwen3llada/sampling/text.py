@@ -31,6 +31,12 @@ class Answer:
     seconds: float  # of that batch
     backend: str
 
+    @property
+    def effort(self) -> str:
+        """What it took, for people."""
+        plural = "" if self.answer_tokens == 1 else "s"
+        return f"{self.answer_tokens} token{plural}, {self.forward_passes} forward passes, {self.seconds:.2f} s"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:

@@ -1,0 +1,190 @@
+"""Questions from the command line and from files, and what comes of them."""
+
+import json
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from vocabulary import EOS
+
+from qwen3llada.artifacts import read_jsonl
+from qwen3llada.corpus.records import Exchange
+from qwen3llada.sampling.ask import SampleRequest, answer_request, as_question, read_questions
+from qwen3llada.sampling.sampler import SampleParams, generate
+
+ROOT = Path(__file__).parents[2]
+PARAMS = SampleParams(steps=8, gen_length=8, block_length=4, batch_size=2)
+PROMPTS = [[3, 5, 7], [1], [40, 41, 42, 43], [9, 6], [20, 22]]
+
+
+@pytest.fixture
+def run_stage(tmp_path, monkeypatch, capsys):
+    """`python -m stages.sample`, in this process: (status, stdout, stderr)."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sample", *argv])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("stages.sample", run_name="__main__", alter_sys=True)
+        printed = capsys.readouterr()
+        return left.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def answers_of(text, prompts, seed=0):
+    """What each prompt is answered alone, from its number."""
+    rows = [
+        generate(text.model, [p], PARAMS, seed=seed, row_keys=[i], eos_token_ids=(EOS,)) for i, p in enumerate(prompts)
+    ]
+    return [[token for token in row.tokens[0].tolist() if token != EOS] for row in rows]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_come_in_the_order_of_the_prompts_whatever_the_batch_size(text, batch_size, temperature):
+    params = PARAMS.model_copy(update={"batch_size": batch_size, "temperature": temperature})
+    answers = list(text.answers(PROMPTS, params, seed=3))
+    assert [answer.prompt for answer in answers] == [" ".join(map(str, prompt)) for prompt in PROMPTS]
+    assert [answer.prompt_tokens for answer in answers] == [len(prompt) for prompt in PROMPTS]
+    for number, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
+        (alone,) = generate(text.model, [prompt], params, seed=3, row_keys=[number]).tokens
+        assert answer.answer_tokens == len(alone)
+        assert [int(word) for word in answer.answer.split()] == [token for token in alone.tolist() if token != EOS]
+
+
+def test_a_file_of_prompts_to_a_file_of_answers(text, checkpoint, tmp_path):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "new/answers.jsonl"
+    file.write_text("\n".join(json.dumps(" ".join(map(str, prompt))) for prompt in PROMPTS) + "\n\n")
+    request = SampleRequest(prompts=file, out=out, trace=tmp_path / "page.html")
+    answer_request(request, checkpoint, PARAMS, seed=0)
+    rows = list(read_jsonl(out))
+    assert [[int(word) for word in row["answer"].split()] for row in rows] == answers_of(text, PROMPTS)
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        assert set(row) == {
+            *("prompt", "answer", "prompt_tokens", "answer_tokens", "forward_passes", "seconds", "backend")
+        }
+        assert row["prompt_tokens"] == len(prompt)
+        assert 1 <= row["forward_passes"] <= 8
+        assert row["seconds"] > 0
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count('class="answer"') == len(PROMPTS)
+
+
+def test_one_answer_is_printed_alone_and_several_below_their_questions(text, checkpoint, capsys):
+    answer_request(SampleRequest(prompt=["3 5 7"]), checkpoint, PARAMS, seed=0)
+    printed = capsys.readouterr()
+    (alone,) = answers_of(text, [[3, 5, 7]])
+    assert printed.out == " ".join(map(str, alone)) + "\n"
+    assert "forward passes" in printed.err
+    answer_request(SampleRequest(prompt=["3 5 7", "1"], system="8 9"), checkpoint, PARAMS, seed=0)
+    first, second = answers_of(text, [[8, 9, 3, 5, 7], [8, 9, 1]])
+    expected = ["> 3 5 7", " ".join(map(str, first)), "> 1", " ".join(map(str, second))]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        ("What?", Exchange("What?", "", "S")),
+        ({"prompt": "What?"}, Exchange("What?", "", "S")),
+        ({"prompt": "What?", "system": "own"}, Exchange("What?", "", "own")),
+        ({"prompt": "What?", "system": ""}, Exchange("What?", "", "")),
+        ({"prompt": "What?", "response": "That."}, Exchange("What?", "", "S")),
+        ({"question": "What?", "answer": "That."}, Exchange("What?", "That.", "S")),
+        (
+            {"messages": [{"role": r, "content": c} for r, c in (("user", "A"), ("assistant", "B"))]},
+            Exchange("A", "B", "S"),
+        ),
+        (
+            {
+                "system": "own",
+                "conversations": [
+                    {"from": speaker, "value": value}
+                    for speaker, value in (("human", "A"), ("gpt", "B"), ("human", "C"), ("gpt", "D"))
+                ],
+            },
+            Exchange("C", "D", "own", (("A", "B"),)),
+        ),
+    ],
+)
+def test_every_form_of_a_question(row, question):
+    asked = as_question(row, "S")
+    assert (asked.human, asked.system, asked.history) == (question.human, question.system, question.history)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("3", "prompt 2: must be a text or an object, given int"),
+        ('{"prompt": "a", "system": 3}', "prompt 2: system=3 must be text or absent"),
+        ('{"text": "a"}', "prompt 2: a record must have conversations"),
+        ('{"messages": []}', "prompt 2: a record must have at least one human→gpt pair"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "prompt 2: a record must have at least one"),
+        ("{", "line 2 is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'"fine"\n{line}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        list(read_questions(SampleRequest(prompts=file)))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--prompt", "a", "--prompts", "b.jsonl"], ["prompt must not be combined with prompts"]),
+        (["--interactive", "--prompt", "a"], ["interactive must not be combined"]),
+        (["--interactive", "--out", "a"], ["interactive must not be combined"]),
+        (["--interactive", "--trace", "a.html"], ["interactive must not be combined", "/trace"]),
+        (["--out", "a"], ["out and trace need a prompt or prompts"]),
+        (["--trace", "a.html"], ["out and trace need a prompt or prompts"]),
+        (["--system", "a"], ["system needs a prompt, prompts or interactive"]),
+        (["--prompt", "a", "--gen_length", "0"], ["gen_length", "0"]),
+        (["--prompt", "a", "--cfg_scale", "-1"], ["cfg_scale", "-1"]),
+        (["--prompt", "a", "--remasking", "best"], ["remasking='best'"]),
+        (["--prompt", "a", "--interactiv"], ["--interactiv: unknown flag (did you mean interactive?)"]),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line(run_stage, tmp_path, argv, words):
+    status, out, error = run_stage(*argv)
+    assert (status, out) == (2, "")
+    assert len(error.splitlines()) == 1
+    assert error.startswith("error: command line: ")
+    assert all(word in error for word in words)
+    assert os.listdir(tmp_path) == ["params.yaml"]
+
+
+def test_inputs_that_are_wrong_are_one_line(run_stage, checkpoint, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    before = sorted(os.listdir(tmp_path))
+    for argv, words in (
+        (("--model", "nothing", "--prompt", "1"), "nothing: no model"),
+        (("--model", str(checkpoint), "--prompts", "missing.jsonl", "--out", "o"), "missing.jsonl"),
+        (("--model", str(checkpoint), "--prompts", "empty.jsonl", "--out", "o"), "empty.jsonl: no prompts in it"),
+        (("--model", str(checkpoint), "--prompt", "1", "--gen_length", "64", "--trace", "t"), "must not exceed"),
+        (("--model", str(checkpoint), "--prompt", "1", "--steps", "3", "--out", "o"), "steps=3 must be at least"),
+        (("--model", str(checkpoint), "--prompt", "1", "--parallel_blocks"), "needs attention policy block"),
+    ):
+        status, _, error = run_stage(*argv)
+        errors = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert (status, len(errors)) == (1, 1)
+        assert words in errors[0]
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_stage_chats(run_stage, checkpoint, monkeypatch, text):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("3 5 7\n/quit\n"))
+    sizes = ("--steps", "8", "--gen_length", "8", "--block_length", "4")
+    status, out, _ = run_stage("--model", str(checkpoint), "--interactive", "--system", "8 9", *sizes)
+    (answer,) = answers_of(text, [[8, 9, 3, 5, 7]])
+    assert (status, out.splitlines()[:2]) == (0, ["> 3 5 7", " ".join(map(str, answer))])
