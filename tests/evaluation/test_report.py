@@ -34,7 +34,7 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
             for name in BUCKET_NAMES[:3]
         ]
         write_jsonl(reports / phase / "metrics.jsonl", points)
-        summary = {"steps": 30, "loss": 0.25, "eval_loss": 0.5, "optimizer": "adamw", "parameters": 10, "mfu": None}
+        summary = {"steps": 30, "loss": 0.25, "eval_loss": 0.625, "optimizer": "adamw", "parameters": 10, "mfu": None}
         more = {"trained_parameters": 10, "tokens_per_second": 123.4, "peak_memory_gib": 1.5}
         write_json(reports / phase / "summary.json", summary | more)
     losses = {"loss": 0.5, "loss_impl": "dllm", "guidelines": 0.875, "dllm": 0.5, "samples": 7}
@@ -97,6 +97,7 @@ def test_the_page_shows_the_numbers_and_loads_nothing(tmp_path):
     assert "img" not in page.tags  # a sample's text is text
     assert "75 % of 4 held-out answers exact" in text
     assert "12,345 parameters" in text
+    assert "0.5 held-out loss, fine-tuning" in text  # of eval_loss, not of the last look while training
     assert text.count(EVIL) == 2
     assert text.count("0.875") == 2
     assert "sft.optim.lr 0.001" in text
@@ -138,6 +139,9 @@ def test_a_sweep_is_shown_with_its_failures(tmp_path):
     text = " ".join(" ".join(Page(make(tmp_path)).text).split())
     assert "s-a x=a 1.25" in text
     assert "s-b x=b – it failed" in text
+
+    write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant got as far as a metric
+    assert "s-b x=b – it failed" in " ".join(" ".join(Page(make(tmp_path)).text).split())
 
 
 def test_an_output_that_is_missing_is_named(tmp_path):
