@@ -50,6 +50,7 @@ def test_the_kubernetes_template_renders_to_a_job():
     spec = manifest["spec"]["template"]["spec"]
     container = spec["containers"][0]
     assert (manifest["apiVersion"], manifest["kind"], spec["restartPolicy"]) == ("batch/v1", "Job", "Never")
+    assert (manifest["spec"]["completions"], manifest["spec"]["parallelism"]) == (1, 1)
     assert container["image"] == given["image"]
     assert container["workingDir"] == container["volumeMounts"][0]["mountPath"] == "/srv/llada"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
