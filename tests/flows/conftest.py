@@ -75,7 +75,7 @@ class Project:
                     found.append(process.pid)
         return found
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 200) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"

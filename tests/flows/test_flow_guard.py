@@ -13,6 +13,7 @@ from flows.graph import Policy, Stage
 from flows.outcome import StageFailedError
 from flows.stage import run_stage
 
+pytestmark = pytest.mark.timeout(900)  # where the machine is busy, each dvc takes a minute to start
 GUARD = ("-m", "flows.guard", "--grace", "20", "--", "python", "-m", "dvc", "repro", "--single-item", "train")
 STEPS = 60
 
