@@ -79,7 +79,7 @@ def compare_with_previous(path: Path, current: Mapping[str, Any]) -> dict[str, A
         current: {"revision": …, "parameters": {dotted key: value}, "metrics": {name: number}}.
 
     Returns: None for the first run; else {"revision": …, "parameters": rows of (key, before, now) that differ,
-        "metrics": rows of (name, before, now, change)}.
+        "metrics": rows of (name, before, now, change) of those that changed, "unchanged": number of the others}.
     """
     history = list(read_jsonl(path)) if path.exists() else []
     if not history or _content(history[-1]) != _content(current):
@@ -90,10 +90,12 @@ def compare_with_previous(path: Path, current: Mapping[str, Any]) -> dict[str, A
         return None
     old, new = earlier["parameters"], current["parameters"]
     before, now = earlier["metrics"], current["metrics"]
+    changed = [k for k in now if k in before and now[k] != before[k]]
     return {
         "revision": earlier["revision"],
         "parameters": [(k, old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)],
-        "metrics": [(k, before[k], now[k], now[k] - before[k]) for k in now if k in before],
+        "metrics": [(k, before[k], now[k], now[k] - before[k]) for k in changed],
+        "unchanged": len(now.keys() & before.keys()) - len(changed),
     }
 
 

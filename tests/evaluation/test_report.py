@@ -117,6 +117,8 @@ def test_the_next_run_is_compared_with_this_one(tmp_path):
     text = " ".join(" ".join(Page(make(tmp_path, {"sft": {"optim": {"lr": 0.002}}})).text).split())
     assert "sft.optim.lr 0.001 0.002" in text
     assert "sample.exact_match 0.5 0.75 +0.25" in text
+    assert "sample.samples" not in text  # the same as before
+    assert re.search(r"[1-9]\d* other metrics are as before", text)
     assert "| sample.exact_match | 0.5 | 0.75 | +0.25 |" in (tmp_path / "reports/summary.md").read_text()
 
 
@@ -126,7 +128,7 @@ def test_history_is_bounded_and_compares_with_the_latest_that_differs(tmp_path):
         run = {"revision": str(i), "parameters": {"a": "1"}, "metrics": {"m": i}}
         previous = compare_with_previous(path, run)
     assert len(list(read_jsonl(path))) == 100
-    assert previous == {"revision": "148", "parameters": [], "metrics": [("m", 148, 149, 1)]}
+    assert previous == {"revision": "148", "parameters": [], "metrics": [("m", 148, 149, 1)], "unchanged": 0}
 
 
 def test_a_sweep_is_shown_with_its_failures(tmp_path):
