@@ -25,7 +25,10 @@ def main(params: Params) -> None:
         sft_length=params.sft.max_length,
     )
     text, chats = counts["pretrain"]["train"], counts["sft"]["train"]
-    print(f"pretrain: {text['sequence_tokens']:,} tokens in {text['sequences']:,} sequences")
+    if params.pretrain_data.streaming:
+        print(f"pretrain: {text['shards']:,} shards of {text['shard_bytes']:,} bytes, tokenized while training")
+    else:
+        print(f"pretrain: {text['sequence_tokens']:,} tokens in {text['sequences']:,} sequences")
     dropped = f"{chats['dropped']} too long and dropped"
     print(f"sft: {chats['sample_tokens']:,} tokens in {chats['samples']:,} samples, {dropped}")
 

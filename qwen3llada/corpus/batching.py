@@ -63,7 +63,7 @@ def make_loader(
     """The micro-batches of one process from step `start_step` of the epoch on, in order.
 
     `source`: samples with random access, all of them with a `prompt_length` (SFT) or none, or an endless stream of
-    equally long ones. `cursors`: the merged `Batch.cursors` of the last finished step of all processes, for a stream.
+    equally long ones. `cursors`, for a stream: what its `needed` left of the `Batch.cursors` of all processes.
     `bucket`: neighbours of similar length (`epoch_order`). `answer_padding`: how far answers that end with EOS are
     continued with `eos_token_id`: not at all, to a multiple of `block_length`, or to the step's longest sample.
     `real_tokens` [R]: ids for noise_type=random_replace. `pad_to_multiple_of`: batch lengths are multiples of this.

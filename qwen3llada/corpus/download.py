@@ -25,6 +25,7 @@ from qwen3llada.corpus.sources import (
     TextData,
 )
 from qwen3llada.corpus.splits import parse_split
+from qwen3llada.corpus.stream_source import list_shards, write_shards
 from qwen3llada.corpus.text import AUTO, text_column
 
 SOURCE_FILE = "SOURCE.json"
@@ -101,6 +102,8 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
         return Artifact(_built_in(), lambda folder: _write_builtin(folder, params, world))
     if params.name == MIXTURE:
         return _mixture(params)
+    if isinstance(params, TextData) and params.streaming:
+        return _stream(params)
     train, repository = _files(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split}
     heldout, held_out = _heldout(params)
@@ -110,6 +113,20 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
         land(train, folder / "train", folder / "heldout", divided)
         if heldout:
             land(heldout, folder / "heldout", None, whole)
+
+    return Artifact(origin | held_out, write)
+
+
+def _stream(params: TextData) -> Artifact:
+    """The list of the shards that training will read, and the held-out data."""
+    shards, repository = list_shards(params)
+    origin = _origin(params.name, repository) | {"config": params.config, "split": params.split, "streaming": True}
+    heldout, held_out = _heldout(params)
+    whole, _ = _selections(params)
+
+    def write(folder: Path) -> None:
+        write_shards(folder / "train", shards)
+        land(heldout, folder / "heldout", None, whole)
 
     return Artifact(origin | held_out, write)
 

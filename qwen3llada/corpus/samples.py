@@ -42,6 +42,10 @@ class TokenStream(Protocol):
     def read(self, positions: Iterator[int], cursors: Mapping[int, Any]) -> Iterator[Sample]:
         """The samples at `positions` (endless, rising), in that order; what lies between is for other readers.
 
-        `cursors` maps positions of the last finished step, whichever process read them, to the cursors that their
-        samples carried: enough to go on after that step without reading all before it. Empty: from the beginning.
+        `cursors` maps positions of earlier samples, whichever process read them, to the cursors that these carried:
+        what `needed` left of all up to a finished step, enough to go on after it without reading all before it.
+        Empty: from the beginning.
         """
+
+    def needed(self, cursors: Mapping[int, Any]) -> dict[int, Any]:
+        """Those of `cursors` without which `read` cannot go on after the last of them; their number is bounded."""

@@ -97,6 +97,11 @@ class DataSource(Section):
 class TextData(DataSource):
     """Text to pretrain on, and how it becomes sequences."""
 
+    streaming: bool = Field(
+        default=False,
+        description="true = shards are read, tokenized and packed while training, without a pass over them before. "
+        "Needs pretrain.max_steps, a source of whole splits with its own held-out data, and packing",
+    )
     text_field: str = Field(
         default="auto",
         min_length=1,
@@ -116,6 +121,22 @@ class TextData(DataSource):
         description="what becomes of the last, shorter sequence when packing: dropped, or kept and padded in its batch",
     )
     num_proc: int = Field(default=2, ge=1, description="processes that tokenize; the result does not depend on it")
+
+    @model_validator(mode="after")
+    def _can_be_streamed(self):
+        if not self.streaming:
+            return self
+        if self.name in (BUILTIN, MIXTURE):
+            raise ValueError(f"streaming must be false with name: {self.name}")
+        for key, why in {
+            "heldout_fraction": "held-out data need a heldout_name or heldout_split",
+            "columns": "only the column of the text is read",
+        }.items():
+            if getattr(self, key):
+                raise ValueError(f"{key} must be empty with streaming: true, {why}")
+        if not self.pack_to_max_length or self.remainder != "drop":
+            raise ValueError("pack_to_max_length must be true and remainder drop with streaming: true")
+        return self
 
 
 class ConversationData(DataSource):

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,17 +62,26 @@ def text_blocks(folder: Path, text_field: str = AUTO, txt_unit: TxtUnit = "file"
 
     Raises: ValueError if there is no data file, or no column of text.
     """
-    files = data_files(folder)
-    column = None
-    for path in files:
-        if file_format(path) == "txt":
-            yield from txt_blocks(path, txt_unit)
-            continue
-        if column is None:
-            column = text_column(path, text_field)
-        for block in read_blocks(path, None if column is None else [column]):
-            assert column is not None  # a file with a block has a column
-            yield TextBlock(path, block.first, block=block, column=column)
+    column: str | None = None
+
+    def of_first(path: Path) -> str | None:  # the first file with records decides for all
+        nonlocal column
+        column = column or text_column(path, text_field)
+        return column
+
+    for path in data_files(folder):
+        yield from file_blocks(path, of_first, txt_unit)
+
+
+def file_blocks(path: Path, column_of: Callable[[Path], str | None], txt_unit: TxtUnit) -> Iterator[TextBlock]:
+    """The documents of one file; `column_of` finds the column of text in a file with records."""
+    if file_format(path) == "txt":
+        yield from txt_blocks(path, txt_unit)
+        return
+    column = column_of(path)
+    for block in read_blocks(path, None if column is None else [column]):
+        assert column is not None  # a file with a block has a column
+        yield TextBlock(path, block.first, block=block, column=column)
 
 
 def text_column(path: Path, text_field: str = AUTO) -> str | None:

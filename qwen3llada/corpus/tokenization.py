@@ -13,6 +13,7 @@ from qwen3llada.corpus.conversation_tokens import encode_records, write_conversa
 from qwen3llada.corpus.histogram import Histogram
 from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.corpus.sources import ConversationData, TextData
+from qwen3llada.corpus.stream_source import write_stream
 from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
 from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
 from qwen3llada.corpus.tokenizer import fingerprint, load_tokenizer
@@ -53,8 +54,9 @@ def tokenize_corpora(
     speeds: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     with new_folder(out) as folder:
         for split in SPLITS:
+            tokenize = write_stream if text.streaming and split == "train" else tokenize_text
             with _timed("pretrain", split, manifests, speeds):
-                manifests["pretrain"][split] = tokenize_text(
+                manifests["pretrain"][split] = tokenize(
                     raw_text / split, folder / "pretrain" / split, tokenizer, text, max_length=pretrain_length
                 )
             with _timed("sft", split, manifests, speeds):
@@ -127,7 +129,9 @@ def _timed(kind: str, split: str, manifests: dict[str, Any], speeds: dict[str, A
     yield
     seconds = time.perf_counter() - start
     manifest = manifests[kind][split]
-    tokens = manifest["tokens"] if kind == "pretrain" else manifest["sample_tokens"]
+    tokens = manifest.get("tokens" if kind == "pretrain" else "sample_tokens")
+    if tokens is None:  # a stream, of which nothing has been read
+        return
     speeds[kind][split] = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}
     log.info("%s %s: %s tokens, %.0f a second", kind, split, f"{tokens:,}", tokens / seconds)
 
@@ -139,5 +143,5 @@ def _write_histograms(path: Path, manifests: dict[str, dict[str, Any]]) -> None:
         writer.writerow(["series", "at_least", "count"])
         for splits in manifests.values():
             for split, manifest in splits.items():
-                for name, rows in manifest["histograms"].items():
+                for name, rows in manifest.get("histograms", {}).items():
                     writer.writerows([f"{split} {name}", row["at_least"], row["count"]] for row in rows)

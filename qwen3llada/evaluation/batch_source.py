@@ -1,14 +1,22 @@
 """Samples as micro-batches with noise, the same way in training and evaluation."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3llada.corpus.batching import AnswerPadding, Batch, Sample, make_loader, real_token_ids, step_plan
+from qwen3llada.corpus.batching import (
+    AnswerPadding,
+    Batch,
+    Sample,
+    TokenStream,
+    make_loader,
+    real_token_ids,
+    step_plan,
+)
 from qwen3llada.corpus.steps import steps_per_epoch
 from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
@@ -40,7 +48,7 @@ class LossSettings(Protocol):
 class BatchSource:
     """The micro-batches of one process, epoch by epoch."""
 
-    dataset: "TokenDataset"
+    dataset: "TokenDataset | TokenStream"
     noise: NoiseParams
     seed: int
     mask_token_id: int
@@ -63,10 +71,17 @@ class BatchSource:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Raises: ValueError for a stream, which has no end."""
+        if isinstance(self.dataset, TokenStream):
+            raise ValueError("max_steps must be above 0: streamed data have no end")
         return steps_per_epoch(len(self.dataset), self.step_size)
 
-    def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        """The micro-batches of each optimiser step of the epoch, from `start_step` on."""
+    def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[list[Batch]]:
+        """The micro-batches of each optimiser step of the epoch, from `start_step` on; a stream is one endless epoch.
+
+        `cursors`: what `cursors_after` gave for the step before, in all processes.
+        """
+        streamed = isinstance(self.dataset, TokenStream)
         loader = make_loader(
             self.dataset,
             self.noise,
@@ -78,6 +93,7 @@ class BatchSource:
             num_processes=self.num_processes,
             process_index=self.process_index,
             start_step=start_step,
+            cursors={int(position): cursor for position, cursor in (cursors or {}).items()} if streamed else None,
             bucket=self.bucket,
             answer_padding=self.answer_padding,
             block_length=self.block_length,
@@ -93,15 +109,31 @@ class BatchSource:
                 yield micro_batches
                 micro_batches = []
 
+    def cursors_after(self, step: list[Batch], before: Mapping[str, Any]) -> dict[str, Any]:
+        """Where this process's part of a stream stands after a step: position -> cursor, as JSON has it.
+
+        Of several processes, the union goes into `steps`. Empty for samples with random access.
+        """
+        if not isinstance(self.dataset, TokenStream):
+            return {}
+        found = {int(position): cursor for position, cursor in before.items()}
+        for batch in step:
+            found |= batch.cursors or {}
+        return {str(position): cursor for position, cursor in self.dataset.needed(found).items()}
+
     def samples_of(self, epoch: int, step: int) -> list[int]:
-        """Dataset indices of all samples of an optimiser step."""
+        """Dataset indices of all samples of an optimiser step; positions in a stream."""
+        if isinstance(self.dataset, TokenStream):
+            return list(range(step * self.step_size, (step + 1) * self.step_size))
         plan = step_plan(
             self.dataset.lengths, seed=self.seed, epoch=epoch, step_size=self.step_size, bucket=self.bucket
         )
         return plan[step][1].tolist()
 
 
-def batch_source(dataset: "TokenDataset", settings: LossSettings, tokenizer: Any, **layout: Any) -> BatchSource:
+def batch_source(
+    dataset: "TokenDataset | TokenStream", settings: LossSettings, tokenizer: Any, **layout: Any
+) -> BatchSource:
     """`dataset` under the knobs of a training section.
 
     `layout`: seed, micro_batch_size, and what else of `BatchSource` differs from its default.

@@ -5,7 +5,7 @@
         optimizer.pt         moments by parameter name, the LR schedule, the loss scaler
         random.pt            state of each process's random generators
         curves.jsonl         all points of the curves so far
-        trainer_state.json   epoch, global_step, epoch_batch, best, fingerprint, size and SHA-256 of each file above
+        trainer_state.json   epoch, global_step, epoch_batch, cursors, best, fingerprint, size and SHA-256 of each file
 
 Tensors are stored whole, by parameter name, however they are spread over processes, so a checkpoint can be resumed by
 another number of processes and under another strategy.
@@ -41,6 +41,7 @@ class TrainerState:
     global_step: int = 0
     epoch: int = 0  # of the next step, from 0
     epoch_batch: int = 0  # optimiser steps done in this epoch
+    cursors: dict[str, Any] = field(default_factory=dict)  # where a stream of data goes on: position -> cursor
     best: dict[str, float] | None = None  # {"step", "eval_loss"} of the lowest evaluation loss
     processes: int = 1
     fingerprint: Fingerprint = field(default_factory=dict)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada.corpus.packing import TOKENS_FILE
+from qwen3llada.corpus.stream import STREAM_FILE
 from qwen3llada.training.params import TrainParams
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ def fingerprint(params: TrainParams, *, seed: int, step_size: int, total_steps: 
         "step_size": step_size,
         "total_steps": total_steps,
         "template": template,
-        "data files": hash_files([params.data / "train" / TOKENS_FILE]),
+        "data files": hash_files([params.data / "train" / name for name in (TOKENS_FILE, STREAM_FILE)]),
         "model files": hash_files(sorted(params.model.glob("*.safetensors"))),
         "code": hash_files([PACKAGE / name for name in CODE], suffix=".py"),
     }

@@ -25,8 +25,9 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
     """
     state = run.state
     while state.global_step < run.total_steps:
-        for micro_batches in run.data.steps(state.epoch, start_step=state.epoch_batch):
+        for micro_batches in run.data.steps(state.epoch, start_step=state.epoch_batch, cursors=state.cursors):
             result = optimiser_step(run, micro_batches, stop)
+            state.cursors = run.data.cursors_after(micro_batches, state.cursors)
             state.global_step += 1
             state.epoch_batch += 1
             yield result

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qwen3llada.artifacts import new_folder, read_jsonl
+from qwen3llada.corpus.stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss
@@ -29,7 +30,7 @@ from qwen3llada.training.sharding import load_optimizer_state, model_state, opti
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from qwen3llada.corpus.micro_batches import TokenDataset
+    from qwen3llada.corpus.micro_batches import TokenDataset, TokenStream
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         "num_workers": params.num_workers,
     }
     accumulation = params.gradient_accumulation_steps
-    data = batch_source(_train_data(params), params, tokenizer, accumulation=accumulation, **layout)
+    data = batch_source(_train_data(params, tokenizer), params, tokenizer, accumulation=accumulation, **layout)
     held_out = None
     if params.do_eval_loss:
         samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
@@ -151,6 +152,8 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
 
     Raises: OSError in one line if the disk is full; earlier checkpoints are untouched then.
     """
+    from accelerate.utils import gather_object
+
     main = run.accelerator.is_main_process
     folder = checkpoint_path(run.params.output_dir, run.state.global_step)
     reshard(run.objective)
@@ -161,6 +164,9 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
     }
     random = _gather_random(run.accelerator)
+    if run.state.cursors:  # of this process's part of a stream
+        gathered = gather_object([run.state.cursors])
+        run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
 
     def write_files(temporary: Path) -> None:
         (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
@@ -234,7 +240,12 @@ def _checkpoint_bytes(run: Run) -> int:
     return sum(p.numel() * p.element_size() for p in [*saved, *run.parameters(), *run.parameters()])
 
 
-def _train_data(params: TrainParams) -> "TokenDataset":
+def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":
+    if (params.data / "train" / STREAM_FILE).is_file():
+        stream = TextStream(params.data / "train", tokenizer)
+        if stream.sample_length > params.max_length:
+            raise ValueError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
+        return stream
     dataset = load_tokens(params.data / "train")
     longest = int(dataset.lengths.max()) if len(dataset) else 0
     if not 0 < longest <= params.max_length:

@@ -73,6 +73,9 @@ class Counting:
             odd = np.arange(1, 2 * self.made_length, 2)
             yield Sample(number * odd % (MASK - 2) + 2, cursor=number + 1)
 
+    def needed(self, cursors):
+        return {max(cursors): cursors[max(cursors)]}
+
 
 def loader(source, noise=HARD, **kwargs):
     settings = {**KEY, "mask_token_id": MASK, "eos_token_id": EOS, "real_tokens": REAL, **kwargs}
@@ -448,7 +451,7 @@ def test_a_stream_goes_on_from_its_cursors(num_workers):
     cursors = {key: value for b in batches[6:8] for key, value in b.cursors.items()}
     assert cursors == {12: 13, 13: 14, 14: 15, 15: 16}
     stream = Counting()
-    resumed = loader(stream, start_step=4, cursors=cursors, **settings)
+    resumed = loader(stream, start_step=4, cursors=stream.needed(cursors), **settings)
     assert by_position([[b for _, b in zip(range(4), resumed, strict=False)]]) == by_position([batches[8:]])
     assert num_workers or stream.first_read == 16  # nothing before was read again
     afresh = loader(Counting(), start_step=4, **settings)
