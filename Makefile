@@ -33,8 +33,8 @@ use: setup  ## put a parameter set into params.yaml: make use PARAMS=configs/NAM
 repro: setup  ## run every stage that is stale
 	dvc repro
 
-test: setup  ## the whole test suite, no network, no GPU
-	python -m pytest tests
+test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four
+	OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## style and types
 	ruff check .
