@@ -123,14 +123,20 @@ def compare(model: Any, setting: Setting, repeats: int) -> None:
     first_call = {name: wall(call, device) for name, call in calls.items()}
     first_steps()
     times: dict[str, list[float]] = {name: [] for name in ("published", *calls)}
+    work: dict[str, list[float]] = {name: [] for name in times}
+    scale = {"published": setting.steps / timed}
     for _ in range(repeats):
-        times["published"].append(seconds(first_steps, device) * setting.steps / timed)
-        for name, call in calls.items():
-            times[name].append(seconds(call, device))
+        for name, call in {"published": first_steps, **calls}.items():
+            begin = time.process_time()
+            times[name].append(seconds(call, device) * scale.get(name, 1))
+            work[name].append((time.process_time() - begin) * scale.get(name, 1))
     medians = {name: statistics.median(values) for name, values in times.items()}
 
     tokens = setting.batch * setting.gen_length
     print(f"\n{setting.name}, {setting.steps} steps")
+    if device.type == "cpu":  # hardly depends on what else the machine does
+        ratios = {name: statistics.median(work["published"]) / statistics.median(work[name]) for name in calls}
+        print("  processor time, times less:", ", ".join(f"{name} {ratio:.1f}x" for name, ratio in ratios.items()))
     print(
         f"  {'':12} {'tokens/s':>10} {'faster':>8} {'passes':>7} {'ms a pass':>10} {'peak MiB':>9} {'first call':>11}"
     )
