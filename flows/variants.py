@@ -7,6 +7,7 @@ workspace while it sets up, which another run, or a kill at that moment, would m
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -73,7 +74,7 @@ def clone(root: Path, variant: Variant) -> Path:
         run(path, "git", "apply", "--whitespace=nowarn", stdin=changes)
     for name in untracked:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / name, path / name)
+        shutil.copy2(root / name, path / name, follow_symlinks=False)
     _configure(root, path)
     put_parameters(None, variant.overrides, path)
     stamp.write_text(made_of)
@@ -110,9 +111,15 @@ def _configure(root: Path, path: Path) -> None:
 
 
 def _fingerprint(root: Path, revision: str, changes: str, untracked: list[str], variant: Variant) -> str:
-    files = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in untracked}
+    files = {name: _digest(root / name) for name in untracked}
     parts = [revision, changes, files, variant.overrides]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """Of a file's content, or of where a link points to."""
+    content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _word(value: str) -> str:
