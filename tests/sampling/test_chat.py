@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 from vocabulary import EOS
 
-from qwen3llada.sampling import chat as chat_module
-from qwen3llada.sampling.chat import Chat, ChatParams, piped, printable
+from qwen3llada.sampling import terminal as terminal_module
+from qwen3llada.sampling.chat import Chat, ChatParams
 from qwen3llada.sampling.sampler import SampleParams, generate
+from qwen3llada.sampling.terminal import piped, printable
 
 SIZES = {"steps": 8, "gen_length": 8, "block_length": 4}
 
@@ -151,7 +152,7 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(text):
 
 
 def test_the_answer_is_drawn_while_it_is_denoised(text, monkeypatch):
-    monkeypatch.setattr(chat_module, "FRAME_SECONDS", 0.0)
+    monkeypatch.setattr(terminal_module, "FRAME_SECONDS", 0.0)
     _, printed = talk(text, "3 5 7", terminal=True)
     masks = [frame.count("▒") for frame in printed.split("step ")[:-1]]
     assert masks == [7, 6, 5, 4, 3, 2, 1, 0, 0]  # the last is drawn once more before it is wiped
@@ -161,9 +162,9 @@ def test_the_answer_is_drawn_while_it_is_denoised(text, monkeypatch):
 
 
 def test_a_frame_fits_the_window(text, monkeypatch):
-    monkeypatch.setattr(chat_module, "FRAME_SECONDS", 0.0)
+    monkeypatch.setattr(terminal_module, "FRAME_SECONDS", 0.0)
     heights = []
-    original = chat_module.View.frame
+    original = terminal_module.View.frame
 
     def measured(view, step):
         view.live.console.size = (5, 6)
@@ -171,7 +172,7 @@ def test_a_frame_fits_the_window(text, monkeypatch):
         heights.append(len(frame.wrap(view.live.console, 5)))
         return frame
 
-    monkeypatch.setattr(chat_module.View, "frame", measured)
+    monkeypatch.setattr(terminal_module.View, "frame", measured)
     talk(text, "3 5 7", terminal=True, gen_length=40, steps=40)
     assert len(heights) >= 4
     assert max(heights) <= 6
