@@ -89,6 +89,7 @@ def published(model: Any, prompt: Tensor, setting: Setting) -> Iterator[Tensor]:
         for step in range(steps):
             mask_index = x == MASK
             logits = model(input_ids=x).logits
+            logits[..., MASK] = -torch.inf  # random weights propose it, and what stays masked is no answer
             x0 = logits.argmax(-1)
             p = torch.softmax(logits.double(), -1)
             x0_p = p.gather(-1, x0[..., None]).squeeze(-1)
