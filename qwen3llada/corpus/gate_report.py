@@ -75,18 +75,23 @@ def text_table(offenders: Sequence[Offender]) -> str:
 def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]) -> None:
     """Write the report as one HTML file that loads nothing."""
     splits = [name for name, value in report.items() if isinstance(value, dict) and "rules" in value]
-    head = ["<!doctype html><html lang=en><meta charset=utf-8><title>Validation of conversations</title>", _STYLE]
+    head = ["<!doctype html><html lang=en><meta charset=utf-8><title>Validation of conversations</title>"]
+    head += ["<meta name=viewport content='width=device-width, initial-scale=1'>", _STYLE]
     verdict = "passed" if report["passed"] else "failed"
     body = [f"<h1>Validation of conversations: <span class={verdict}>{verdict}</span></h1>"]
     body += [f"<p class=failed>{html.escape(problem)}</p>" for problem in report["problems"]]
+    body += [f"<p class=warning>{html.escape(warning)}</p>" for warning in report["warnings"]]
     for split in splits:
         facts = report[split]
         body.append(f"<h2>{split}: {facts['records']:,} records, {facts['invalid']:,} invalid</h2>")
         rules = [
-            (name, rule["severity"], f"{rule['judged']:,}", f"{rule['broken']:,}", f"{rule['mostly']:g}", _state(rule))
+            (
+                *(name, rule["severity"], f"{rule['judged']:,}", f"{rule['broken']:,}"),
+                *(f"{100 * rule['mostly']:g} %", _state(rule)),
+            )
             for name, rule in facts["rules"].items()
         ]
-        body.append(_table(("rule", "severity", "judged", "broken", "mostly", "result"), rules))
+        body.append(_table(("rule", "severity", "judged", "broken", "must keep it", "result"), rules))
     if report["drift"]:
         body.append("<h2>Divergence from the baseline (bits)</h2>")
         body.append(_table(("distribution", "divergence"), [(k, f"{v:.4f}") for k, v in report["drift"].items()]))
@@ -103,22 +108,28 @@ def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]
 
 
 def _state(rule: dict[str, Any]) -> str:
-    return f"not evaluated: {rule['error']}" if rule["error"] else "passed" if rule["passed"] else "failed"
+    failed = "failed" if rule["severity"] == "error" else "warning"
+    return f"not evaluated: {rule['error']}" if rule["error"] else "passed" if rule["passed"] else failed
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def cells(tag: str, row: Sequence[str]) -> str:
-        marks = (f" class={cell}" if cell in ("passed", "failed") else "" for cell in row)
+        numbers = ("judged", "broken", "must keep it", "divergence")
+        marks = [" class=number" if name in numbers else "" for name in head]
+        if tag == "td" and head[-1] == "result":
+            marks[-1] = f" class={row[-1]}" if row[-1] in ("passed", "warning") else " class=failed"
         return "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in zip(marks, row, strict=True))
 
     lines = [f"<tr>{cells('th', head)}</tr>", *(f"<tr>{cells('td', row)}</tr>" for row in rows)]
-    return "<table>" + "\n".join(lines) + "</table>"
+    return "<div class=scroll><table>" + "\n".join(lines) + "</table></div>"
 
 
 _STYLE = """<style>
+:root { color-scheme: light dark; --line: #d0d0d0; --good: #176f2c; --bad: #b3261e; --odd: #8a5a00; }
+@media (prefers-color-scheme: dark) { :root { --line: #444; --good: #7bd88f; --bad: #ff8a80; --odd: #ffc766; } }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
-table { border-collapse: collapse; width: 100%; }
-td, th { border-bottom: 1px solid #ccc; padding: .3em .8em .3em 0; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; }
-.passed { color: #176f2c; } .failed { color: #b3261e; font-weight: 600; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+td, th { border-bottom: 1px solid var(--line); padding: .3em 1em .3em 0; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; min-width: 5em; } .number { text-align: right; font-variant-numeric: tabular-nums; }
+.passed { color: var(--good); } .warning { color: var(--odd); } .failed { color: var(--bad); font-weight: 600; }
 </style>"""

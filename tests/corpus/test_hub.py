@@ -11,6 +11,8 @@ from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.download import download, fetch_model
 from qwen3llada.corpus.reading import read_rows
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.stream import RUN, TextStream
+from qwen3llada.corpus.stream_source import write_stream
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 http = __import__("huggingface_hub.utils._http", fromlist=["_http"])
@@ -28,6 +30,8 @@ class Hub:
         self.requests = []
         self.down = False
         self.tamper = None  # a path whose content is altered on the way
+        self.cut = None  # a path whose first transfer ends in the middle
+        self.ranges = []  # what parts of files were asked for
 
     def add(self, kind, name, files):
         self.repositories[kind, name] = {
@@ -71,7 +75,15 @@ class Hub:
         if part and (start := int(re.fullmatch(r"bytes=(\d+)-.*", part)[1])):
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             status, data = 206, data[start:]
+            self.ranges.append(part)
+        elif file == self.cut:
+            return httpx.Response(status, headers=headers, content=self.half(request, data), request=request)
         return httpx.Response(status, headers=headers, content=data, request=request)
+
+    @staticmethod
+    def half(request, data):
+        yield data[: len(data) // 2]
+        raise httpx.RemoteProtocolError("peer closed connection", request=request)
 
     def api(self, request, kind, name, files, rest):
         what, _, rest = rest.partition("/")
@@ -181,6 +193,38 @@ def test_a_second_download_takes_the_files_from_the_cache(hub):
     hub.requests.clear()
     assert fetch_model("org/tiny", COMMIT) == first
     assert not [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_ended(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)  # the library's is larger than this file
+    hub.cut = "model.safetensors"
+    folder = fetch_model("org/tiny")
+    assert (folder / "model.safetensors").read_text() == "weights"
+    assert hub.ranges == ["bytes=3-"]
+
+
+def test_shards_of_the_hub_are_fetched_when_they_are_read(tmp_path, hub, chats, tokenizer):
+    shards = {f"data/train-{i}.jsonl": json.dumps({"text": f"shard {i} " * 4}) + "\n" for i in range(3)}
+    hub.add("dataset", "org/shards", shards | {"data/test.jsonl": '{"text": "held out"}\n'})
+    text = TextData(name="org/shards", heldout_split="test", streaming=True)
+    raw = tmp_path / "raw"
+    record = download(raw, model=ModelSource(source="org/tiny"), text=text, conversations=chats, world=BuiltinParams())
+    assert (record["text"]["revision"], record["text"]["streaming"]) == (COMMIT, True)
+    assert texts(raw / "text" / "heldout") == ["held out"]
+
+    def fetched():
+        return [path for method, path in hub.requests if method == "GET" and "/data/train" in path]
+
+    assert not fetched()
+    write_stream(raw / "text/train", tmp_path / "out", tokenizer, text, max_length=8)
+    stream = TextStream(tmp_path / "out", tokenizer)
+    second = range(RUN, 2 * RUN)  # positions that come from the second shard
+    tokens = [i for sample in stream.read(iter(second), {}) for i in sample.tokens.tolist()]
+    assert tokenizer.decode(tokens).startswith("shard 1 " * 4 + "<|endoftext|>" + "shard 1")
+    assert [path.rpartition("/")[2] for path in fetched()] == ["train-1.jsonl"]
+    hub.tamper = "data/train-2.jsonl"
+    with pytest.raises(ValueError, match=r"as downloaded .* is not what the hub has"):
+        next(stream.read(iter([2 * RUN]), {}))
 
 
 def test_files_that_are_not_what_the_hub_says_are_refused(hub, tmp_path, chats):

@@ -93,6 +93,7 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
     page = (tmp_path / "reports/validation/index.html").read_text()
     assert "not_blank" in page
     assert "Nothing?" in page
+    assert re.search(r"not_blank</td>.*<td class=failed>failed", page)
     assert not re.search(r"https?://|<script|<link|<img", page)
     assert (tmp_path / "reports/validation/data_docs/index.html").is_file()
 
@@ -125,6 +126,10 @@ def test_warnings_let_records_through(tmp_path, gate):
     report = gate(rows, rules={"not_blank": {"severity": "warning"}, "conflicts": {"severity": "off"}})
     assert report["warnings"] == ["train: 1 of 23 records break not_blank", "train: 1 of 23 records break duplicates"]
     assert "conflicts" not in report["train"]["rules"]
+    page = (tmp_path / "reports/validation/index.html").read_text()
+    assert "<p class=warning>train: 1 of 23 records break duplicates</p>" in page
+    assert re.search(r"duplicates</td>.*<td class=warning>warning", page)
+    assert "<td class=failed>" not in page
     assert len((tmp_path / "validated/train/conversations.jsonl").read_text().splitlines()) == 23
 
 
