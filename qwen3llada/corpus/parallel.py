@@ -1,5 +1,6 @@
 """A function over a stream in worker processes: in order, in bounded memory."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,6 +53,8 @@ _work: tuple[Callable[[Any, Any], Any], Any]  # of a worker process: set once, w
 def _start(function: Callable[[Any, Any], Any], state: Any) -> None:
     global _work
     _work = function, state
+    # What was inherited is not looked through for garbage, which would take time and copy its pages.
+    gc.freeze()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends the pool
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
