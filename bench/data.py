@@ -166,13 +166,22 @@ PARTS: dict[str, Callable[[Path, int], int]] = {"bare": bare, "ours": ours, "rec
 
 
 class Clock:
-    """Seconds since `start`."""
+    """Seconds since `start`, and the processor time that this process and those it has waited for took since."""
 
-    begin = 0.0
+    begin = used = 0.0
 
     def start(self) -> None:
         """From here on."""
-        self.begin = time.perf_counter()
+        self.begin, self.used = time.perf_counter(), self._processor()
+
+    def read(self) -> dict[str, float]:
+        """Both, in seconds."""
+        return {"seconds": time.perf_counter() - self.begin, "processor": self._processor() - self.used}
+
+    @staticmethod
+    def _processor() -> float:
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
 
 
 clock = Clock()
@@ -243,7 +252,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.part:
         count = PARTS[arguments.part](arguments.folder, arguments.processes)
-        print(json.dumps({"seconds": time.perf_counter() - clock.begin, "count": count}))
+        print(json.dumps(clock.read() | {"count": count}))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -270,23 +279,28 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             results[part].append(measure(part, folder, arguments.processes))
     print(f"tokenizing and packing {arguments.megabytes} MB of text, {arguments.processes} processes or threads")
     rates = {part: report(part, arguments.megabytes, results[part]) for part in parts}
-    print(f"ours / bare {rates['ours'] / rates['bare']:.2f}, ours / recipe {rates['ours'] / rates['recipe']:.2f}")
+    for name, of in (("in time", 0), ("in processor time", 1)):
+        bare_rate, our_rate, recipe_rate = (rates[part][of] for part in parts)
+        print(f"{name}: ours / bare {our_rate / bare_rate:.2f}, ours / recipe {our_rate / recipe_rate:.2f}")
 
 
-def report(part: str, megabytes: int, results: list[dict[str, float]]) -> float:
-    """Print the median time and largest peak of a part; its tokens a second."""
-    seconds = statistics.median(result["seconds"] for result in results)
-    rate = results[0]["count"] / seconds
-    peak = max(result["peak"] for result in results) / MB
-    print(f"  {part:8} {megabytes:5} MB {seconds:8.2f} s {rate / 1e6:6.2f} M tokens/s, peak {peak:6.0f} MB", flush=True)
-    return rate
+def report(part: str, megabytes: int, results: list[dict[str, float]]) -> tuple[float, float]:
+    """Print the median times and largest peak of a part; its tokens a second, and a second of processor time."""
+    seconds, processor = (statistics.median(result[name] for result in results) for name in ("seconds", "processor"))
+    count, peak = results[0]["count"], max(result["peak"] for result in results) / MB
+    times = f"{seconds:8.2f} s, {processor:8.2f} s of processors"
+    print(
+        f"  {part:8} {megabytes:5} MB {times}, {count / seconds / 1e6:6.2f} M tokens/s, peak {peak:6.0f} MB", flush=True
+    )
+    return count / seconds, count / processor
 
 
 def validate_records(folder: Path, arguments: argparse.Namespace) -> None:
     """The validation stage over generated conversations."""
     result = measure("validation", folder, arguments.processes)
     seconds, peak = result["seconds"], result["peak"] / MB
-    print(f"validating {arguments.records:,} records: {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
+    used = f"{seconds:.1f} s, {result['processor']:.1f} s of processors"
+    print(f"validating {arguments.records:,} records: {used}, peak {peak:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":
