@@ -132,6 +132,15 @@ def test_quit_ends_it(text, leave):
     assert len(chat.history) == 1
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a process that a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_the_answer_and_not_the_chat(text):
     passes = itertools.count(1)
 
