@@ -15,7 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from torch import nn
 
 from bench.measure import MIB, synchronize
 from qwen3llada.corpus.packing import new_sequences
-from qwen3llada.training import setup
 from qwen3llada.training.loop import optimiser_step, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
@@ -66,7 +65,7 @@ OURS: dict[str, dict[str, Any]] = {
     "default": {"bf16": DEVICE.type == "cuda"},
     "bf16 weights": {"bf16": True, "param_dtype": "bfloat16"},
     "not compiled": {"bf16": DEVICE.type == "cuda", "compile": "never"},
-    "separate projections": {"bf16": DEVICE.type == "cuda"},
+    "Qwen3's attention": {"bf16": DEVICE.type == "cuda"},
     "deterministic": {"bf16": True, "deterministic": True},
     "checkpointing": {"bf16": True, "gradient_checkpointing": True},
     "adamw8bit": {"bf16": True, "optim": {"name": "adamw8bit"}},
@@ -180,9 +179,8 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
             **changes,
         }
     )
-    with patch.object(
-        setup, "fuse_projections", (lambda model: None) if "separate" in name else setup.fuse_projections
-    ):
+    unfused = patch("qwen3llada.training.fused_attention.fuse_attention", lambda model: None)
+    with unfused if name == "Qwen3's attention" else nullcontext():
         run = start(params, seed=0, template="plain")
     run.objective.train()
     yield run

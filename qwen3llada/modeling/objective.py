@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
@@ -59,7 +60,8 @@ class MaskedDiffusionObjective(nn.Module):
         Raises:
             ValueError: the projection's weight is sharded while `forward` runs (see the class).
         """
-        body = self.model.model(input_ids=noisy, attention_mask=attention_mask, position_ids=position_ids)
+        embedded = self._embedded(noisy)
+        body = self.model.model(inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids)
         if positions is None:
             positions = token_weights.flatten().nonzero().squeeze(1)
         positions = positions.to(noisy.device, non_blocking=True)
@@ -73,6 +75,15 @@ class MaskedDiffusionObjective(nn.Module):
             chunk_size=self.chunk_size,
             return_per_token=return_per_token,
         )
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """[B, S, D], under autocast in its dtype: what the layers add up is then as wide as what they compute with.
+
+        Autocast alone would leave it in float32, whose reading and writing takes more time than the layers' norms.
+        """
+        embedded = self.model.get_input_embeddings()(tokens)
+        device = tokens.device.type
+        return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
 
     def _projection(self) -> Tensor:
         """[V, D], the weight of the output embeddings: looked up in each step, since FSDP2 swaps it as it gathers."""

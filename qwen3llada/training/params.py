@@ -134,7 +134,9 @@ class TrainParams(Section):
         "auto", description="torch.compile of the decoder layers; auto: on a GPU"
     )
     deterministic: bool = Field(
-        True, description="Same bits from the same run on a GPU too, with slower kernels; a CPU always gives them"
+        True,
+        description="Same bits from the same run on a GPU too, with slower kernels, and from a resumed one where"
+        " compile is never; a CPU always gives them",
     )
 
     save_steps: int = Field(500, ge=0, description="Steps between checkpoints; 0: none but when stopped")

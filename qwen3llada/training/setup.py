@@ -8,7 +8,6 @@ import torch
 
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
-from qwen3llada.training.fused_projections import fuse_projections
 from qwen3llada.training.params import TrainParams
 
 if TYPE_CHECKING:
@@ -28,8 +27,9 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
 
     pure_bf16 = params.param_dtype == "bfloat16"
     precision = "fp16" if params.fp16 else "bf16" if params.bf16 and not pure_bf16 else "no"
-    # The gradients live in DDP's communication buffers, so that they are there once.
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # The gradients live in DDP's communication buffers, so that they are there once. All buffers are the same in every
+    # process from the start: they hold the rotary embedding's frequencies.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     if params.fp16 and not torch.cuda.is_available():
         raise ValueError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
@@ -69,16 +69,18 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
 
 
 def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
-    """torch.compile the forward function of each decoder layer, if asked for. Returns whether.
+    """torch.compile the forward function of each decoder layer and of the last norm, if asked for. Returns whether.
 
     All layers share one compilation. The hooks around a layer (FSDP's gathering, checkpointing) stay outside of it.
     """
     wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
     if wanted:
-        if params.adapter.method == "none" and not model.config.attention_bias:
-            fuse_projections(model)
-        for layer in model.model.layers:
-            layer.forward = torch.compile(layer.forward)
+        if device.type == "cuda":
+            from qwen3llada.training.fused_attention import fuse_attention  # needs Triton
+
+            fuse_attention(model)
+        for module in (*model.model.layers, model.model.norm):
+            module.forward = torch.compile(module.forward)
     return wanted
 
 

@@ -205,6 +205,19 @@ def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients(batch):
     assert 1e-4 < distance(found, expected) < 5e-2
 
 
+def test_what_layers_add_up_is_as_wide_as_what_they_compute_with(batch):
+    objective = MaskedDiffusionObjective(make_model())
+    seen = set()
+    for layer in objective.model.model.layers:
+        layer.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+    call(objective, batch)
+    assert seen == {torch.float32}
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        call(objective, batch)
+    assert seen == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("head", [nn.Linear(16, VOCAB, bias=True), nn.Sequential(nn.Linear(16, VOCAB))])
 def test_a_head_that_is_more_than_a_matrix_is_refused(head):
     model = make_model(tied=False)

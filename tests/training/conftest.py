@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_settings import common
+from tiny_settings import WORDS, common, write_model
 
 from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.training.params import PretrainParams, SftParams
-
-WORDS = 40
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -33,33 +31,6 @@ def tiny(tmp_path_factory) -> Path:
         answers = [sentence(rng, int(length)) for length in rng.integers(6, 16, samples)]
         write_sequences(folder / "sft" / split, answers, prompts=[3 + i % 2 for i in range(samples)])
     return folder
-
-
-def write_model(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-
-    vocabulary = {f"w{i}": i for i in range(WORDS)} | {"<eos>": WORDS, "<|mask|>": WORDS + 1}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", mask_token="<|mask|>")
-    config = Qwen3LLadaConfig(
-        vocab_size=48,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        mask_token_id=WORDS + 1,
-    )
-    torch.manual_seed(0)
-    Qwen3LLadaForMaskedLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
 
 
 def sentence(rng: np.random.Generator, length: int) -> np.ndarray:

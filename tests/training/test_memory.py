@@ -27,10 +27,10 @@ def qwen3_0_6b():
         return Qwen3LLadaForMaskedLM(config)
 
 
-# bench/train.py on an H200
+# bench/train.py on an H100; the last two with Qwen3's own attention and residual sums in float32
 @pytest.mark.parametrize(
     ("rows", "length", "dtype", "measured"),
-    [(16, 1024, "float32", 29.5), (8, 4096, "float32", 52.1), (16, 1024, "bfloat16", 24.1)],
+    [(16, 1024, "float32", 28.5), (8, 4096, "float32", 52.1), (16, 1024, "bfloat16", 24.6)],
 )
 def test_estimate_is_near_what_was_measured(pretraining, rows, length, dtype, measured):
     params = changed(pretraining, micro_batch_size=rows, max_length=length, bf16=True, param_dtype=dtype)
