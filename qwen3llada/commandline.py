@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,7 +81,7 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str, env_pr
     settings: Any = create_model("Stage", __base__=base, __doc__=doc, **fields)
     lists, rest = _take_lists(fields, argv)
     try:
-        return settings(_cli_parse_args=rest, **lists).model_dump()
+        return settings(_cli_parse_args=_without_truth_values(settings, rest), **lists).model_dump()
     except SettingsError as error:
         raise ParamsError(f"command line: {_argparse_message(error, settings)}") from error
     except ValidationError as error:
@@ -107,6 +107,22 @@ def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, 
             raise ParamsError(f"command line: argument {flag}: expected one argument")
         taken.setdefault(lists[flag], []).append(text)
     return taken, rest
+
+
+def _without_truth_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
+    """`--flag true` and `--flag=false` as `--flag` and `--no-flag`, which are all that pydantic-settings knows."""
+    switches = {f"--{name}" for name, kind in _flags(settings) if kind in (bool, bool | None)}
+    rest: list[str] = []
+    arguments = list(argv)
+    while arguments:
+        flag, equals, value = arguments.pop(0).partition("=")
+        if flag in switches and not equals and arguments and arguments[0] in ("true", "false"):
+            equals, value = "=", arguments.pop(0)
+        if flag in switches and value in ("true", "false"):
+            rest.append(flag if value == "true" else f"--no-{flag[2:]}")
+        else:
+            rest.append(flag + equals + value)
+    return rest
 
 
 def _program() -> str:
@@ -155,12 +171,15 @@ def _argparse_message(error: SettingsError, settings: type[BaseModel]) -> str:
     return f"--{flag}: unknown flag{_nearest(flag, flags)}; allowed: {', '.join(flags)}"
 
 
-def _flag_names(cls: type[BaseModel], prefix: str = "") -> list[str]:
-    names: list[str] = []
+def _flag_names(cls: type[BaseModel]) -> list[str]:
+    return [name for name, _ in _flags(cls)]
+
+
+def _flags(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every flag."""
     for name, field in cls.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += _flag_names(kind, f"{prefix}{name}.")
+            yield from _flags(kind, f"{prefix}{name}.")
         else:
-            names.append(prefix + name)
-    return names
+            yield prefix + name, kind

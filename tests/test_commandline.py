@@ -57,6 +57,20 @@ def test_booleans_tuples_and_null():
     assert flags(Train(), "--no-compile")["compile"] is False
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--compile", "false"], False),
+        (["--compile=false"], False),
+        (["--compile", "true"], True),
+        (["--compile"], True),
+    ],
+)
+def test_switches_take_truth_values_too(argv, expected):
+    assert flags(Train(), *argv)["compile"] is expected
+    assert flags(Train(), *argv, "--noise.schedule", "cosine")["noise"]["schedule"] == "cosine"
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3))
 def test_repeated_text_is_taken_verbatim(prompts):
     argv = [part for prompt in prompts for part in ("--prompt", prompt)]
@@ -74,6 +88,7 @@ def test_repeated_text_is_taken_verbatim(prompts):
         (["--lr"], ["--lr", "expected one argument"]),
         (["--prompt"], ["--prompt", "expected one argument"]),
         (["stray"], ["stray", "unknown"]),
+        (["--compile", "maybe"], ["maybe", "unknown"]),
     ],
 )
 def test_wrong_flags_say_what_is_allowed(argv, words):

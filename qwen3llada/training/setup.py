@@ -19,7 +19,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def make_accelerator(params: TrainParams) -> "Accelerator":
     """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
 
-    Raises ValueError for a precision that the device does not have.
+    Raises ValueError for a precision that the device does not have, and where the launcher's processes do not find each
+    other: each would train alone, into the same folders.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -27,13 +28,17 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
 
     pure_bf16 = params.param_dtype == "bfloat16"
     precision = "fp16" if params.fp16 else "bf16" if params.bf16 and not pure_bf16 else "no"
-    # The gradients live in DDP's communication buffers, so that they are there once. All buffers are the same in every
-    # process from the start: they hold the rotary embedding's frequencies.
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    # The gradients live in DDP's communication buffers, so that they are there once.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     if params.fp16 and not torch.cuda.is_available():
         raise ValueError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Left to itself Accelerate joins processes only where there is a device for each.
+    on_cpu = launched > 1 and not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp])
+    if accelerator.num_processes != launched:
+        raise ValueError(f"WORLD_SIZE={launched} processes were launched, of which {accelerator.num_processes} met")
     device = accelerator.device
     check_adapters(params.adapter, device)
     if accelerator.is_fsdp2:

@@ -86,12 +86,11 @@ def _run_member(params: TrainParams, rank: int, processes: int, port: int, shard
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
     if sharded:
         launcher = YAML(typ="safe").load(Path(__file__).parents[2] / "launch/fsdp2.yaml")["fsdp_config"]
         names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
         os.environ |= {names.get(key, key.upper()): str(value) for key, value in launcher.items()}
-        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
         # Accelerate takes FSDP for a matter of GPUs; torch's runs on CPUs as well.
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from runs import changed, curves, train_together, weights
 
 from qwen3llada.training.loop import train
@@ -50,3 +51,12 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
     )
     train_together(spread, 2, sharded=True)
     torch.testing.assert_close(losses(spread), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA processes find each other through NCCL")
+def test_processes_that_do_not_find_each_other_do_not_train_alone(alone, monkeypatch):
+    PartialState()  # of a process that was started before the launcher's variables were there
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2 processes were launched, of which 1 met"):
+        train(alone, seed=1)
+    assert not alone.output_dir.exists()
