@@ -72,7 +72,7 @@ class Guard:
                 self._stop(TIMED_OUT, f"the time limit of {self.timeout:g} s has passed")
             ended = self.dvc.poll() is not None
             if self.reason is not None or ended:
-                alive = descendants(self.dvc.pid)
+                alive = descendants({self.dvc.pid})
                 if ended and not alive:
                     break
                 self._stop_below(alive)

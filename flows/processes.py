@@ -1,15 +1,19 @@
-"""The process tree below the guard: who is in it, and telling it to stop without ever touching dvc."""
+"""The process tree below the guard or the service: who is in it, and telling it to stop without ever touching dvc."""
 
 import contextlib
 import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
+POLL_SECONDS = 0.2
 
 
 def adopt_orphans() -> None:
@@ -18,14 +22,20 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(dvc_pid: int) -> list[psutil.Process]:
-    """The living processes below this one. Dead adopted ones are reaped, `dvc_pid` is left to its `Popen`."""
+def end_with_parent() -> None:
+    """In a child, before exec: it gets SIGTERM when its parent ends, even by SIGKILL. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def descendants(own: Collection[int]) -> list[psutil.Process]:
+    """The living processes below this one. Dead adopted ones are reaped; those in `own` are left to their `Popen`."""
     alive = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
-            elif process.pid != dvc_pid:
+            elif process.pid not in own:
                 with contextlib.suppress(ChildProcessError):  # a grandchild, which its own parent reaps
                     os.waitpid(process.pid, os.WNOHANG)
     return alive
@@ -35,6 +45,14 @@ def is_dvc(process: psutil.Process) -> bool:
     """Whether this is a dvc (`dvc …`, `python …/dvc …`, `python -m dvc …`), which is never signalled."""
     try:
         return any(Path(argument).name == "dvc" for argument in process.cmdline()[:3])
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def is_guard(process: psutil.Process) -> bool:
+    """Whether this is a `python -m flows.guard`, which ends by itself when the stage has saved."""
+    try:
+        return process.cmdline()[1:3] == ["-m", "flows.guard"]
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
 
@@ -72,3 +90,34 @@ def kill_all_but_dvc(alive: list[psutil.Process]) -> None:
         if not is_dvc(process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def end_adopted(own: Collection[int], seconds: float) -> None:
+    """End what others have left below this process, and return when it is gone.
+
+    Each is asked to stop, once. What is still there after `seconds` is killed, but neither a guard nor what it guards:
+    it has a time limit of its own.
+
+    Args:
+        own: ids of this process's own children, which are left alone with all below them.
+    """
+    asked: set[int] = set()
+    end = time.monotonic() + seconds
+    while alive := _not_below(own, descendants(own)):
+        if time.monotonic() < end:
+            ask_to_stop(alive, asked)
+        else:
+            kill_all_but_dvc([process for process in alive if not any(map(is_guard, _line(process)))])
+        time.sleep(POLL_SECONDS)
+
+
+def _not_below(pids: Collection[int], processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if not any(above.pid in pids for above in _line(process))]
+
+
+def _line(process: psutil.Process) -> list[psutil.Process]:
+    """The process and those above it."""
+    try:
+        return [process, *process.parents()]
+    except psutil.NoSuchProcess:
+        return [process]

@@ -12,7 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import NoReturn
+
+from flows.processes import adopt_orphans, descendants, end_adopted, end_with_parent
 
 HOST = "127.0.0.1"
 PORT = 4200  # Prefect's own default
@@ -29,7 +32,7 @@ class Service:
 
     def __init__(self, port: int, slots: int) -> None:
         self.url, self.port, self.slots = f"http://{HOST}:{port}/api", port, slots
-        self.started: list[subprocess.Popen] = []
+        self.started: dict[str, subprocess.Popen] = {}
 
     def run(self) -> int:
         """Until a signal, or until server or worker ends by itself (status 1)."""
@@ -38,32 +41,47 @@ class Service:
             return 1
         for signum in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, _interrupt)
+        adopt_orphans()  # of a worker that is killed
         try:
             self._start("server", "start", "--host", HOST, "--port", str(self.port))
             self._wait_for_server()
             self._register()
             self._start("worker", "start", "--pool", POOL, "--type", "process")
             print(f"ready: {self.url.removesuffix('/api')} (Ctrl-C stops)", flush=True)
-            while all(process.poll() is None for process in self.started):
+            while all(map(self._lives, self.started)):
+                descendants(self._own())  # reaps them
                 time.sleep(0.5)
+            ended = next(name for name in self.started if not self._lives(name))
+            print(f"error: the {ended} has ended, status {self.started[ended].returncode}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             return 0
         finally:
             self._stop()
 
-    def _start(self, *command: str) -> None:
-        self.started.append(subprocess.Popen([sys.executable, "-m", "prefect", *command], process_group=0))
+    def _start(self, name: str, *command: str) -> None:
+        self.started[name] = subprocess.Popen(
+            [sys.executable, "-m", "prefect", name, *command], process_group=0, preexec_fn=end_with_parent
+        )
+
+    def _lives(self, name: str) -> bool:
+        return name in self.started and self.started[name].poll() is None
+
+    def _own(self) -> set[int]:
+        """Ids of those of the started processes that live, or whose status nobody has read yet."""
+        return {process.pid for process in self.started.values() if process.returncode is None}
 
     def _wait_for_server(self) -> None:
         end = time.monotonic() + START_SECONDS
         while not _answers(self.url):
-            if self.started[0].poll() is not None or time.monotonic() > end:
+            if not self._lives("server") or time.monotonic() > end:
                 raise SystemExit(f"error: the Prefect server does not answer at {self.url}")
             time.sleep(0.5)
 
     def _register(self) -> None:
         from prefect.client.orchestration import get_client
+
+        from flows.runs import end_lost_runs
 
         with get_client(sync_client=True) as client:
             client.upsert_global_concurrency_limit_by_name(LIMIT, self.slots)
@@ -72,39 +90,32 @@ class Service:
             ["--no-prompt", "deploy", "--all"],
         ):
             subprocess.run([sys.executable, "-m", "prefect", *command], check=True, stdout=subprocess.DEVNULL)
+        end_lost_runs(POOL)  # of a service that was killed, or whose machine went down
 
     def _stop(self) -> None:
-        """Runs first, then the worker, then the server."""
+        """Runs first, then the worker and what it has left, then the server."""
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(signum, signal.SIG_IGN)
-        if len(self.started) == 2 and self.started[0].poll() is None:
-            _cancel_runs()
-        for process in reversed(self.started):
-            process.terminate()
+        served = self._lives("server") and "worker" in self.started
+        if served:
+            from flows.runs import cancel_runs, end_lost_runs
+
+            _ask_server(lambda: cancel_runs(POOL, STOP_SECONDS, lambda: self._lives("worker")))
+        self._end("worker")
+        end_adopted(self._own(), STOP_SECONDS)
+        if served:
+            _ask_server(lambda: end_lost_runs(POOL))
+        self._end("server")
+        end_adopted(self._own(), STOP_SECONDS)
+
+    def _end(self, name: str) -> None:
+        if self._lives(name):
+            self.started[name].terminate()
             try:
-                process.wait(timeout=STOP_SECONDS)
+                self.started[name].wait(timeout=STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _cancel_runs() -> None:
-    """Cancel what runs or is about to, and wait until it has ended."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Cancelling
-
-    active = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-    some = FlowRunFilter.model_validate({"state": {"type": {"any_": active}}})
-    pool = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
-    with get_client(sync_client=True) as client:
-        end = time.monotonic() + STOP_SECONDS
-        while (runs := client.read_flow_runs(flow_run_filter=some, work_pool_filter=pool)) and time.monotonic() < end:
-            for run in runs:
-                if run.state is not None and not run.state.is_cancelling():
-                    print(f"cancelling {run.name}", flush=True)
-                    client.set_flow_run_state(run.id, Cancelling(message="The service is being stopped"), force=True)
-            time.sleep(1)
+                self.started[name].kill()
+                self.started[name].wait()
 
 
 def _answers(url: str) -> bool:
@@ -113,6 +124,16 @@ def _answers(url: str) -> bool:
             return reply.status == 200
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _ask_server(request: Callable[[], None]) -> None:
+    """While stopping: a server that has gone meanwhile must not keep us from ending the rest."""
+    import httpx
+
+    try:
+        request()
+    except httpx.HTTPError as error:
+        print(f"the server does not answer: {error}", file=sys.stderr)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -51,6 +51,7 @@ def run_dvc(
         stdout=subprocess.PIPE,
         env=environment(),
         cwd=root,
+        process_group=0,  # Prefect kills the group of a cancelled run after 30 s; the stage may need longer to save
     )
     _running.add(guard)
     assert guard.stdin is not None

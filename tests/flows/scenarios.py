@@ -19,9 +19,11 @@ from flows.serve import POOL
 
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
+SECONDS_TO_STOP = 60  # with the server and the worker, on two busy cores
 PATIENCE = 1800  # seconds; a wait ends as soon as what it waits for is there
 FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": POOL}}
 ONCE = {"name": "once", **FLOW}
+ALONE = {"name": "alone", "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}, **FLOW}  # as nightly
 MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
 
 
@@ -42,9 +44,12 @@ class Service:
         self.process = self.project.start(
             "-m", "flows.serve", "--port", str(self.port), stdout=self.log, variables=self.variables
         )
-        log = Path(self.log.name)
-        self.project.wait_until(lambda: "ready: " in log.read_text() or self.process.poll() is not None, PATIENCE)
-        assert self.process.poll() is None, log.read_text()
+        self.project.wait_until(lambda: "ready: " in self.said() or self.process.poll() is not None, PATIENCE)
+        assert self.process.poll() is None, self.said()
+
+    def said(self) -> str:
+        """What it has printed since its last start."""
+        return Path(self.log.name).read_text()
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -72,7 +77,7 @@ class Service:
 @pytest.fixture
 def service(project, tmp_path):
     shutil.copytree(ROOT / "flows", project.root / "flows")
-    deploy(project, ONCE)
+    deploy(project, ONCE, ALONE)
     made = Service(project, tmp_path / "prefect")
     yield made
     if made.process.poll() is None:
@@ -114,11 +119,13 @@ def test_cancel_and_stop(service, project):
     assert project.has_checkpoint()
 
     # started again, the next run resumes
-    steps = project.saved_step() + 300
+    saved = project.saved_step()
+    steps = saved + 300
     project.set(steps=steps)
     service.start()
     run = service.submit()
     assert service.ended(run).is_completed()
+    assert f"resuming after step {saved}" in service.said()
     assert project.model() == project.undisturbed_model(steps)
     assert len(project.lives()) == 3
 
@@ -136,7 +143,7 @@ def test_a_schedule_fires(service, project):
     project.wait_until(lambda: bool(fired()), PATIENCE)
 
 
-def test_two_at_once_wait_for_the_slot_and_a_killed_worker_is_replaced(service, project):
+def test_two_at_once_wait_for_the_slot(service, project):
     project.set(steps=300, hold=True)
     first, second = service.submit(), service.submit()
     project.wait_until(project.has_checkpoint, PATIENCE)
@@ -149,21 +156,32 @@ def test_two_at_once_wait_for_the_slot_and_a_killed_worker_is_replaced(service, 
     assert project.model() == project.undisturbed_model(300)
     assert project.dvc("status").returncode == 0
 
-    # the worker and the run's own process are killed: the guard saves the training, a new run resumes
-    project.set(steps=20_000, hold=False, rate=0.2)
-    service.submit()
-    project.wait_until(lambda: len(project.lives()) == 2 and project.has_checkpoint(), PATIENCE)
-    for pid in project.running("worker", "prefect.engine"):
+
+@pytest.mark.parametrize("victims", [("worker",), ("worker", "prefect.engine"), ("server",), ("flows.serve",)])
+def test_whatever_is_killed_nothing_is_left_and_a_new_run_resumes(service, project, victims):
+    project.set(steps=20_000)
+    lost = service.submit("alone")
+    project.wait_until(project.has_checkpoint, PATIENCE)
+    for pid in project.running(*victims):
         os.kill(pid, signal.SIGKILL)
-    project.wait_until(lambda: not stage_processes(project), PATIENCE)
-    steps = project.saved_step() + 300
+    killed = time.monotonic()
+    assert service.process.wait(PATIENCE) != 0
+    project.wait_until(lambda: not project.processes(), PATIENCE)
+    seconds = time.monotonic() - killed
+    print(f"\nfrom SIGKILL of {' and '.join(victims)} to the end of all processes: {seconds:.1f} s")
+    assert seconds < SECONDS_TO_STOP
+    assert project.dvc("status").returncode == 0
+
+    saved = project.saved_step()
+    steps = saved + 300
     project.set(steps=steps)
-    service.process.wait(PATIENCE)  # it ends with its worker
     service.start()
-    run = service.submit()
+    assert service.state(lost).is_final()
+    run = service.submit("alone")
     assert service.ended(run).is_completed(), service.state(run)
-    assert len(project.lives()) == 3
-    assert project.model() == project.undisturbed_model(steps, rate=0.2)
+    assert f"resuming after step {saved}" in service.said()
+    assert len(project.lives()) == 2
+    assert project.model() == project.undisturbed_model(steps)
 
 
 def test_a_sweep_leaves_the_workspace_alone(project):

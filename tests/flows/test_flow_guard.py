@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 
 import psutil
 import pytest
@@ -43,6 +44,21 @@ def test_a_stopped_guard_lets_training_save(project, how):
     output = guard.stdout.read()
     assert guard.wait() == 143, output
     assert "stopped after step" in output
+    whole_again(project)
+
+
+def test_a_stage_that_saves_slowly_survives_the_kill_of_its_owners_process_group(project):
+    """Prefect sends SIGKILL to the group of a cancelled run that has not ended after 30 s."""
+    project.set(steps=STEPS, hold=True)
+    code = "from flows.stage import *; run_stage(Stage('train'), print)"
+    owner = project.start("-c", code, process_group=0)
+    project.wait_until(project.has_checkpoint)
+    os.killpg(owner.pid, signal.SIGKILL)
+    owner.wait()
+    time.sleep(1)
+    assert project.lives()[0] in [process.pid for process in project.processes()]
+    (project.root / "work" / "go").touch()
+    project.wait_until(lambda: not project.processes())
     whole_again(project)
 
 
