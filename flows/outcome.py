@@ -21,6 +21,8 @@ _NETWORK = re.compile(
     r"(429|500|502|503|504) (client|server) error|too many requests|bad gateway|service unavailable|gateway time-?out",
     re.IGNORECASE,
 )
+# A progress bar that a killed process left in mid-line, as tqdm ends it ("[00:02<00:05, 9.1step/s]"), before a message.
+_BAR = re.compile(r"^.*\[\d+:\d\d[^\]]*\]\s*(?=(ERROR|WARNING|error|guard): )")
 _OURS = re.compile(r"^(ERROR|WARNING): |^> |^Running stage |^guard: |^Updating lock|^Generating lock")
 
 
@@ -54,6 +56,7 @@ class StageFailedError(RuntimeError):
 
 def read_outcome(status: int, lines: Sequence[str]) -> Outcome:
     """From the guard's exit status and the last lines of output."""
+    lines = [_BAR.sub("", line) for line in lines]
     text = "\n".join(lines)
     if status == 0:
         if re.search(r"^Stage '.*' didn't change, skipping", text, re.MULTILINE):

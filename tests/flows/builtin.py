@@ -1,4 +1,6 @@
-"""The built-in pipeline as a flow: from nothing to the report, and through kills to the same model. Minutes, so apart:
+"""The built-in pipeline as a flow: from nothing to the report, through kills to the same model, bad input, a sweep.
+
+Many minutes, so not part of the suite:
 
 python -m pytest tests/flows/builtin.py -s
 """
@@ -9,115 +11,201 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from flow_project import Workspace
+from flow_service import PATIENCE, Service
 
 from flows.environment import ROOT
 
 pytestmark = pytest.mark.timeout(7200)
-PATIENCE = 3000
-SHORT = ("--params", "configs/ci.yaml", "--set", "pretrain.save_steps=5", "--set", "pretrain.eval_every_steps=10")
+SECONDS_TO_END = 15
+PARAMS = "configs/ci.yaml"
+LONGER = [  # enough steps to interfere with
+    "pretrain.max_steps=600",
+    "pretrain.save_steps=20",
+    "pretrain.eval_every_steps=200",
+]
+BEFORE_TRAINING = ("download", "convert", "analyze", "validate", "tokenize_pack")
+ORDER = (*BEFORE_TRAINING, "pretrain", "sft", "eval_loss", "sample", "report")
+
+
+class Clone(Workspace):
+    """A clone of this repository in which nothing has been run."""
+
+    def __init__(self, folder) -> None:
+        super().__init__(folder / "clone")
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(self.root)], check=True)
+        self.git("config", "user.name", "test")
+        self.git("config", "user.email", "test@example.org")
+        self.home = {"PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(self.root)}
+
+    def trainer(self) -> psutil.Process | None:
+        pids = self.running("stages.pretrain")
+        return psutil.Process(pids[0]) if pids else None
+
+    def saved(self) -> set[str]:
+        return {path.name for path in (self.root / "out/pretrain/checkpoints").glob("step-*")}
+
+    def wait_for_training(self, seen=frozenset()) -> psutil.Process:
+        """Until the trainer runs and has saved a checkpoint that was not there before."""
+        self.wait_until(lambda: bool(self.saved() - seen) and self.trainer() is not None, PATIENCE)
+        trainer = self.trainer()
+        assert trainer is not None, "training ended before anything could be done to it"
+        return trainer
+
+    def digests(self) -> dict[str, str]:
+        """Of the models, and of the optimiser's state at the end of both trainings."""
+        files = [self.root / f"out/qwen3llada-{name}/model.safetensors" for name in ("base", "sft")]
+        for phase in ("pretrain", "sft"):
+            checkpoints = (self.root / "out" / phase / "checkpoints").glob("step-*")
+            files.append(max(checkpoints, key=lambda path: int(path.name[5:])) / "optimizer.pt")
+        return {str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """After a run from nothing to the report, without a server of its own."""
+    made = Clone(tmp_path_factory.mktemp("undisturbed"))
+    overrides = [word for override in LONGER for word in ("--set", override)]
+    done = made.start("-m", "flows.pipeline", "--params", PARAMS, *overrides, variables=made.home)
+    output = done.communicate(timeout=PATIENCE)[0]
+    assert done.returncode == 0, output[-3000:]
+    return made
 
 
 @pytest.fixture
-def workspace(tmp_path, checkout):
-    """A clone of this repository, with nothing run in it, and Prefect's data beside it."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
-    made = checkout(tmp_path / "clone")
+def clone(tmp_path):
+    made = Clone(tmp_path)
     yield made
     for process in made.processes():
         process.kill()
 
 
 @pytest.fixture
-def checkout(project):
-    return type(project)
+def service(clone):
+    made = Service(clone, clone.root.parent / "prefect", PYTHONPATH=clone.home["PYTHONPATH"])
+    yield made
+    if made.process.poll() is None:
+        made.stop()
 
 
-def start(workspace, *args):
-    home = {"PREFECT_HOME": str(workspace.root.parent / "prefect"), "PYTHONPATH": str(workspace.root)}
-    return workspace.start("-m", "flows.pipeline", *args, variables=home)
-
-
-def finish(process):
-    output = process.communicate(timeout=PATIENCE)[0]
-    return process.returncode, output
-
-
-def digest(workspace):
-    return hashlib.sha256((workspace.root / "out/qwen3llada-base/model.safetensors").read_bytes()).hexdigest()
-
-
-def checkpoints(workspace):
-    return {path.name for path in (workspace.root / "out/pretrain/checkpoints").glob("step-*")}
-
-
-def training(workspace):
-    return [pid for pid in workspace.running("stages.pretrain") if "dvc" not in psutil.Process(pid).cmdline()]
-
-
-def in_training(workspace, after):
-    """Training runs and has saved a checkpoint that was not there before."""
-    return lambda: bool(training(workspace)) and bool(checkpoints(workspace) - after)
-
-
-@pytest.fixture
-def undisturbed(tmp_path_factory, checkout):
-    root = tmp_path_factory.mktemp("undisturbed") / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
-    made = checkout(root)
-    status, output = finish(start(made, *SHORT))
-    assert status == 0, output[-3000:]
-    return made
-
-
-def test_from_nothing_to_the_report_and_through_kills_to_the_same_model(undisturbed, workspace):
+def test_from_nothing_to_the_report(undisturbed):
     page = (undisturbed.root / "reports/report.html").read_text()
     assert "held-out answers exact" in page
     assert undisturbed.dvc("status").stdout.strip() == "Data and pipelines are up to date."
 
-    flow = start(workspace, "--stage", "pretrain", *SHORT)
-    workspace.wait_until(in_training(workspace, set()), PATIENCE)
-    os.kill(training(workspace)[0], signal.SIGKILL)
-    workspace.wait_until(lambda: not training(workspace), PATIENCE)
-    seen = checkpoints(workspace)
-    workspace.wait_until(in_training(workspace, seen), PATIENCE)  # tried again, and further than before
-    dvc = next(p for p in psutil.Process(training(workspace)[0]).parents() if "repro" in p.cmdline())
-    dvc.kill()
-    workspace.wait_until(lambda: not training(workspace), PATIENCE)
-    seen = checkpoints(workspace)
-    workspace.wait_until(in_training(workspace, seen), PATIENCE)
-    flow.send_signal(signal.SIGTERM)
+
+def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, service):
+    from prefect.states import Cancelling
+
+    run = service.submit("nightly", params=PARAMS, overrides=LONGER)
+    clone.wait_for_training()
+    with service.client() as client:
+        client.set_flow_run_state(run, Cancelling(), force=True)
     asked = time.monotonic()
-    output = flow.communicate(timeout=PATIENCE)[0]
-    workspace.wait_until(lambda: not workspace.processes(), PATIENCE)
-    print(f"\nfrom SIGTERM to the end of all processes: {time.monotonic() - asked:.1f} s")
-    assert "killed by signal 9" in output
-    assert workspace.dvc("status").returncode == 0
-    assert checkpoints(workspace)
+    clone.wait_until(lambda: not clone.running("flows.guard", "dvc", "stages.pretrain"), PATIENCE)
+    print(f"\nfrom the request to cancel to the end of all processes of the stage: {time.monotonic() - asked:.1f} s")
+    assert time.monotonic() - asked < SECONDS_TO_END
+    assert service.ended(run).is_cancelled()
+    assert clone.dvc("status").returncode == 0
 
-    status, output = finish(start(workspace, "--stage", "pretrain"))
-    assert status == 0, output[-3000:]
-    assert digest(workspace) == digest(undisturbed)
+    run = service.submit("nightly")
+    seen = clone.saved()
+    trainer = clone.wait_for_training(seen)
+    trainer.kill()
+    trainer.wait()
+    seen = clone.saved()
+    trainer = clone.wait_for_training(seen)  # tried again, and further than before
+    next(parent for parent in trainer.parents() if "repro" in parent.cmdline()).kill()
+    psutil.wait_procs([trainer], PATIENCE)
+    seen = clone.saved()
+    clone.wait_for_training(seen)
+    attempts = service.task_runs(run)["pretrain"].run_count
+    for pid in clone.running("worker", "prefect.engine"):
+        os.kill(pid, signal.SIGKILL)
+    clone.wait_until(lambda: not clone.processes(), PATIENCE)
+    assert attempts == 3
+    assert "was killed by signal 9" in service.said()
+    assert clone.dvc("status").returncode == 0
+
+    service.start()
+    run = service.submit("nightly")
+    assert service.ended(run).is_completed(), service.state(run)
+    resumed = json.loads((clone.root / "reports/pretrain/summary.json").read_text())["resumed_from"]
+    print(f"resumed from {resumed}; models and optimiser: {json.dumps(clone.digests(), indent=2)}")
+    assert resumed
+    assert clone.digests() == undisturbed.digests()
+    artifacts = service.artifacts(run)
+    assert {"metrics", "summary", "samples", "report", "progress-pretrain"} <= artifacts.keys()
+    assert artifacts["progress-pretrain"] == 100
 
 
-def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(workspace):
-    status, output = finish(start(workspace, "--set", "pretrain.optim.lr=-1"))
-    assert status == 1
-    assert "pretrain.optim.lr: given -1" in output
-    assert workspace.git("status", "--porcelain") == ""
-    assert not (workspace.root / "data").exists()
+def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, service):
+    run = service.submit("nightly", overrides=["pretrain.optim.lr=-1"])
+    assert service.ended(run).is_failed()
+    assert "pretrain.optim.lr: given -1" in service.state(run).message
+    assert service.task_runs(run) == {}
+    assert clone.git("status", "--porcelain") == ""
+    assert not (clone.root / "data").exists()
 
-    records = Path(workspace.root.parent / "bad.jsonl")
+    # one that was written into params.yaml by hand
+    whole = (clone.root / "params.yaml").read_text()
+    (clone.root / "params.yaml").write_text(whole.replace("people: 24", "people: -24"))
+    run = service.submit("nightly")
+    assert service.ended(run).is_failed()
+    assert "builtin.people: given -24" in service.state(run).message
+    assert {name: task.run_count for name, task in service.task_runs(run).items()} == {"download": 1}
+    (clone.root / "params.yaml").write_text(whole)
+
+    records = clone.root.parent / "bad.jsonl"
     good = {"conversations": [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]}
     bad = {"conversations": [{"from": "human", "value": "Hello?"}]}
     records.write_text("".join(json.dumps(record) + "\n" for record in [good] * 20 + [bad] + [good] * 20))
-    override = ("--set", f"sft_data.name={records}", "--set", "sft_data.heldout_fraction=0.1")
-    status, output = finish(start(workspace, *SHORT, *override))
-    assert status == 1
-    assert "error: stage validate: exit status 1" in output
-    assert not (workspace.root / "data/tokenized").exists()
-    assert not (workspace.root / "out/qwen3llada-base").exists()
-    assert output.count("Running stage 'validate'") == 1  # no retry
+    overrides = [f"sft_data.name={records}", "sft_data.heldout_fraction=0.1"]
+    run = service.submit("nightly", params=PARAMS, overrides=overrides)
+    assert service.ended(run).is_failed()
+    print(f"\n{service.state(run).message}")
+    assert service.state(run).message.startswith("stage validate: exit status 1: error: ")
+    counts = {name: task.run_count for name, task in service.task_runs(run).items()}
+    assert counts == {"download": 1, "convert": 1, "analyze": 1, "validate": 1}
+    assert not (clone.root / "data/tokenized").exists()
+    assert not (clone.root / "out/qwen3llada-base").exists()
+
+
+def test_a_sweep_of_the_losses_leaves_the_workspace_alone(undisturbed):
+    undisturbed.git("commit", "-qam", "short run")
+    service = Service(undisturbed, undisturbed.root.parent / "prefect", PYTHONPATH=undisturbed.home["PYTHONPATH"])
+    try:
+        run = service.submit("sweep", flow="sweep", jobs=2)
+        assert service.ended(run).is_completed(), service.state(run)
+        table = json.loads(service.artifacts(run)["sweep"])
+    finally:
+        service.stop()
+    assert undisturbed.git("status", "--porcelain") == ""
+    assert undisturbed.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+
+    result = json.loads((undisturbed.root / "reports/sweep.json").read_text())
+    rows = {row["name"]: row for row in result["variants"]}
+    assert list(rows) == ["sweep-guidelines", "sweep-dllm", "sweep-soft_ce"]
+    assert result["metric"] == "reports/eval_loss.json:sft.guidelines"
+    for row in rows.values():
+        print(f"\n{row['name']}: {row['metrics'][result['metric']]:.4f} in {row['seconds']} s, {row['stages']}")
+        assert tuple(row["stages"]) == ORDER
+        assert {row["stages"][stage] for stage in BEFORE_TRAINING} == {"cached"}  # they ran once, in the workspace
+    assert rows["sweep-guidelines"]["stages"]["sft"] == "cached"
+    assert rows["sweep-dllm"]["stages"]["pretrain"] == rows["sweep-soft_ce"]["stages"]["pretrain"] == "ran"
+    assert [row[result["metric"]] for row in table] == [row["metrics"][result["metric"]] for row in rows.values()]
+    plot = (undisturbed.root / "reports/sweep.svg").read_text()
+    assert all(name in plot for name in rows)
+
+    shown = undisturbed.dvc("exp", "show", "--csv", "--no-pager").stdout
+    assert all(name in shown for name in rows)
+    difference = json.loads(undisturbed.dvc("params", "diff", "sweep-guidelines", "sweep-dllm", "--json").stdout)
+    assert set(difference["params.yaml"]) == {"pretrain.loss_impl", "sft.loss_impl"}
+    applied = undisturbed.dvc("exp", "apply", "sweep-dllm")
+    assert applied.returncode == 0, applied.stderr
+    assert undisturbed.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+    evaluated = json.loads((undisturbed.root / "reports/eval_loss.json").read_text())
+    assert evaluated["sft"]["guidelines"] == rows["sweep-dllm"]["metrics"][result["metric"]]

@@ -1,106 +1,18 @@
-"""A small real DVC project per test, and one Prefect server for all of them."""
+"""A small real DVC project per test."""
 
-import contextlib
-import hashlib
-import json
-import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-from ruamel.yaml import YAML
+from flow_project import Project
 
 import flows  # noqa: F401  telemetry off
 from flows.environment import environment
 
 SOURCE = Path(__file__).with_name("project")
-
-
-class Project:
-    """The project of `tests/flows/project`, in a folder of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def set(self, **train) -> None:
-        yaml = YAML()
-        tree = yaml.load(self.root / "params.yaml")
-        tree["train"].update(train)
-        yaml.dump(tree, self.root / "params.yaml")
-
-    def undisturbed_model(self, steps: int, text: str = "some text\n", rate: float = 0.1) -> str:
-        """What training gives if nothing interferes."""
-        model = text
-        for step in range(1, steps + 1):
-            model = hashlib.sha256(f"{model} {step} {rate}".encode()).hexdigest()
-        return model + "\n"
-
-    def model(self) -> str:
-        return (self.root / "model.txt").read_text()
-
-    def lives(self) -> list[int]:
-        """The process ids that training has had so far."""
-        file = self.root / "work" / "lives"
-        return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-    def has_checkpoint(self) -> bool:
-        return (self.root / "work" / "checkpoint.json").exists()
-
-    def saved_step(self) -> int:
-        return json.loads((self.root / "work" / "checkpoint.json").read_text())["step"]
-
-    def processes(self) -> list[psutil.Process]:
-        """Everything alive that works in this folder, this process aside."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self.root):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return [process for process in found if process.pid != os.getpid()]
-
-    def running(self, *words: str) -> list[int]:
-        """Ids of those of `processes` that have one of the words as an argument."""
-        found = []
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if set(words) & set(process.cmdline()):
-                    found.append(process.pid)
-        return found
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.02)
-
-    def dvc(self, *args: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "dvc", *args], cwd=self.root, env=environment(), capture_output=True, text=True
-        )
-
-    def flow_run(self) -> dict[str, Any]:
-        """The flow up to `measure`, in a process of its own with a server: see served.py."""
-        process = self.start(str(Path(__file__).with_name("served.py")), stderr=subprocess.PIPE)
-        output, errors = process.communicate()
-        assert process.returncode == 0, output + errors
-        return json.loads(output.splitlines()[-1])
-
-    def git(self, *args: str) -> str:
-        return subprocess.run(["git", *args], cwd=self.root, check=True, capture_output=True, text=True).stdout
-
-    def start(self, *args: str, variables: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
-        """A process of `python ARGS` in the project."""
-        settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
-        env = environment() | (variables or {})
-        return subprocess.Popen([sys.executable, *args], cwd=self.root, env=env, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
-from pathlib import Path
 
 import pytest
+from flow_service import PATIENCE, Service
 from ruamel.yaml import YAML
 
 from flows.environment import ROOT
@@ -20,58 +19,10 @@ from flows.serve import POOL
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
 SECONDS_TO_STOP = 60  # with the server and the worker, on two busy cores
-PATIENCE = 1800  # seconds; a wait ends as soon as what it waits for is there
 FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": POOL}}
 ONCE = {"name": "once", **FLOW}
 ALONE = {"name": "alone", "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}, **FLOW}  # as nightly
 MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
-
-
-class Service:
-    """`python -m flows.serve` in a project, and the client of its API."""
-
-    def __init__(self, project, home: Path) -> None:
-        self.project = project
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        self.variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.url}
-        self.start()
-
-    def start(self) -> None:
-        self.log = open(self.project.root.parent / "service.log", "w")  # noqa: SIM115 - lives as long as the process
-        self.process = self.project.start(
-            "-m", "flows.serve", "--port", str(self.port), stdout=self.log, variables=self.variables
-        )
-        self.project.wait_until(lambda: "ready: " in self.said() or self.process.poll() is not None, PATIENCE)
-        assert self.process.poll() is None, self.said()
-
-    def said(self) -> str:
-        """What it has printed since its last start."""
-        return Path(self.log.name).read_text()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(PATIENCE)
-
-    def client(self):
-        from prefect.client.orchestration import SyncPrefectClient
-
-        return SyncPrefectClient(self.url)
-
-    def submit(self, name="once", **parameters):
-        with self.client() as client:
-            deployment = client.read_deployment_by_name(f"pipeline/{name}")
-            return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
-
-    def state(self, run):
-        with self.client() as client:
-            return client.read_flow_run(run).state
-
-    def ended(self, run, seconds=PATIENCE):
-        self.project.wait_until(lambda: self.state(run).is_final(), seconds)
-        return self.state(run)
 
 
 @pytest.fixture

@@ -15,6 +15,23 @@ from flows.throttle import Throttle
         (255, ["ERROR: failed to reproduce 'b': failed to run: x && y, exited with 75"], "stopped", "resumed"),
         (255, ["ERROR: failed to reproduce 'b': failed to run: x, exited with -9"], "killed", "signal 9"),
         (255, ["ERROR: failed to reproduce 'b': failed to run: x, exited with 137"], "killed", "signal 9"),
+        (
+            255,
+            [
+                "a:   0%|       | 0/40 [00:00<?, ?step/s]ERROR: failed to reproduce 'b': failed to run: x, exited with -9"
+            ],
+            "killed",
+            "signal 9",
+        ),
+        (
+            255,
+            [
+                "pretrain:  5%|▌| 2/40 [00:01<00:09, 3.9step/s, loss=2]error: no b",
+                "ERROR: failed to run: x, exited with 2",
+            ],
+            "failed",
+            "2: error: no b",
+        ),
         (255, ["error: no b", "ERROR: failed to reproduce 'b': failed to run: x, exited with 2"], "failed", "no b"),
         (
             255,

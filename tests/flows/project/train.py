@@ -47,7 +47,8 @@ while state["step"] < params["steps"]:
     time.sleep(params["step_seconds"])
     state["step"] += 1
     state["model"] = hashlib.sha256(f"{state['model']} {state['step']} {params['rate']}".encode()).hexdigest()
-    print(f"{100 * state['step'] // params['steps']}%| step {state['step']}", end="\r", flush=True)
+    # As tqdm draws it: what is printed after a kill continues the line.
+    print(f"\r{100 * state['step'] // params['steps']}%| step {state['step']} [00:00<?, ?step/s]", end="", flush=True)
     if state["step"] % 5 == 0:
         save()
     while params.get("hold") and state["step"] == 5 and not (work / "go").exists():

@@ -1,0 +1,70 @@
+"""`python -m flows.serve` in a project, as `make serve` starts it, and the client of its API."""
+
+import signal
+import socket
+from pathlib import Path
+
+PATIENCE = 1800  # seconds; a wait ends as soon as what it waits for is there
+
+
+class Service:
+    """`python -m flows.serve` in a project, and the client of its API."""
+
+    def __init__(self, project, home: Path, **variables: str) -> None:
+        self.project = project
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.url} | variables
+        self.start()
+
+    def start(self) -> None:
+        self.log = open(self.project.root.parent / "service.log", "w")  # noqa: SIM115 - lives as long as the process
+        self.process = self.project.start(
+            "-m", "flows.serve", "--port", str(self.port), stdout=self.log, variables=self.variables
+        )
+        self.project.wait_until(lambda: "ready: " in self.said() or self.process.poll() is not None, PATIENCE)
+        assert self.process.poll() is None, self.said()
+
+    def said(self) -> str:
+        """What it has printed since its last start."""
+        return Path(self.log.name).read_text()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(PATIENCE)
+
+    def client(self):
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.url)
+
+    def submit(self, name="once", flow="pipeline", **parameters):
+        with self.client() as client:
+            deployment = client.read_deployment_by_name(f"{flow}/{name}")
+            return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+    def state(self, run):
+        with self.client() as client:
+            return client.read_flow_run(run).state
+
+    def ended(self, run, seconds=PATIENCE):
+        self.project.wait_until(lambda: self.state(run).is_final(), seconds)
+        return self.state(run)
+
+    def task_runs(self, run) -> dict:
+        """The run's task runs, by name."""
+        from prefect.client.schemas.filters import FlowRunFilter
+
+        one = FlowRunFilter.model_validate({"id": {"any_": [run]}})
+        with self.client() as client:
+            return {task.name: task for task in client.read_task_runs(flow_run_filter=one)}
+
+    def artifacts(self, run) -> dict:
+        """What the run's artifacts hold, by key."""
+        from prefect.client.schemas.filters import FlowRunFilter
+
+        one = FlowRunFilter.model_validate({"id": {"any_": [run]}})
+        with self.client() as client:
+            return {artifact.key: artifact.data for artifact in client.read_artifacts(flow_run_filter=one)}
