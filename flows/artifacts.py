@@ -82,9 +82,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of metric, value before, value now, change."""
+    """Rows of metric, value before, value now, change; what is not as before comes first."""
     rows = []
-    for name in sorted(before.keys() | after.keys()):
+    for name in sorted(before.keys() | after.keys(), key=lambda name: (before.get(name) == after.get(name), name)):
         old, new = before.get(name), after.get(name)
         change = new - old if _is_number(old) and _is_number(new) else None
         rows.append({"metric": name, "before": old, "now": new, "change": change})

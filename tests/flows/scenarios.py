@@ -135,6 +135,44 @@ def test_whatever_is_killed_nothing_is_left_and_a_new_run_resumes(service, proje
     assert project.model() == project.undisturbed_model(steps)
 
 
+def test_without_a_server(project):
+    def pipeline(*args):
+        process = project.start(
+            "-m", "flows.pipeline", *args, variables={"PREFECT_HOME": str(project.root.parent / "p")}
+        )
+        output = process.communicate(timeout=PATIENCE)[0]
+        return process.returncode, output
+
+    project.set(steps=30)
+    status, output = pipeline("--stage", "train")
+    assert status == 0, output
+    assert project.model() == project.undisturbed_model(30)
+    assert not (project.root / "metrics.json").exists()
+
+    # a parameter set, and an override on top of it; what is not asked for is left alone
+    (project.root / "set.yaml").write_text("train: {rate: 0.5, steps: 20}\nprepare: {text: other}\n")
+    status, output = pipeline("--stage", "train", "--only", "--params", "set.yaml", "--set", "train.rate=0.2")
+    assert status == 0, output
+    assert project.model() == project.undisturbed_model(20, rate=0.2)
+    assert (project.root / "text.txt").read_text() == "some text\n"
+
+    lives = len(project.lives())
+    status, output = pipeline("--stage", "train", "--only")
+    assert (status, len(project.lives())) == (0, lives), output
+    status, output = pipeline("--stage", "train", "--only", "--force")
+    assert (status, len(project.lives())) == (0, lives + 1), output
+
+    whole = (project.root / "params.yaml").read_text()
+    status, output = pipeline("--set", "train.speed=3")
+    assert status == 1
+    assert output.splitlines()[-2].startswith("error: ")
+    assert "train.speed: unknown key" in output
+    assert (project.root / "params.yaml").read_text() == whole
+    status, output = pipeline("--stage", "nothing")
+    assert status == 1
+    assert "error: dvc.yaml: " in output
+
+
 def test_a_sweep_leaves_the_workspace_alone(project):
     project.set(steps=30)
     before = project.dvc("status").stdout, project.git("status", "--porcelain"), project.git("diff")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from flows.artifacts import compare
 from flows.outcome import read_outcome
 from flows.throttle import Throttle
 
@@ -17,9 +18,7 @@ from flows.throttle import Throttle
         (255, ["ERROR: failed to reproduce 'b': failed to run: x, exited with 137"], "killed", "signal 9"),
         (
             255,
-            [
-                "a:   0%|       | 0/40 [00:00<?, ?step/s]ERROR: failed to reproduce 'b': failed to run: x, exited with -9"
-            ],
+            ["a:   0%|     | 0/40 [00:00<?, ?step/s]ERROR: failed to reproduce 'b': failed to run: x, exited with -9"],
             "killed",
             "signal 9",
         ),
@@ -72,6 +71,18 @@ def test_outcomes(status, lines, kind, said):
     assert said in outcome.message
     assert outcome.ok == (status == 0)
     assert outcome.worth_retrying == (kind in ("stopped", "killed", "busy", "network"))
+
+
+def test_metrics_that_changed_come_first():
+    before = {"a": 1.0, "b": True, "c": 3, "gone": 4}
+    after = {"a": 1.0, "b": True, "c": 5, "new": "x"}
+    assert compare(before, after) == [
+        {"metric": "c", "before": 3, "now": 5, "change": 2},
+        {"metric": "gone", "before": 4, "now": None, "change": None},
+        {"metric": "new", "before": None, "now": "x", "change": None},
+        {"metric": "a", "before": 1.0, "now": 1.0, "change": 0.0},
+        {"metric": "b", "before": True, "now": True, "change": None},
+    ]
 
 
 class TestThrottle:
