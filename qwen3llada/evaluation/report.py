@@ -77,7 +77,7 @@ def write_report(
         "samples": samples[: params.samples],
         "replay": record_answers(model, heldout, sample, count=params.played, seed=seed),
         "previous": compare_with_previous(reports / "history.jsonl", run),
-        "sweep": read_sweep(reports / "sweep.json"),
+        "sweep": read_sweep(reports / "sweep.json", _named_by_file(numbers)),
     }
     for name in ("report.html", "summary.md"):
         _render(name, context, reports / name)
@@ -90,6 +90,12 @@ RESULTS = {
     "eval_loss": "eval_loss.json",
     "sample": "sample.json",
 }
+
+
+def _named_by_file(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """All numbers by the names that DVC's metrics have in a sweep: `reports/FILE:key`."""
+    files = {name: f"reports/{file}" for name, file in RESULTS.items()}
+    return {f"{files[name]}:{key}": n for name, tree in numbers.items() for key, n in flat_numbers(tree).items()}
 
 
 def _render(name: str, context: Mapping[str, Any], path: Path) -> None:

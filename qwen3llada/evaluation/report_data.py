@@ -12,6 +12,8 @@ from qwen3llada.evaluation.report_charts import Point, bar_chart, line_chart
 PHASES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}
 LEVELS = "by_noise_level"
 LEVEL_LABEL = "noise level t"
+ANSWERED = "reports/sample.json:exact_match"
+THIS_RUN = "this run"
 
 
 def read_curves(folder: Path) -> dict[str, list[Point]]:
@@ -99,15 +101,26 @@ def loss_table(evaluated: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
-def read_sweep(path: Path) -> dict[str, Any] | None:
-    """The result of the last sweep, with its chart; None if there was none."""
+def read_sweep(path: Path, current: Mapping[str, float]) -> dict[str, Any] | None:
+    """The result of the last sweep beside the run that is reported; None if there was no sweep.
+
+    Args:
+        current: metrics of this run by the names that sweeps give them, `reports/FILE:key`.
+
+    Returns: {"metric", "columns": the metrics shown, "rows": name, overrides, metrics and error of each variant and of
+        this run, "chart"}.
+    """
     if not path.exists():
         return None
     result = read_json(path)
-    metric = result["metric"]
-    shown = {row["name"]: row["metrics"][metric] for row in result["variants"] if metric in row["metrics"]}
+    metric, rows = result["metric"], list(result["variants"])
+    columns = [name for name in (metric, ANSWERED) if name and any(name in row["metrics"] for row in rows)]
+    if any(name in current for name in columns):
+        rows.append({"name": THIS_RUN, "overrides": [], "metrics": current, "error": None})
+    shown = {row["name"]: row["metrics"][metric] for row in rows if metric in row["metrics"]}
     ordered = dict(sorted(shown.items(), key=lambda item: item[1]))
-    return result | {"chart": bar_chart(ordered, label=f"{metric} by variant")}
+    chart = bar_chart(ordered, label=f"{metric} by variant")
+    return {"metric": metric, "columns": columns, "rows": rows, "chart": chart}
 
 
 def as_yaml_lines(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

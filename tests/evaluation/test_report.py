@@ -133,17 +133,20 @@ def test_history_is_bounded_and_compares_with_the_latest_that_differs(tmp_path):
 
 def test_a_sweep_is_shown_with_its_failures(tmp_path):
     reports = write_outputs(tmp_path)
+    metric, answered = "reports/eval_loss.json:sft.guidelines", "reports/sample.json:exact_match"
     rows = [
-        {"name": "s-a", "overrides": ["x=a"], "metrics": {"f:nelbo": 1.25}, "error": None},
+        {"name": "s-a", "overrides": ["x=a"], "metrics": {metric: 1.25, answered: 0.5}, "error": None},
         {"name": "s-b", "overrides": ["x=b"], "metrics": {}, "error": "it failed"},
     ]
-    write_json(reports / "sweep.json", {"metric": "f:nelbo", "variants": rows})
+    write_json(reports / "sweep.json", {"metric": metric, "variants": rows})
     text = " ".join(" ".join(Page(make(tmp_path)).text).split())
-    assert "s-a x=a 1.25" in text
-    assert "s-b x=b – it failed" in text
+    assert f"{metric} {answered} s-a x=a 1.25 0.5" in text
+    assert "s-b x=b – – it failed" in text
+    assert "this run 0.875 0.75" in text  # what eval_loss and sample wrote
+    assert "this run 0.875 s-a 1.25" in text  # the chart, best first
 
     write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant got as far as a metric
-    assert "s-b x=b – it failed" in " ".join(" ".join(Page(make(tmp_path)).text).split())
+    assert "s-b x=b it failed" in " ".join(" ".join(Page(make(tmp_path)).text).split())
 
 
 def test_an_output_that_is_missing_is_named(tmp_path):
