@@ -5,6 +5,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ POLL_SECONDS = 0.5
 HERE = Path()
 
 _running: set[subprocess.Popen] = set()
+_stopping = threading.Event()
 
 
 # What dvc tells a person at a terminal, after every stage.
@@ -54,8 +56,8 @@ def run_dvc(
         process_group=0,  # Prefect kills the group of a cancelled run after 30 s; the stage may need longer to save
     )
     _running.add(guard)
-    assert guard.stdin is not None
-    assert guard.stdout is not None
+    if _stopping.is_set():
+        _let_go(guard)
     throttle = Throttle(lambda lines: _emit_all_but_hints(lines, emit))
     try:
         _pump(guard, throttle)
@@ -75,7 +77,8 @@ def _emit_all_but_hints(lines: list[str], emit: Callable[[list[str]], None]) -> 
 
 
 def stop_all() -> None:
-    """Stop what other threads of this process run; they return with the outcome "cancelled"."""
+    """Stop what other threads of this process run, now and later; they return with the outcome "cancelled"."""
+    _stopping.set()
     for guard in list(_running):
         _let_go(guard)
 

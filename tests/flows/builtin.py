@@ -160,9 +160,12 @@ def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, serv
     (clone.root / "params.yaml").write_text(whole)
 
     records = clone.root.parent / "bad.jsonl"
-    good = {"conversations": [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]}
+    good = [
+        {"conversations": [{"from": "human", "value": f"Hello {i}?"}, {"from": "gpt", "value": "Yes."}]}
+        for i in range(40)
+    ]
     bad = {"conversations": [{"from": "human", "value": "Hello?"}]}
-    records.write_text("".join(json.dumps(record) + "\n" for record in [good] * 20 + [bad] + [good] * 20))
+    records.write_text("".join(json.dumps(record) + "\n" for record in [*good, bad]))
     overrides = [f"sft_data.name={records}", "sft_data.heldout_fraction=0.1"]
     run = service.submit("nightly", params=PARAMS, overrides=overrides)
     assert service.ended(run).is_failed()

@@ -24,11 +24,11 @@ class Workspace:
         self.root = root
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that works in this folder, this process aside."""
+        """Everything alive that works in this folder or below it, this process aside."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self.root):
+                if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(self.root):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

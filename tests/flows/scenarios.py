@@ -206,3 +206,36 @@ def test_a_sweep_leaves_the_workspace_alone(project):
     assert applied.returncode == 0, applied.stderr
     assert project.model() == project.undisturbed_model(30, rate=0.2)
     assert project.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_an_interrupted_sweep_goes_on_from_its_checkpoints(project):
+    steps = {f"steps-{n}": n for n in (30, 1500, 1501)}
+    axis = "train.steps=" + ",".join(map(str, steps.values()))
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+
+    def sweep():
+        return project.start("-m", "flows.sweep", "--axis", axis, "--jobs", "2", "--name", "steps", variables=home)
+
+    def saved():
+        files = project.root.glob(".dvc/tmp/sweep/steps-1*/work/checkpoint.json")
+        return max((json.loads(file.read_text())["step"] for file in files), default=0)
+
+    running = sweep()
+    project.wait_until(
+        lambda: saved() > 100, PATIENCE
+    )  # one of the two that are going on; the other waits for its slot
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=PATIENCE)
+    assert running.returncode != 0
+    project.wait_until(lambda: not project.processes(), SECONDS_TO_END)
+    last = saved()
+    assert not (project.root / "reports/sweep.json").exists()
+
+    again = sweep()
+    output = again.communicate(timeout=PATIENCE)[0]
+    assert again.returncode == 0, output
+    assert f"resuming after step {last}" in output
+    result = json.loads((project.root / "reports/sweep.json").read_text())
+    models = {row["name"]: row["metrics"]["metrics.json:model"] for row in result["variants"]}
+    assert models == {name: project.undisturbed_model(n).strip() for name, n in steps.items()}
+    assert list(project.root.glob(".dvc/tmp/sweep/*")) == []
