@@ -18,6 +18,7 @@ from flow_project import Workspace
 from flow_service import PATIENCE, Service
 
 from flows.environment import ROOT
+from qwen3llada.evaluation.report_charts import line_chart, number
 
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
@@ -95,6 +96,28 @@ def test_from_nothing_to_the_report(undisturbed):
     page = (undisturbed.root / "reports/report.html").read_text()
     assert "held-out answers exact" in page
     assert undisturbed.dvc("status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_dvc_shows_the_figures_of_the_page(undisturbed):
+    page = (undisturbed.root / "reports/report.html").read_text()
+    plots = json.loads(undisturbed.dvc("plots", "show", "--json").stdout)["data"]
+
+    def curve(name):
+        values = plots[f"reports/pretrain/plots/metrics/{name}.tsv"][0]["content"]["data"]["values"]
+        return [(float(value["step"]), float(value[name.rpartition("/")[2]])) for value in values]
+
+    loss = {"training": curve("train/loss"), "held out": curve("eval/loss")}
+    assert line_chart(loss, x_label="step", y_label="loss") in page
+    assert line_chart({"lr": curve("train/learning_rate")}, x_label="step", y_label="learning rate") in page
+    speed = {"speed": curve("train/tokens_per_second")}
+    assert line_chart(speed, x_label="step", y_label="tokens/s", zero=True) in page
+    assert undisturbed.git("status", "--porcelain", "dvc_plots") == ""
+
+    metrics = json.loads(undisturbed.dvc("metrics", "show", "--json").stdout)[""]["data"]
+    for losses in metrics["reports/eval_loss.json"]["data"].values():
+        for name in ("guidelines", "dllm", "soft_ce"):
+            assert f">{number(losses[name])}</td>" in page
+    assert f"<b>{number(100 * metrics['reports/sample.json']['data']['exact_match'])} %</b>" in page
 
 
 def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, service):
