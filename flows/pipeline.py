@@ -19,6 +19,7 @@ from flows.artifacts import Progress, publish_results, read_metrics
 from flows.graph import Stage, read_stages
 from flows.limits import slot
 from flows.outcome import StageFailedError
+from flows.processes import exit_status
 from flows.stage import run_stage
 from flows.workspace import workspace
 
@@ -121,4 +122,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import psutil
@@ -109,6 +109,33 @@ def end_adopted(own: Collection[int], seconds: float) -> None:
         else:
             kill_all_but_dvc([process for process in alive if not any(map(is_guard, _line(process)))])
         time.sleep(POLL_SECONDS)
+
+
+def exit_status(run: Callable[[], int]) -> int:
+    """What `run`, a flow on a terminal, returns; 130 and one line after Ctrl-C, 128 + signal if it was killed.
+
+    It runs in a child with a process group of its own. A terminal signals the whole group, and Prefect's temporary
+    server, gone with the first Ctrl-C, would leave the run trying to reach it for minutes.
+    """
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        end_with_parent()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored
+        try:
+            return run()
+        except KeyboardInterrupt:
+            print("error: interrupted; the next run goes on from what is saved", file=sys.stderr)
+            return 128 + signal.SIGINT
+
+    def pass_on(signum: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, pass_on)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 128 - status
 
 
 def _not_below(pids: Collection[int], processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -22,6 +22,7 @@ from flows.comparison import choose_metric, write_comparison
 from flows.graph import read_stages
 from flows.outcome import StageFailedError
 from flows.pipeline import run_stages
+from flows.processes import exit_status
 from flows.stage import stop_all
 from flows.variants import Variant, clone, expand, save
 
@@ -118,4 +119,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -135,6 +135,29 @@ def test_whatever_is_killed_nothing_is_left_and_a_new_run_resumes(service, proje
     assert project.model() == project.undisturbed_model(steps)
 
 
+def interrupt(process):
+    """Ctrl-C in a terminal: everything in the process's group gets the signal."""
+    os.killpg(process.pid, signal.SIGINT)
+    asked = time.monotonic()
+    output = process.communicate(timeout=PATIENCE)[0]
+    print(f"\nfrom Ctrl-C to the end: {time.monotonic() - asked:.1f} s")
+    assert process.returncode == 130, output
+    assert "error: interrupted; the next run goes on from what is saved" in output.splitlines()
+    assert "Traceback" not in output
+    assert time.monotonic() - asked < SECONDS_TO_STOP
+
+
+def test_ctrl_c_without_a_server(project):
+    project.set(steps=20_000)
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+    running = project.start("-m", "flows.pipeline", variables=home, process_group=0)
+    project.wait_until(project.has_checkpoint, PATIENCE)
+    interrupt(running)
+    assert project.processes() == []
+    assert project.has_checkpoint()
+    assert project.dvc("status").returncode == 0
+
+
 def test_without_a_server(project):
     def pipeline(*args):
         process = project.start(
@@ -214,7 +237,8 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(project):
     home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
 
     def sweep():
-        return project.start("-m", "flows.sweep", "--axis", axis, "--jobs", "2", "--name", "steps", variables=home)
+        command = ("-m", "flows.sweep", "--axis", axis, "--jobs", "2", "--name", "steps")
+        return project.start(*command, variables=home, process_group=0)
 
     def saved():
         files = project.root.glob(".dvc/tmp/sweep/steps-1*/work/checkpoint.json")
@@ -224,10 +248,8 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(project):
     project.wait_until(
         lambda: saved() > 100, PATIENCE
     )  # one of the two that are going on; the other waits for its slot
-    running.send_signal(signal.SIGINT)
-    running.communicate(timeout=PATIENCE)
-    assert running.returncode != 0
-    project.wait_until(lambda: not project.processes(), SECONDS_TO_END)
+    interrupt(running)
+    assert project.processes() == []
     last = saved()
     assert not (project.root / "reports/sweep.json").exists()
 
