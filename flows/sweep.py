@@ -30,15 +30,20 @@ LOSSES = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_variant(variant: Variant, stages: list[str]) -> dict[str, Any]:
-    """Run one variant. Returns its row of the result; `error` says why it failed, if it did."""
+def run_variant(variant: Variant, made: Path | Exception, stages: list[str]) -> dict[str, Any]:
+    """Run one variant in its clone. Returns its row of the result; `error` says why it failed, if it did.
+
+    Args:
+        made: the clone, or why it could not be made.
+    """
     started, root = time.monotonic(), Path().resolve()
     row: dict[str, Any] = {"name": variant.name, "overrides": list(variant.overrides), "metrics": {}, "error": None}
     try:
-        path = clone(root, variant)
-        row["stages"] = run_stages(read_stages(stages, root=path), root=path, label=f"{variant.name} ")
-        row["metrics"] = read_metrics(path)
-        save(root, path, variant)
+        if isinstance(made, Exception):
+            raise made
+        row["stages"] = run_stages(read_stages(stages, root=made), root=made, label=f"{variant.name} ")
+        row["metrics"] = read_metrics(made)
+        save(root, made, variant)
     except (StageFailedError, RuntimeError, ValueError) as error:
         row["error"] = str(error)
     return row | {"seconds": round(time.monotonic() - started, 1)}
@@ -85,16 +90,25 @@ def sweep(
 
 def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str, Any]]:
     """The first variant alone, then at most `jobs` at once; rows in the order of `variants`."""
-    rows = {variants[0].name: _named(variants[0])(variants[0], stages)}
+    # All of one state of the workspace, whatever is edited or committed there while the first ones run.
+    made = {variant.name: _clone(variant) for variant in variants}
+    rows = {variants[0].name: _named(variants[0])(variants[0], made[variants[0].name], stages)}
     waiting = list(variants[1:])
     running: dict[PrefectFuture, Variant] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             variant = waiting.pop(0)
-            running[_named(variant).submit(variant, stages)] = variant
+            running[_named(variant).submit(variant, made[variant.name], stages)] = variant
         future = next(as_completed(list(running)))
         rows[running.pop(future).name] = future.result()
     return [rows[variant.name] for variant in variants]
+
+
+def _clone(variant: Variant) -> Path | Exception:
+    try:
+        return clone(Path().resolve(), variant)
+    except (StageFailedError, RuntimeError) as error:
+        return error
 
 
 def _named(variant: Variant):

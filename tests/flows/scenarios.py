@@ -202,7 +202,10 @@ def test_a_sweep_leaves_the_workspace_alone(project):
     axis = "train.rate=0.1,0.2,-1"
     home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
     done = project.start("-m", "flows.sweep", "--axis", axis, "--name", "rates", variables=home)
+    project.wait_until((project.root / ".dvc/tmp/sweep/rates-0_1/work/lives").exists, PATIENCE)
+    (project.root / "later.txt").write_text("made while the first variant trains, so in none of them")
     output = done.communicate(timeout=PATIENCE)[0]
+    (project.root / "later.txt").unlink()
     assert done.returncode == 1, output
     assert "rates-1: stage train: exit status 2: error: params.yaml: train.rate: given -1" in output
     assert (project.dvc("status").stdout, project.git("status", "--porcelain"), project.git("diff")) == before
@@ -218,6 +221,11 @@ def test_a_sweep_leaves_the_workspace_alone(project):
         assert rows[name]["metrics"]["metrics.json:model"] == model
         assert rows[name]["metrics"]["metrics.json:loss"] == int(model[:4], 16) / 65536
     assert "rates-0_2" in (project.root / "reports/sweep.svg").read_text()
+
+    experiments = project.git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    second = next(name for name in experiments if name.endswith("rates-0_2"))
+    assert "train.py" in project.git("ls-tree", "--name-only", second)
+    assert "later.txt" not in project.git("ls-tree", "--name-only", second)
 
     # they are experiments of this project
     shown = project.dvc("exp", "show", "--csv", "--no-pager").stdout
