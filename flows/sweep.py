@@ -36,14 +36,14 @@ def run_variant(variant: Variant, made: Path | Exception, stages: list[str]) -> 
     Args:
         made: the clone, or why it could not be made.
     """
-    started, root = time.monotonic(), Path().resolve()
+    started = time.monotonic()
     row: dict[str, Any] = {"name": variant.name, "overrides": list(variant.overrides), "metrics": {}, "error": None}
     try:
         if isinstance(made, Exception):
             raise made
         row["stages"] = run_stages(read_stages(stages, root=made), root=made, label=f"{variant.name} ")
         row["metrics"] = read_metrics(made)
-        save(root, made, variant)
+        save(made, variant, row["stages"])
     except (StageFailedError, RuntimeError, ValueError) as error:
         row["error"] = str(error)
     return row | {"seconds": round(time.monotonic() - started, 1)}

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +82,14 @@ def clone(root: Path, variant: Variant) -> Path:
     return path
 
 
-def save(root: Path, path: Path, variant: Variant) -> None:
-    """Make what the clone holds an experiment of the workspace, replacing one of that name, and remove the clone."""
-    run(path, sys.executable, "-m", "dvc", "exp", "save", "--quiet", "--force", "--name", variant.name)
-    run(path, sys.executable, "-m", "dvc", "exp", "push", "--quiet", "--force", "--no-cache", "origin", variant.name)
+def save(path: Path, variant: Variant, stages: Iterable[str]) -> None:
+    """Make what the clone holds an experiment of the workspace, replacing one of that name, and remove the clone.
+
+    Args:
+        stages: those whose outputs are there; dvc would miss the others'.
+    """
+    run(path, sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", variant.name, *stages)
+    run(path, sys.executable, "-m", "dvc", "exp", "push", "--force", "--no-cache", "origin", variant.name)
     shutil.rmtree(path)
 
 

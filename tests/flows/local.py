@@ -149,3 +149,14 @@ def test_an_interrupted_sweep_goes_on_from_its_checkpoints(project):
     models = {row["name"]: row["metrics"]["metrics.json:model"] for row in result["variants"]}
     assert models == {name: project.undisturbed_model(n).strip() for name, n in steps.items()}
     assert list(project.root.glob(".dvc/tmp/sweep/*")) == []
+
+
+def test_a_sweep_up_to_a_stage_is_saved_without_the_later_ones(project):
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+    command = ("-m", "flows.sweep", "--axis", "prepare.text=a,b", "--stage", "prepare", "--name", "texts")
+    done = project.start(*command, variables=home)
+    output = done.communicate(timeout=PATIENCE)[0]
+    assert done.returncode == 0, output
+    difference = json.loads(project.dvc("params", "diff", "texts-a", "texts-b", "--json").stdout)
+    assert difference == {"params.yaml": {"prepare.text": {"old": "a", "new": "b"}}}
+    assert project.lives() == []
