@@ -46,7 +46,7 @@ format: setup
 	ruff format .
 
 bench: setup  ## side-by-side benchmarks; see docs/performance.md
-	for part in batching loss sample train data; do python -m bench.$$part || exit; done
+	for part in batching loss sample train data validation; do python -m bench.$$part || exit; done
 
 serve: setup  ## Prefect server, worker and deployments on this machine
 	python -m flows.serve

@@ -1,6 +1,6 @@
-"""Tokenizing and packing against the bare tokenizer and the usual recipe; validation; memory.
+"""Tokenizing and packing against the bare tokenizer and the usual recipe; memory.
 
-    python -m bench.data [--megabytes 50] [--rounds 3] [--large 1000] [--records 100000] [--processes 2]
+    python -m bench.data [--megabytes 50] [--rounds 3] [--large 1000] [--processes 2] [--text FILE]
 
 Every candidate runs in a fresh process, and they take turns. Times are without imports; what is read from and written
 to disk is included, except for "bare", which encodes texts that are in memory and throws the result away, and for
@@ -8,93 +8,20 @@ to disk is included, except for "bare", which encodes texts that are in memory a
 """
 
 import argparse
-import contextlib
 import json
-import os
-import random
+import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MB = 10**6
+from bench.generated import MB, read_texts, write_text, write_tokenizer
+from bench.processes import Clock, measure
+
 LENGTH = 2048  # tokens of a sequence
-VOCABULARY = 16_000  # of the tokenizer that is trained for the occasion
-WORDS = 60_000
-#: How Qwen3's tokenizer splits a text before it merges bytes.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def words(rng: random.Random) -> tuple[list[str], list[float]]:
-    """Made-up words and their frequencies, which fall as Zipf found."""
-    syllables = [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "ion", "ö", "ст")]
-    found = ["".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4)))) for _ in range(WORDS)]
-    return found, [1 / (rank + 2) for rank in range(WORDS)]
-
-
-def write_text(path: Path, megabytes: int) -> None:
-    """Documents of 20 to 2,000 words as JSON lines, `megabytes` of text in all."""
-    rng = random.Random(0)
-    vocabulary, weights = words(rng)
-    left = megabytes * MB
-    with open(path, "w", encoding="utf-8") as file:
-        while left > 0:
-            drawn = rng.choices(vocabulary, weights, k=int(20 * 100 ** rng.random()))
-            lines = [" ".join(drawn[i : i + 17]).capitalize() for i in range(0, len(drawn), 17)]
-            text = ".\n".join(lines) + "."
-            left -= len(text.encode())
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-
-
-def write_tokenizer(folder: Path, text: Path) -> None:
-    """A byte-level BPE tokenizer with Qwen3's split, trained on the first megabytes of `text`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.NFC()
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), to_bytes])
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
-    with open(text, encoding="utf-8") as file:
-        backend.train_from_iterator(
-            (json.loads(line)["text"] for line, _ in zip(file, range(2000), strict=False)), trainer
-        )
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(folder)
-    (folder / "config.json").write_text('{"max_position_embeddings": 32768}')
-
-
-def write_conversations(path: Path, records: int, seed: int) -> None:
-    """Conversations of one to three pairs; one in two hundred has a blank answer, one in five hundred no answer."""
-    rng = random.Random(seed)
-    vocabulary, weights = words(rng)
-    path.parent.mkdir(parents=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for number in range(records):
-            turns = []
-            for _ in range(rng.choice((1, 1, 2, 3))):
-                turns += [
-                    {
-                        "from": "human",
-                        "value": f"{number} {' '.join(rng.choices(vocabulary, weights, k=rng.randrange(5, 40)))}?",
-                    },
-                    {"from": "gpt", "value": " ".join(rng.choices(vocabulary, weights, k=rng.randrange(5, 120)))},
-                ]
-            if number % 200 == 7:
-                turns[1]["value"] = " "
-            file.write(
-                json.dumps({"conversations": turns[: 1 if number % 500 == 11 else None]}, ensure_ascii=False) + "\n"
-            )
+TEXT = Path("text") / "a.jsonl"
+clock = Clock()
 
 
 def bare(folder: Path, processes: int) -> int:
@@ -102,8 +29,7 @@ def bare(folder: Path, processes: int) -> int:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
-    with open(folder / "text" / "a.jsonl", encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
+    texts = list(read_texts(folder / TEXT))
     clock.start()
     tokens = 0
     for start in range(0, len(texts), 1000):
@@ -120,7 +46,7 @@ def ours(folder: Path, processes: int) -> int:
     tokenizer = load_tokenizer(folder / "model")
     params = TextData(name="text", heldout_fraction=0.1, num_proc=processes)
     clock.start()
-    return tokenize_text(folder / "text", folder / "ours", tokenizer, params, max_length=LENGTH)["tokens"]
+    return tokenize_text(folder / TEXT.parent, folder / "ours", tokenizer, params, max_length=LENGTH)["tokens"]
 
 
 def recipe(folder: Path, processes: int) -> int:
@@ -141,101 +67,15 @@ def recipe(folder: Path, processes: int) -> int:
         return cut | {"labels": cut["input_ids"].copy()}
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
-        files = str(folder / "text" / "a.jsonl")
+        files = str(folder / TEXT)
         data = datasets.load_dataset("json", data_files=files, split="train", cache_dir=cache)
         clock.start()
-        data = data.map(tokenize, batched=True, num_proc=processes, remove_columns=["text"])
+        data = data.map(tokenize, batched=True, num_proc=processes, remove_columns=data.column_names)
         data = data.map(group, batched=True, num_proc=processes)
         return len(data) * LENGTH
 
 
-def validation(folder: Path, processes: int) -> int:
-    """The whole stage: facts, Great Expectations, reports, validated data."""
-    from qwen3llada.corpus.gate import validate
-    from qwen3llada.corpus.rules import ValidateParams
-    from qwen3llada.corpus.validation import open_context
-
-    open_context(folder / "docs")  # imports
-    params = ValidateParams(on_invalid="quarantine")
-    clock.start()
-    places = (folder / "chats", folder / "validated", folder / "reports")
-    return validate(*places, model_folder=folder / "model", params=params, num_proc=processes)["train"]["records"]
-
-
-PARTS: dict[str, Callable[[Path, int], int]] = {"bare": bare, "ours": ours, "recipe": recipe, "validation": validation}
-
-
-class Clock:
-    """Seconds since `start`, and the processor time that this process and those it has waited for took since."""
-
-    begin = used = 0.0
-
-    def start(self) -> None:
-        """From here on."""
-        self.begin, self.used = time.perf_counter(), self._processor()
-
-    def read(self) -> dict[str, float]:
-        """Both, in seconds."""
-        return {"seconds": time.perf_counter() - self.begin, "processor": self._processor() - self.used}
-
-    @staticmethod
-    def _processor() -> float:
-        times = os.times()
-        return times.user + times.system + times.children_user + times.children_system
-
-
-clock = Clock()
-
-
-def measure(part: str, folder: Path, processes: int) -> dict[str, float]:
-    """Seconds, count (tokens or records) and peak bytes of one part in a process of its own."""
-    import psutil
-
-    environment = os.environ | {
-        "RAYON_NUM_THREADS": str(processes),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "true",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "bench.data",
-        "--part",
-        part,
-        "--folder",
-        str(folder),
-        "--processes",
-        str(processes),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as child:
-        peak, done = [0], threading.Event()
-        watch = threading.Thread(target=_watch, args=(psutil.Process(child.pid), peak, done))
-        watch.start()
-        output, errors = child.communicate()
-        done.set()
-        watch.join()
-    if child.returncode:
-        raise SystemExit(f"{part}: {errors[-2000:]}")
-    return json.loads(output.splitlines()[-1]) | {"peak": peak[0]}
-
-
-def _watch(process: Any, peak: list[int], done: threading.Event) -> None:
-    import psutil
-
-    while not done.wait(0.2):
-        total = 0
-        for one in [process, *_children(process)]:
-            with contextlib.suppress(psutil.Error, OSError):  # it has just ended
-                total += one.memory_full_info().pss
-        peak[0] = max(peak[0], total)
-
-
-def _children(process: Any) -> list[Any]:
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.children(recursive=True)
-    return []
+PARTS: dict[str, Callable[[Path, int], int]] = {"bare": bare, "ours": ours, "recipe": recipe}
 
 
 def main() -> None:
@@ -245,8 +85,8 @@ def main() -> None:
     parser.add_argument(
         "--large", type=int, default=0, help="megabytes of text for the peak of memory; 0 leaves it out"
     )
-    parser.add_argument("--records", type=int, default=100_000, help="conversations to validate; 0 leaves it out")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--text", type=Path, help="JSON lines with a text each, to be compared on instead")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -256,31 +96,30 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "text").mkdir()
-        write_text(folder / "text" / "a.jsonl", arguments.megabytes or 5)
-        write_tokenizer(folder / "model", folder / "text" / "a.jsonl")
+        if arguments.text is None:
+            write_text(folder / TEXT, arguments.megabytes or 5)
+        else:
+            (folder / TEXT).parent.mkdir()
+            shutil.copyfile(arguments.text, folder / TEXT)
+        write_tokenizer(folder / "model", folder / TEXT)
         if arguments.megabytes:
             compare(folder, arguments)
         if arguments.large:
-            write_text(folder / "text" / "a.jsonl", arguments.large)
-            report("ours", arguments.large, [measure("ours", folder, arguments.processes)])
-        if arguments.records:
-            write_conversations(folder / "chats" / "train" / "a.jsonl", arguments.records, seed=1)
-            write_conversations(folder / "chats" / "heldout" / "a.jsonl", 1000, seed=2)
-            validate_records(folder, arguments)
+            write_text(folder / TEXT, arguments.large)
+            report("ours", arguments.large, [measure("bench.data", "ours", folder, arguments.processes)])
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
     """The three ways to tokenize, in turns."""
-    parts = ("bare", "ours", "recipe")
-    results: dict[str, list[dict[str, float]]] = {part: [] for part in parts}
+    results: dict[str, list[dict[str, float]]] = {part: [] for part in PARTS}
     for _ in range(arguments.rounds):
-        for part in parts:
-            results[part].append(measure(part, folder, arguments.processes))
-    print(f"tokenizing and packing {arguments.megabytes} MB of text, {arguments.processes} processes or threads")
-    rates = {part: report(part, arguments.megabytes, results[part]) for part in parts}
+        for part in PARTS:
+            results[part].append(measure("bench.data", part, folder, arguments.processes))
+    megabytes = round((folder / TEXT).stat().st_size / MB)
+    print(f"tokenizing and packing {megabytes} MB of text, {arguments.processes} processes or threads")
+    rates = {part: report(part, megabytes, results[part]) for part in PARTS}
     for name, of in (("in time", 0), ("in processor time", 1)):
-        bare_rate, our_rate, recipe_rate = (rates[part][of] for part in parts)
+        bare_rate, our_rate, recipe_rate = (rates[part][of] for part in PARTS)
         print(f"{name}: ours / bare {our_rate / bare_rate:.2f}, ours / recipe {our_rate / recipe_rate:.2f}")
 
 
@@ -293,14 +132,6 @@ def report(part: str, megabytes: int, results: list[dict[str, float]]) -> tuple[
         f"  {part:8} {megabytes:5} MB {times}, {count / seconds / 1e6:6.2f} M tokens/s, peak {peak:6.0f} MB", flush=True
     )
     return count / seconds, count / processor
-
-
-def validate_records(folder: Path, arguments: argparse.Namespace) -> None:
-    """The validation stage over generated conversations."""
-    result = measure("validation", folder, arguments.processes)
-    seconds, peak = result["seconds"], result["peak"] / MB
-    used = f"{seconds:.1f} s, {result['processor']:.1f} s of processors"
-    print(f"validating {arguments.records:,} records: {used}, peak {peak:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qwen3llada.artifacts import write_json
 from qwen3llada.corpus.builtin_grammar import words
+from qwen3llada.corpus.pieces import PATTERN
 
 if TYPE_CHECKING:
     from qwen3llada.corpus.builtin import BuiltinParams
@@ -16,11 +17,6 @@ MAX_POSITIONS = 2048
 ROPE_THETA = 10000.0
 END_OF_TEXT = "<|endoftext|>"  # ends and pads, as in the base models
 
-# Qwen's pre-tokenizer: contractions, words with one leading character, single digits, punctuation, line ends, spaces.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # Qwen3's added tokens in the order of their ids. Those of the second group are not special: decoders keep them.
 SPECIAL_TOKENS = words(
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "

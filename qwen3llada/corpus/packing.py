@@ -107,11 +107,17 @@ class SequenceWriter:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         for part in (tokens, offsets, prompt_lengths):
             self._digest.update(part.tobytes())
-        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=self.schema.field("tokens").type)
-        columns = [lists, pa.array(prompt_lengths)] if self.prompts else [lists]
+        kind = self.schema.field("tokens").type
+        lists = pa.ListArray.from_arrays(_int32(offsets), _int32(tokens), type=kind)
+        columns = [lists, _int32(prompt_lengths)] if self.prompts else [lists]
         self._writer.write_batch(pa.record_batch(columns, schema=self.schema))
         self.sequences += len(lengths)
         self.tokens += len(tokens)
+
+
+def _int32(values: np.ndarray) -> pa.Array:
+    """The array as Arrow has it, without a copy (`pa.array` would import pandas to look at it, a second's work)."""
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from qwen3llada.corpus.text_tokens import TextEncoder
 
 STREAM_FILE = "stream.json"
 #: Modules that decide which tokens come out of the shards.
-CODE = ("blocks", "formats", "hub", "reading", "stream", "text", "text_tokens")
+CODE = ("blocks", "formats", "hub", "pieces", "reading", "stream", "text", "text_tokens")
 MAX_LANES = 64  # each holds a block of text as tokens, a few megabytes
 RUN = 8  # neighbouring positions of one lane: a micro-batch of one process then comes from few lanes
 

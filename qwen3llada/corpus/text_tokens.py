@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from qwen3llada.corpus.conversations import is_encodable
 from qwen3llada.corpus.histogram import Histogram
 from qwen3llada.corpus.packing import Packer, SequenceWriter
 from qwen3llada.corpus.parallel import ordered_map
+from qwen3llada.corpus.pieces import PieceEncoder, can_cut, encode
 from qwen3llada.corpus.sources import TextData
 from qwen3llada.corpus.text import TextBlock, text_blocks
 
@@ -34,11 +35,13 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any):
         # A copy: these settings are the tokenizer's own, and its owner may have others.
-        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        self.backend.encode_special_tokens = True
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.eos = tokenizer.eos_token_id
+        backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        self._encode = PieceEncoder(backend) if can_cut(backend) else partial(encode, backend)
+        eos = tokenizer.eos_token_id
+        self._eos = b"" if eos is None else np.int32(eos).tobytes()
 
     def __call__(self, block: TextBlock) -> EncodedText:
         """The tokens of a block. Raises: ValueError naming the file and record whose text is missing or not Unicode."""
@@ -47,18 +50,17 @@ class TextEncoder:
         blank = {i for i in whole if not texts[i].strip()}
         kept = [text for i, text in enumerate(texts) if i not in blank] if blank else texts
         try:
-            encodings = self.backend.encode_batch_fast(kept, add_special_tokens=False)
+            ids = self._encode(kept)
         except (TypeError, UnicodeEncodeError):
             bad = next((i for i, text in enumerate(texts) if not is_encodable(text)), None)
             if bad is None:
                 raise
             raise ValueError(f"{block.file}: record {block.first + bad} is not valid Unicode text") from None
-        ids = [encoding.ids for encoding in encodings]
-        if self.eos is not None:
-            for document in ids[:-1] if block.open_end else ids:
-                document.append(self.eos)
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        closed = [document + self._eos for document in ids]
+        if block.open_end:
+            closed[-1] = ids[-1]
+        lengths = np.fromiter(map(len, closed), np.int64, len(closed)) // np.dtype(np.int32).itemsize
+        tokens = np.frombuffer(b"".join(closed), np.int32)
         return EncodedText(tokens, lengths, block.continues, block.open_end, sum(map(len, kept)), len(blank))
 
 
