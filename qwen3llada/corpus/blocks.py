@@ -12,8 +12,9 @@ import pyarrow as pa
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow")
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
+SAVED_STATE = "state.json"  # of a folder that `datasets` saved: which Arrow files belong to it
 #: Files that `datasets` writes beside its Arrow files.
-BOOKKEEPING = ("dataset_info.json", "dataset_dict.json", "state.json", "SOURCE.json")
+BOOKKEEPING = ("dataset_info.json", "dataset_dict.json", SAVED_STATE, "SOURCE.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ def _json_row(line: bytes) -> Row:
         )
     except json.JSONDecodeError as error:
         return Row(None, f"not JSON: {error.msg} at character {error.pos}", line.decode())
-    except RecursionError:
-        return Row(None, "not readable JSON: nested too deeply", line.decode())
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        return Row(None, f"not readable JSON: {error}", line.decode())
 
 
 def file_format(path: Path) -> str | None:

@@ -1,9 +1,7 @@
 """What the validation's rules are about: for each record the facts that they judge, found a block at a time."""
 
-import copy
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from qwen3llada.corpus.blocks import Block, Row
-from qwen3llada.corpus.conversations import control_tokens, is_encodable
-from qwen3llada.corpus.records import GPT, HUMAN, map_record
+from qwen3llada.corpus.conversations import is_encodable
+from qwen3llada.corpus.records import GPT, HUMAN, map_record, visible
 
 #: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
 FACTS = (
@@ -55,14 +53,16 @@ class BlockFacts:
 class FactFinder:
     """Finds the facts of blocks of records.
 
+    `backend`: a tokenizer of the tokenizers library, which becomes the finder's own. `control`: its control tokens.
     `max_tokens`: of all texts of a record together. `heldout`: hash of a prompt -> the held-out record that it opens.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int, heldout: Mapping[int, int]):
-        self.backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    def __init__(self, backend: Any, control: set[str], max_tokens: int, heldout: Mapping[int, int]):
+        self.backend = backend
         self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
         self.max_tokens, self.heldout = max_tokens, heldout
-        special = sorted(control_tokens(tokenizer), key=len, reverse=True)
+        special = sorted(control, key=len, reverse=True)
         # The characters that all of them begin with rule out most texts faster than the pattern does.
         columns = zip(*special, strict=False)
         self.prefix = "".join(c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
@@ -87,11 +87,11 @@ class FactFinder:
             return {"malformed": f"a record is an object, this is {_kind(row.value)}"}
         record = map_record(row.value)
         if (damage := describe_damage(record, list(row.value))) is not None:
-            return {"malformed": damage}
+            return {"malformed": visible(damage)}
         turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
         texts = [value for _, value in turns] + ([record["system"]] if record["system"] else [])
         facts: dict[str, Any] = {
-            "roles": " ".join(re.sub(r"\s", "_", role) or "_" for role, _ in turns),
+            "roles": " ".join(role if role in (HUMAN, GPT) else _word(role) for role, _ in turns),
             "blank_texts": sum(not text.strip() for text in texts),
             "control_characters": sum(len(_CONTROL.findall(text)) for text in texts),
             "control_tokens": sum(len(self.special.findall(text)) for text in texts if self.prefix in text),
@@ -116,9 +116,10 @@ class FactFinder:
     @staticmethod
     def _hashes(system: str | None, turns: list[tuple[str, str]]) -> dict[str, int]:
         last = max((i for i, (role, _) in enumerate(turns) if role == GPT), default=None)
-        hashes = {"identity": fingerprint([system, turns])}
+        parts = [_part("", system or ""), *(_part(role, text) for role, text in turns)]
+        hashes = {"identity": fingerprint("".join(parts))}
         if last is not None:
-            hashes |= {"prompt": fingerprint([system, turns[:last]]), "answer": fingerprint(turns[last][1])}
+            hashes |= {"prompt": fingerprint("".join(parts[: last + 1])), "answer": fingerprint(turns[last][1])}
         return hashes
 
     @staticmethod
@@ -135,10 +136,20 @@ def find_facts(finder: FactFinder, block: Block) -> BlockFacts:
     return finder(block)
 
 
-def fingerprint(value: Any) -> int:
-    """63 bits of a hash of a JSON value: a million of them collide with a probability below 1e-7."""
-    data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+def fingerprint(text: str) -> int:
+    """63 bits of a hash of a text: a million of them collide with a probability below 1e-7."""
+    data = text.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
+
+
+def _part(role: str, text: str) -> str:
+    """A turn as part of a longer text: the lengths tell where it ends, so that no two conversations read the same."""
+    return f"{len(role)} {len(text)} {role}{text}"
+
+
+def _word(role: str) -> str:
+    """A role in one printable word."""
+    return visible("_".join(role.split()) or "_")
 
 
 def describe_damage(record: dict[str, Any], columns: list[str]) -> str | None:

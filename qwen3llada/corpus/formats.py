@@ -84,9 +84,9 @@ def _array_items(path: Path) -> Iterator[tuple[Row, int]]:
                 value = text.value()
                 yield Row(value), text.position - start
                 more = text.take(",]") == ","
-        except json.JSONDecodeError as error:
+        except (RecursionError, ValueError) as error:  # JSONDecodeError is one
             rest = text.buffer[text.position :]
-            yield Row(None, f"not JSON from here on: {error.msg}", rest), len(rest)
+            yield Row(None, f"not JSON from here on: {getattr(error, 'msg', error)}", rest), len(rest)
 
 
 class _Lookahead:
@@ -179,6 +179,7 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None) -> Iterator[B
         metadata = file.metadata
         size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
         rows = _rows_a_block(size, metadata.num_rows)
+        _require(path, file.schema_arrow, columns)
         yield from _number(path, file.iter_batches(rows, columns=columns and list(columns), use_threads=False))
 
 
@@ -186,10 +187,15 @@ def read_arrow(path: Path, columns: Iterable[str] | None = None) -> Iterator[Blo
     """Rows of an Arrow file or stream (`datasets` writes streams); `columns` of it, if given."""
     compressed = path.suffix.lower() in COMPRESSION
     with pa.BufferReader(open_stream(path).read()) if compressed else pa.memory_map(str(path)) as source:
-        yield from _number(path, _arrow_batches(source, columns))
+        yield from _number(path, _arrow_batches(path, source, columns))
 
 
-def _arrow_batches(source: pa.NativeFile, columns: Iterable[str] | None) -> Iterator[pa.RecordBatch]:
+def _require(path: Path, schema: pa.Schema, columns: Iterable[str] | None) -> None:
+    if missing := [name for name in columns or () if name not in schema.names]:
+        raise ValueError(f"{path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}")
+
+
+def _arrow_batches(path: Path, source: pa.NativeFile, columns: Iterable[str] | None) -> Iterator[pa.RecordBatch]:
     magic = source.read(6)
     source.seek(0)
     if magic == b"ARROW1":
@@ -198,6 +204,7 @@ def _arrow_batches(source: pa.NativeFile, columns: Iterable[str] | None) -> Iter
     else:
         batches = iter(pa.ipc.open_stream(source))
     for batch in batches:
+        _require(path, batch.schema, columns)
         kept = batch.select(list(columns)) if columns else batch
         rows = _rows_a_block(kept.nbytes, kept.num_rows)
         yield from (kept.slice(start, rows) for start in range(0, kept.num_rows, rows))

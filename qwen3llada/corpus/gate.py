@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada.artifacts import read_json, write_json
+from qwen3llada.corpus.backend import load_backend
 from qwen3llada.corpus.blocks import Block
 from qwen3llada.corpus.facts import FactFinder, find_facts
 from qwen3llada.corpus.gate_report import Offender, text_table, write_page
@@ -16,7 +17,6 @@ from qwen3llada.corpus.quarantine import write_records
 from qwen3llada.corpus.reading import data_files, read_blocks
 from qwen3llada.corpus.rules import ValidateParams
 from qwen3llada.corpus.split_facts import SplitFacts, collect
-from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.corpus.validation import judge, judge_drift, open_context, write_data_docs
 from qwen3llada.corpus.verdict import SPLITS, build_report
 
@@ -40,14 +40,14 @@ def validate(
     be evaluated.
     """
     _remove(out)
-    tokenizer = load_tokenizer(model_folder)
+    backend, control = load_backend(model_folder)
     max_tokens = params.max_tokens or _limit(model_folder)
     baseline = read_json(params.baseline) if params.baseline else None
     files = {split: data_files(raw / split) for split in SPLITS}
     facts: dict[str, SplitFacts] = {}
     for split in reversed(SPLITS):  # first the held-out prompts, which training must not have
         heldout = facts["heldout"].openings if split == "train" else {}
-        finder = FactFinder(tokenizer, max_tokens, heldout)
+        finder = FactFinder(backend, control, max_tokens, heldout)
         facts[split] = collect(ordered_map(find_facts, finder, _blocks(files[split]), num_proc))
     _remove(reports / "validation")
     context = open_context(reports / "validation" / "data_docs")

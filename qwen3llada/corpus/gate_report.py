@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3llada.artifacts import new_file
 from qwen3llada.corpus.blocks import Row
-from qwen3llada.corpus.records import map_record
+from qwen3llada.corpus.records import map_record, visible
 
 EXCERPT = 100  # characters of a record in a table
 
@@ -57,8 +57,7 @@ def excerpt(row: Row) -> str:
         text = " / ".join(texts)
     else:
         text = json.dumps(row.value, ensure_ascii=False, default=str)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:EXCERPT])
-    return shown + ("…" if len(text) > EXCERPT else "")
+    return visible(text[:EXCERPT]) + ("…" if len(text) > EXCERPT else "")
 
 
 def text_table(offenders: Sequence[Offender]) -> str:

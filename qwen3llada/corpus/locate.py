@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3llada.corpus.blocks import file_format
-from qwen3llada.corpus.reading import data_files
+from qwen3llada.corpus.reading import data_files, find_data_files
 
 #: Names that splits have in the names of files and folders; the first is what a source without splits has.
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
@@ -31,19 +31,20 @@ def local_files(name: str, split: str) -> list[Path]:
     """The data files of a split of a local source, in the order of their paths.
 
     A folder has the splits that its subfolders or files are named after (`test/…`, `test.jsonl`, `test-00000.parquet`,
-    `gsm8k_test.jsonl`); one in which none is, a file and a glob are all `train`.
+    `gsm8k_test.jsonl`); one in which none is, a file and a glob (of files, or of folders) are all `train`.
     Raises: ValueError if there is no such split, or no data file.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return _of_folder(path, split)
-    files = [Path(found) for found in sorted(glob.glob(str(path), recursive=True))] if not path.exists() else [path]
-    readable = [file for file in files if file_format(file)]
+    named = [path] if path.exists() else [Path(found) for found in glob.glob(str(path), recursive=True)]
+    readable = {file for file in named if file_format(file) and not file.is_dir()}
+    readable |= {file for folder in named if folder.is_dir() for file in find_data_files(folder)}
     if not readable:
-        raise ValueError(f"{name}: no data file among the {len(files)} files that it names")
+        raise ValueError(f"{name}: no data file among the {len(named)} files that it names")
     if split != SPLITS[0]:
         raise ValueError(f"{name}: {split=} must be {SPLITS[0]}; only folders have other splits")
-    return readable
+    return sorted(readable)
 
 
 def _of_folder(folder: Path, split: str) -> list[Path]:

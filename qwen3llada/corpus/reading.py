@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from qwen3llada.artifacts import read_json
 from qwen3llada.corpus import formats
-from qwen3llada.corpus.blocks import COMPRESSION, FORMATS, Block, Row, file_format
+from qwen3llada.corpus.blocks import COMPRESSION, FORMATS, SAVED_STATE, Block, Row, file_format
 
 RECORDS = {
     "jsonl": formats.read_lines,
@@ -22,19 +23,34 @@ RECORDS = {
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The data files in `folder`, at any depth, in the order of their paths. Hidden files and folders are left out.
+    """The data files in `folder`, at any depth, in the order of their paths; links are followed.
 
+    Left out is what is hidden and, of a folder that `datasets` saved, what it has put there since as a cache.
     Raises: ValueError if there is none, or `folder` does not exist.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    found = [path for path in folder.rglob("*") if path.is_file() and file_format(path)]
-    files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    files = sorted(find_data_files(folder))
     if not files:
         raise ValueError(
             f"{folder}: no data file in it; looked for {', '.join(FORMATS)} (also {', '.join(COMPRESSION)})"
         )
     return files
+
+
+def find_data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """What `data_files` returns, in no order. `above`: the folders that this one was reached through."""
+    above = (*above, folder.resolve())
+    state = folder / SAVED_STATE
+    saved = [file["filename"] for file in read_json(state).get("_data_files", [])] if state.is_file() else None
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() not in above:  # else a link to where we came from
+                yield from find_data_files(path, above)
+        elif file_format(path) and (saved is None or path.name in saved):
+            yield path
 
 
 def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:

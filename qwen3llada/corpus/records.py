@@ -65,6 +65,13 @@ def map_record(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"conversations": turns, "system": system}
 
 
+def visible(text: str) -> str:
+    """The text with what cannot be printed, or not be written as UTF-8, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _prompt(row: Mapping[str, Any], column: str) -> Any:
     """The prompt in `column`; an Alpaca record carries what the instruction is about in `input`."""
     prompt, context = row[column], row.get("input")

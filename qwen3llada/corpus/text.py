@@ -43,7 +43,10 @@ class TextBlock:
             return self.texts
         assert self.block is not None
         if self.block.batch is not None:
-            return [text or "" for text in self.block.batch.column(self.column).to_pylist()]
+            column = self.block.batch.column(self.column)
+            if not _is_text(column.type) and not pa.types.is_null(column.type):
+                raise ValueError(f"{self.file}: {self.column} is {column.type}, not text")
+            return [text or "" for text in column.to_pylist()]
         return [self._text(offset, row.value, row.error) for offset, row in enumerate(self.block.rows())]
 
     def _text(self, offset: int, record: Any, error: str | None) -> str:

@@ -97,7 +97,7 @@ def test_what_is_local_is_told_from_hub_ids(tmp_path, monkeypatch):
         ),
         (["gsm8k_train.jsonl", "gsm8k_test.jsonl"], "test", ["gsm8k_test.jsonl"]),
         (["own/1.jsonl", "train/1.jsonl"], "own", ["own/1.jsonl"]),
-        (["state.json", "dataset_info.json", "data-00000-of-00001.arrow"], "train", ["data-00000-of-00001.arrow"]),
+        (["dataset_info.json", "data-00000-of-00001.arrow"], "train", ["data-00000-of-00001.arrow"]),
     ],
 )
 def test_the_files_of_a_split(tmp_path, files, split, expected):
@@ -106,6 +106,18 @@ def test_the_files_of_a_split(tmp_path, files, split, expected):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     assert [path.relative_to(tmp_path).as_posix() for path in local_files(str(tmp_path), split)] == expected
+
+
+def test_links_are_followed_and_globs_may_name_folders(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "data"
+    for path in (elsewhere / "b.jsonl", folder / "part-0" / "a.jsonl", folder / "part-1" / "c.jsonl"):
+        write_jsonl(path, [{}])
+    (folder / "part-2").mkdir()
+    (folder / "train").symlink_to(elsewhere)
+    (folder / "train" / "round").symlink_to(folder)
+    assert [path.name for path in local_files(str(folder), "train")] == ["b.jsonl"]
+    assert [path.name for path in local_files(str(folder / "part-*"), "train")] == ["a.jsonl", "c.jsonl"]
+    assert [path.name for path in local_files(str(folder / "part-*" / "**"), "train")] == ["a.jsonl", "c.jsonl"]
 
 
 def test_splits_that_do_not_exist_are_named(tmp_path):
@@ -290,6 +302,9 @@ def test_arrow_folders_of_datasets_are_read_without_the_network(tmp_path, checkp
     assert rows_of(raw / "text" / "heldout") == TEXTS[:3]
     landed = rows_of(raw / "conversations" / "train") + rows_of(raw / "conversations" / "heldout")
     assert sorted(map(str, landed)) == sorted(map(str, turns))
+    datasets.load_from_disk(str(tmp_path / "chats")).map(lambda row: {"more": 1})  # leaves a cache beside the data
+    assert len([*(tmp_path / "chats").glob("*.arrow")]) == 2
+    assert [path.name for path in local_files(str(tmp_path / "chats"), "train")] == ["data-00000-of-00001.arrow"]
 
 
 def test_nothing_is_written_where_a_source_is_missing(tmp_path, checkpoint, local):

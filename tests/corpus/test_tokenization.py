@@ -284,6 +284,30 @@ def test_damaged_files_are_named(tmp_path, tokenizer):
         tokenize_text(tmp_path / "empty", tmp_path / "out", tokenizer, text_params(), max_length=16)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_files_of_other_columns_are_named(tmp_path, tokenizer, kind):
+    """The first file decides which column is the text; a later one may have none, or one of numbers."""
+
+    def write(name, table):
+        path = tmp_path / name[0] / f"{name}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        if kind == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_stream(str(path), table.schema) as writer:
+                writer.write_table(table)
+
+    for name, other in (("x", {"story": ["s"]}), ("y", {"text": [3]}), ("z", {"text": pa.nulls(2)})):
+        write(f"{name}0", pa.table({"text": ["some"]}))
+        write(f"{name}1", pa.table(other))
+    params = text_params(remainder="pad")
+    with pytest.raises(ValueError, match=rf"x1\.{kind}: no column 'text'; it has story"):
+        tokenize_text(tmp_path / "x", tmp_path / "out", tokenizer, params, max_length=16)
+    with pytest.raises(ValueError, match=rf"y1\.{kind}: text is int64, not text"):
+        tokenize_text(tmp_path / "y", tmp_path / "out", tokenizer, params, max_length=16)
+    assert tokenize_text(tmp_path / "z", tmp_path / "out", tokenizer, params, max_length=16)["blank_documents"] == 2
+
+
 def good(human="hi", gpt="yo", **more):
     return {"conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}], **more}
 

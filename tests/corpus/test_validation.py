@@ -8,6 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from qwen3llada.corpus import validation
+from qwen3llada.corpus.backend import load_backend
+from qwen3llada.corpus.conversations import control_tokens
 from qwen3llada.corpus.gate import InvalidConversations, validate
 from qwen3llada.corpus.profile import drift
 from qwen3llada.corpus.rules import Rule, Rules, ValidateParams
@@ -151,6 +153,47 @@ def test_the_result_does_not_depend_on_blocks_or_processes(tmp_path, gate, monke
         22: {"conflicts": "same prompt as record 4, another answer"},
         23: {"not_blank": "1 blank"},
     }
+
+
+ODD = [
+    (json.dumps({"conversations": [{"from": "hu\ud800man", "value": "x"}]}), "roles", r"its turns are: hu\ud800man"),
+    (json.dumps({"conversations": [{"from": "h\0 b", "value": "x"}]}), "roles", r"its turns are: h\x00_b"),
+    (json.dumps({"di\ud800alogue": 1}), "structure", r"its columns are di\ud800alogue"),
+    ('{"conversations": ' + "1" * 5000 + "}", "readable", "not readable JSON: Exceeds the limit (4300 digits)"),
+    ('{"conversations": ' + "[" * 10**5, "readable", "not readable JSON: maximum recursion depth exceeded"),
+]
+
+
+def test_what_cannot_be_printed_or_read_is_still_a_record(tmp_path, gate):
+    """Its reason reaches every report: the page, the Data Docs and the quarantine."""
+    (tmp_path / "raw/train").mkdir(parents=True)
+    (tmp_path / "raw/train/1.jsonl").write_text("".join(line + "\n" for line, _, _ in ODD))
+    report = gate(GOOD, on_invalid="quarantine", max_invalid_fraction=0.5)
+    assert (report["train"]["records"], report["train"]["invalid"]) == (25, 5)
+    for number, (entry, (line, rule, reason)) in enumerate(zip(quarantined(tmp_path), ODD, strict=True), start=20):
+        assert (entry["index"], entry["raw"]) == (number, line)
+        assert reason in entry["reasons"][rule]
+    assert len((tmp_path / "validated/train/conversations.jsonl").read_text().splitlines()) == 20
+
+
+def test_the_gate_counts_with_the_tokenizer_of_the_model(tmp_path, model, tokenizer):
+    """It is loaded without Transformers where that is possible, and is the same."""
+    loaded, control = load_backend(model)
+    assert loaded.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert (
+        control == set(control_tokens(tokenizer)) == {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>", "<s>"}
+    )
+    settings = {
+        "eos_token": {"content": "<end>"},
+        "pad_token": None,
+        "extra_special_tokens": ["<a>", {"content": "<b>"}],
+    }
+    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_backend(tmp_path)[1] == control | {"<end>", "<a>", "<b>"}
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer that can be loaded"):
+        load_backend(tmp_path)
 
 
 def test_the_limit_in_tokens_is_the_models_unless_given(gate, tmp_path):
