@@ -80,17 +80,24 @@ def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]
     body = [f"<h1>Validation of conversations: <span class={verdict}>{verdict}</span></h1>"]
     body += [f"<p class=failed>{html.escape(problem)}</p>" for problem in report["problems"]]
     body += [f"<p class=warning>{html.escape(warning)}</p>" for warning in report["warnings"]]
+    aside = sum(report[split]["invalid"] for split in splits)
+    if report["passed"] and aside:
+        body.append(f"<p>{aside:,} invalid records are set aside in reports/quarantine.jsonl; the others are used.</p>")
     for split in splits:
         facts = report[split]
         body.append(f"<h2>{split}: {facts['records']:,} records, {facts['invalid']:,} invalid</h2>")
         rules = [
             (
-                *(name, rule["severity"], f"{rule['judged']:,}", f"{rule['broken']:,}"),
-                *(f"{100 * rule['mostly']:g} %", _state(rule)),
+                name,
+                _state(rule),
+                f"{rule['broken']:,}",
+                f"{rule['judged']:,}",
+                f"{100 * rule['mostly']:g} %",
+                rule["severity"],
             )
             for name, rule in facts["rules"].items()
         ]
-        body.append(_table(("rule", "severity", "judged", "broken", "must keep it", "result"), rules))
+        body.append(_table(("rule", "result", "broken", "judged", "must keep it", "severity"), rules))
     if report["drift"]:
         body.append("<h2>Divergence from the baseline (bits)</h2>")
         body.append(_table(("distribution", "divergence"), [(k, f"{v:.4f}") for k, v in report["drift"].items()]))
@@ -102,6 +109,11 @@ def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]
             for rule, why in o.reasons.items()
         ]
         body.append(_table(("record", "file: record in it", "breaks", "excerpt"), found))
+    # The index of the Data Docs makes its lists by a script from the network; the pages behind it work without.
+    if pages := sorted((path.parent / "data_docs" / "validations").rglob("*.html")):
+        links = [(page.relative_to(path.parent).as_posix(), page.relative_to(path.parent).parts[2]) for page in pages]
+        shown = ", ".join(f"<a href='{html.escape(link)}'>{html.escape(name)}</a>" for link, name in links)
+        body.append(f"<p>Results in Great Expectations' own form: {shown}</p>")
     with new_file(path) as temporary:
         temporary.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")
 
@@ -114,9 +126,10 @@ def _state(rule: dict[str, Any]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def cells(tag: str, row: Sequence[str]) -> str:
         numbers = ("judged", "broken", "must keep it", "divergence")
-        marks = [" class=number" if name in numbers else "" for name in head]
-        if tag == "td" and head[-1] == "result":
-            marks[-1] = f" class={row[-1]}" if row[-1] in ("passed", "warning") else " class=failed"
+        marks = [" class=number" if name in numbers else " class=name" if name == "rule" else "" for name in head]
+        if tag == "td" and "result" in head:
+            place = head.index("result")
+            marks[place] = f" class={row[place]}" if row[place] in ("passed", "warning") else " class=failed"
         return "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for mark, cell in zip(marks, row, strict=True))
 
     lines = [f"<tr>{cells('th', head)}</tr>", *(f"<tr>{cells('td', row)}</tr>" for row in rows)]
@@ -129,6 +142,7 @@ _STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 td, th { border-bottom: 1px solid var(--line); padding: .3em 1em .3em 0; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; min-width: 5em; } .number { text-align: right; font-variant-numeric: tabular-nums; }
+td { overflow-wrap: anywhere; min-width: 4.5em; } .name { white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 .passed { color: var(--good); } .warning { color: var(--odd); } .failed { color: var(--bad); font-weight: 600; }
 </style>"""

@@ -98,6 +98,9 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
     assert re.search(r"not_blank</td>.*<td class=failed>failed", page)
     assert not re.search(r"https?://|<script|<link|<img", page)
     assert (tmp_path / "reports/validation/data_docs/index.html").is_file()
+    links = re.findall(r"<a href='([^']+)'>(\w+)</a>", page)
+    assert [name for _, name in links] == ["heldout", "train"]
+    assert all((tmp_path / "reports/validation" / link).is_file() for link, _ in links)
 
 
 def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
@@ -106,6 +109,7 @@ def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
     assert report["passed"]
     assert report["train"]["invalid"] == 2
     assert [entry["index"] for entry in quarantined(tmp_path)] == [18, 19]
+    assert "2 invalid records are set aside" in (tmp_path / "reports/validation/index.html").read_text()
     with pytest.raises(
         InvalidConversations, match=r"2 of 20 records are invalid, more than max_invalid_fraction=0\.09"
     ):
