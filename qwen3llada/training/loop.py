@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qwen3llada.corpus.batching import Batch
@@ -69,6 +70,10 @@ def optimiser_step(run: Run, micro_batches: list[Batch], stop: StopRequest) -> S
 def clip(run: Run) -> Tensor:
     """Scale the gradients down to `max_grad_norm`; the norm before that."""
     limit = run.params.max_grad_norm or float("inf")
+    if run.scales_in_update:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters() if p.grad is not None])
+        run.inner_optimizer.grad_scale = ((norm.float() + 1e-6) / limit).clamp(min=1.0)
+        return norm
     norm = run.accelerator.clip_grad_norm_(run.objective.parameters(), limit)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 

@@ -123,6 +123,7 @@ class Monitor:
             "trained_parameters": sum(p.numel() for p in run.parameters()),
             "processes": run.accelerator.num_processes,
             "compiled": run.compiled,
+            "graphed_shapes": len(run.graphs.shapes) if run.graphs else 0,
             "resumed_from": str(run.resumed_from) if run.resumed_from else None,
             "tokens_per_second": round(rate, 1),
             "mfu": self._utilisation(total["flops"] / total["seconds"]) if total["seconds"] else None,

@@ -133,6 +133,11 @@ class TrainParams(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile of the decoder layers; auto: on a GPU"
     )
+    cuda_graphs: Literal["auto", "never"] = Field(
+        "auto",
+        description="Launch all of a compiled layer at once, which helps small batches most; auto: on a GPU, for shapes"
+        " that come often, unless there are adapters, gradient checkpointing or FSDP",
+    )
     deterministic: bool = Field(
         True,
         description="Same bits from the same run on a GPU too, with slower kernels, and from a resumed one where"

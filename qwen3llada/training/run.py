@@ -24,13 +24,14 @@ from qwen3llada.training.flops import FlopCounter, flop_counter
 from qwen3llada.training.memory import MemoryEstimate, estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
-from qwen3llada.training.setup import DTYPES, compile_layers, load_model, make_accelerator
+from qwen3llada.training.setup import DTYPES, compile_layers, graph_layers, load_model, make_accelerator
 from qwen3llada.training.sharding import load_optimizer_state, model_state, optimizer_state, reshard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from qwen3llada.corpus.micro_batches import TokenDataset, TokenStream
+    from qwen3llada.training.layer_graphs import LayerGraphs
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Run:
     memory: MemoryEstimate
     fingerprint: Fingerprint
     compiled: bool
+    graphs: "LayerGraphs | None"
     state: TrainerState
     points: list[dict[str, Any]]  # of the curves, from the checkpoint
     resumed_from: Path | None
@@ -68,6 +70,12 @@ class Run:
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer
+
+    @property
+    def scales_in_update(self) -> bool:
+        """Whether the optimiser's own kernel can scale the gradients, which saves reading and writing them once."""
+        fused = self.optimizer_name == "adamw" and self.device.type == "cuda"
+        return fused and self.accelerator.scaler is None and not self.accelerator.is_fsdp2
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser trains."""
@@ -114,6 +122,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
     accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
     compiled = compile_layers(model, params, accelerator.device)
+    graphs = graph_layers(model, params, accelerator) if compiled else None
     objective = MaskedDiffusionObjective(model)
     if not accelerator.is_fsdp2:
         objective.to(accelerator.device)
@@ -137,6 +146,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         memory=memory,
         fingerprint=ours,
         compiled=compiled,
+        graphs=graphs,
         state=state,
         points=[],
         resumed_from=checkpoint,

@@ -13,6 +13,8 @@ from qwen3llada.training.params import TrainParams
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from qwen3llada.training.layer_graphs import LayerGraphs
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -87,6 +89,17 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
         for module in (*model.model.layers, model.model.norm):
             module.forward = torch.compile(module.forward)
     return wanted
+
+
+def graph_layers(model: Any, params: TrainParams, accelerator: "Accelerator") -> "LayerGraphs | None":
+    """CUDA graphs of the compiled layers, where all that is needed for them is so; they are captured in the steps."""
+    whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
+    fixed = model.config.attention_dropout == 0 and accelerator.device.type == "cuda"
+    if params.cuda_graphs == "never" or not (whole and fixed):
+        return None
+    from qwen3llada.training.layer_graphs import LayerGraphs
+
+    return LayerGraphs(model.model.layers)
 
 
 def set_fsdp_precision(accelerator: "Accelerator", params: TrainParams) -> None:

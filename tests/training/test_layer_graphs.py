@@ -1,0 +1,109 @@
+"""Layers replayed as CUDA graphs against the same layers run as they are: the same bits."""
+
+import pytest
+import torch
+from runs import assert_same_run, changed
+from test_resume import elsewhere
+from tiny_settings import write_model
+
+from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.training.loop import train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+LONG, SHORT, PADDED = (3, 16), (3, 8), (3, 12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs") / "model"
+    write_model(folder, hidden_size=64, intermediate_size=128, head_dim=32, num_hidden_layers=3)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def load(folder, *, graphed):
+    """The model with compiled layers, and their graphs."""
+    from qwen3llada.training.fused_attention import fuse_attention
+    from qwen3llada.training.layer_graphs import LayerGraphs
+
+    model = Qwen3LLadaForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").cuda().train()
+    fuse_attention(model)
+    for layer in model.model.layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False)  # the same kernels whatever came before
+    return model, LayerGraphs(model.model.layers) if graphed else None
+
+
+def run(model, shape, number):
+    """Hidden states of a batch, with gradients added to those that are there."""
+    generator = torch.Generator().manual_seed(number)
+    tokens = torch.randint(0, 32, shape, generator=generator).cuda()
+    mask = None
+    if shape == PADDED:
+        mask = torch.arange(shape[1])[None] < torch.randint(4, shape[1], (shape[0], 1), generator=generator)
+        mask = mask.cuda()
+    hidden = model.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+    hidden.square().sum().backward()
+    return hidden.detach().clone()
+
+
+def assert_same_gradients(one, other):
+    for (name, parameter), twin in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter.grad, twin.grad), name
+
+
+def test_outputs_and_gradients_are_the_same_bits_in_any_order_of_shapes(folder):
+    plain, _ = load(folder, graphed=False)
+    graphed, graphs = load(folder, graphed=True)
+    order = [LONG] * 4 + [PADDED] * 4 + [LONG, PADDED, SHORT, LONG, SHORT, PADDED, PADDED, SHORT, SHORT, LONG]
+    for number, shape in enumerate(order):
+        assert torch.equal(run(graphed, shape, number), run(plain, shape, number)), (number, shape)
+        if number % 3:  # otherwise the next batch adds to these
+            assert_same_gradients(graphed, plain)
+            plain.zero_grad()
+            graphed.zero_grad()
+    assert len(graphs.shapes) == 3
+
+
+def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
+    plain, _ = load(folder, graphed=False)
+    graphed, graphs = load(folder, graphed=True)
+    for number in range(4):
+        run(graphed, LONG, number)
+    assert len(graphs.shapes) == 1
+    tokens = torch.arange(48).view(LONG).cuda() % 32
+    with torch.no_grad():
+        assert torch.equal(graphed.model(tokens).last_hidden_state, plain.model(tokens).last_hidden_state)
+
+    plain.zero_grad(), graphed.zero_grad()
+    for model in (plain, graphed):  # two passes forward, then both backward
+        first, second = (model.model(tokens + n).last_hidden_state for n in (0, 1))
+        (first.square().sum() + second.sum()).backward()
+    assert_same_gradients(graphed, plain)
+
+    graphs.release()
+    assert not graphs.shapes
+    for number in range(3):
+        plain.zero_grad(), graphed.zero_grad()
+        assert torch.equal(run(graphed, LONG, number), run(plain, LONG, number))
+        assert_same_gradients(graphed, plain)
+    assert len(graphs.shapes) == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"gradient_accumulation_steps": 1}, {"bf16": False, "fp16": True}, {"param_dtype": "bfloat16"}]
+)
+def test_training_gives_the_same_bits(pretraining, folder, tmp_path, changes):
+    settings = {"model": folder, "max_steps": 5, "save_steps": 5, "logging_steps": 1, "bf16": True}
+    noise = {"random_length_prob": 0.0}
+    replayed = changed(pretraining, **settings | changes, noise=noise, do_eval_loss=False)
+    assert train(replayed, seed=1)["graphed_shapes"] == 1
+    launched = elsewhere(replayed, tmp_path / "launched", cuda_graphs="never")
+    assert train(launched, seed=1)["graphed_shapes"] == 0
+    assert_same_run(replayed, launched, 5)
