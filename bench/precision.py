@@ -69,9 +69,9 @@ def main() -> None:
                 print(
                     f"lr {lr:g}  {name:30} last {LAST} steps {last:.4f}, held out {curve['held_out']:.4f}", flush=True
                 )
+                if args.out:
+                    args.out.write_text(json.dumps(curves))
                 clean()
-    if args.out:
-        args.out.write_text(json.dumps(curves))
 
 
 def write_model(folder: Path, tokenizer: Path, shapes: dict[str, Any]) -> None:
