@@ -36,7 +36,7 @@ from qwen3llada.training.stopping import StopRequest
 GIB = 1024 * MIB
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MASK, EOS, FIRST_WORD = 0, 1, 2
-WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 24
+WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 40
 
 QWEN3_0_6B = {
     "vocab_size": 151936,
@@ -105,6 +105,7 @@ def main() -> None:
 
 def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
     """Seconds of a step and peak memory of one candidate, or the error that it ends with."""
+    clean()
     try:
         if name == "plain":
             return measure(*plain_step(folder, rows, length))
@@ -116,8 +117,6 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
             return measure(lambda: optimiser_step(run, next(batches), stop), lambda: None)
     except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
-    finally:
-        clean()
 
 
 def measure(step: Callable[[], Any], done: Callable[[], None]) -> dict[str, Any]:
@@ -147,18 +146,16 @@ def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
     with ours(folder, "default", rows, length) as run:
         run.total_steps = WARMUP + LOOP_STEPS
         stop = StopRequest()
-        monitor, warm = Monitor(run, stop), 0.0
-        began = time.perf_counter()
+        monitor, seconds = Monitor(run, stop), {0: time.perf_counter()}
         for result in training_steps(run, stop):
             monitor.take(result)
-            if result.step == WARMUP:
+            if result.step in (WARMUP, run.total_steps):  # before the loader's processes end
                 monitor.flush()
-                warm = time.perf_counter() - began
-        monitor.flush()
-        seconds = (time.perf_counter() - began - warm) / LOOP_STEPS
+                seconds[result.step] = time.perf_counter()
         peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
         utilisation = monitor.finish()["mfu"]
-        return {"seconds": seconds, "peak": peak, "warm_up": warm, "mfu": utilisation}
+        per_step = (seconds[run.total_steps] - seconds[WARMUP]) / LOOP_STEPS
+        return {"seconds": per_step, "peak": peak, "warm_up": seconds[WARMUP] - seconds[0], "mfu": utilisation}
 
 
 @contextmanager
