@@ -20,7 +20,8 @@ from torch.func import functional_call
 
 # A shape is captured when it comes for this time: all is compiled then, and the libraries have what they keep.
 CAPTURED_AT = 3
-# Each takes memory for what its layers hand to each other: four bytes for each token, layer and hidden dimension.
+# Each takes memory for what its layers hand to each other, two elements for each token, layer and hidden dimension; the
+# rest they share.
 MOST_SHAPES = 8
 
 
@@ -95,7 +96,7 @@ class LayerGraphs:
         fits = hidden.requires_grad and (inputs.mask is None or isinstance(inputs.mask, Tensor))
         if not torch.is_grad_enabled() or not fits or self.awaits_backward:
             return
-        key = (hidden.shape, hidden.dtype, None if inputs.mask is None else inputs.mask.shape)
+        key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in (hidden, *inputs))
         self._seen[key] += 1
         shape = self.shapes.get(key)
         if shape is not None:
@@ -151,7 +152,7 @@ class LayerGraphs:
         """Release the graphs' memory, which nothing else can use, if a pass of another shape may not fit beside it."""
         if not self.shapes:
             return
-        largest = max(size.numel() for size, *_ in self.shapes)
+        largest = max(size.numel() for (size, _), *_ in self.shapes)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if free - self.pool_bytes < self.pool_bytes * elements / largest:
             self.release()

@@ -88,6 +88,8 @@ def advice(params: TrainParams) -> str:
     ways = []
     if params.micro_batch_size > 1:
         ways.append(f"micro_batch_size={half} with gradient_accumulation_steps={doubled} (the same training)")
+    if not params.gradient_checkpointing and params.cuda_graphs == "auto":
+        ways.append("cuda_graphs=never (slower with small batches)")
     if not params.gradient_checkpointing:
         ways.append("gradient_checkpointing=true (about a third slower)")
     if not (params.bf16 or params.fp16):

@@ -82,6 +82,9 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
     """
     wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
     if wanted:
+        # Under DDP it would cut a layer where a bucket of gradients ends, and fuse nothing across the cuts. A layer is
+        # small enough: its gradients travel while the one before it is computed.
+        torch._dynamo.config.optimize_ddp = False
         if device.type == "cuda":
             from qwen3llada.training.fused_attention import fuse_attention  # needs Triton
 

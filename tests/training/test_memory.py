@@ -27,10 +27,10 @@ def qwen3_0_6b():
         return Qwen3LLadaForMaskedLM(config)
 
 
-# bench/train.py on an H100; the last two with Qwen3's own attention and residual sums in float32
+# bench/train.py on an H200; the last with Qwen3's own attention and residual sums in float32, on an H100
 @pytest.mark.parametrize(
     ("rows", "length", "dtype", "measured"),
-    [(16, 1024, "float32", 28.5), (8, 4096, "float32", 52.1), (16, 1024, "bfloat16", 24.6)],
+    [(16, 1024, "float32", 28.5), (8, 4096, "float32", 48.1), (16, 1024, "bfloat16", 24.6)],
 )
 def test_estimate_is_near_what_was_measured(pretraining, rows, length, dtype, measured):
     params = changed(pretraining, micro_batch_size=rows, max_length=length, bf16=True, param_dtype=dtype)
@@ -48,13 +48,16 @@ def test_spreading_and_checkpointing_save_what_they_should(pretraining):
 
 
 def test_out_of_memory_names_the_knobs_that_are_left(pretraining):
-    message = "out of memory; try, in this order: micro_batch_size=1 with gradient_accumulation_steps=4 .*bf16=true"
+    message = (
+        "out of memory; try, in this order: micro_batch_size=1 with gradient_accumulation_steps=4 .*never.*bf16=true"
+    )
     with pytest.raises(OutOfDeviceMemoryError, match=message), explain_out_of_memory(pretraining):
         raise torch.OutOfMemoryError("CUDA out of memory")
     turned = SimpleNamespace(
         micro_batch_size=1,
         gradient_accumulation_steps=4,
         gradient_checkpointing=True,
+        cuda_graphs="auto",
         bf16=True,
         fp16=False,
         optim=SimpleNamespace(name="adamw8bit"),
