@@ -78,13 +78,17 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
 def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
     """torch.compile the forward function of each decoder layer and of the last norm, if asked for. Returns whether.
 
-    All layers share one compilation. The hooks around a layer (FSDP's gathering, checkpointing) stay outside of it.
+    All layers share one compilation. The hooks around a layer (FSDP's gathering) stay outside of it; checkpointing is
+    where Transformers has it, and saves the same either way.
     """
     wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
     if wanted:
         # Under DDP it would cut a layer where a bucket of gradients ends, and fuse nothing across the cuts. A layer is
         # small enough: its gradients travel while the one before it is computed.
         torch._dynamo.config.optimize_ddp = False
+        # Masks or none, gradients or none, sizes that vary or are 1: more variants than the 8 that it allows before it
+        # runs what is new uncompiled.
+        torch._dynamo.config.recompile_limit = 64
         if device.type == "cuda":
             from qwen3llada.training.fused_attention import fuse_attention  # needs Triton
 

@@ -1,18 +1,11 @@
 """Several processes compute what one does, and go on from each other's checkpoints."""
 
-from functools import partial
-
 import pytest
 import torch
 from accelerate.state import PartialState
 from runs import changed, curves, train_together, weights
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.loop import train
-from qwen3llada.training.setup import compile_layers
 
 STEPS, HALF = 8, 4  # an epoch and a third; steps of eight samples, the last of the epoch of six
 
@@ -58,28 +51,6 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
     )
     train_together(spread, 2, sharded=True)
     torch.testing.assert_close(losses(spread), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_layer_is_compiled_in_one_piece_under_ddp(pretraining, monkeypatch):
-    """However small DDP's buckets are: what is fused decides the step's time."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = Qwen3LLadaForMaskedLM.from_pretrained(pretraining.model, attn_implementation="sdpa")
-        assert compile_layers(model, changed(pretraining, compile="always"), torch.device("cpu"))
-        wrapped = DistributedDataParallel(MaskedDiffusionObjective(model), bucket_cap_mb=0.001)
-        tokens = torch.arange(8).view(2, 4)
-        wrapped(tokens, tokens, torch.ones(2, 4)).backward()
-    finally:
-        dist.destroy_process_group()
-    assert len(graphs) == 2  # the layers share one, the last norm has one
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA processes find each other through NCCL")
