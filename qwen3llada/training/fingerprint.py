@@ -20,7 +20,7 @@ FREE = {
     *("save_steps", "save_total_limit", "resume_from", "logging_steps", "peak_tflops"),
     *("do_eval_loss", "eval_every_steps", "eval_samples"),
     *("micro_batch_size", "gradient_accumulation_steps", "num_workers", "epochs", "max_steps"),
-    *("compile", "deterministic", "gradient_checkpointing", "attention.implementation", "adapter.merge"),
+    *("compile", "cuda_graphs", "deterministic", "gradient_checkpointing", "attention.implementation", "adapter.merge"),
 }
 
 Fingerprint = dict[str, Any]

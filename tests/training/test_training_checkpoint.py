@@ -103,6 +103,8 @@ def test_fingerprint_tells_runs_apart(pretraining, tiny, tmp_path):
 
     same = changed(pretraining, save_steps=3, num_workers=2, micro_batch_size=1, gradient_accumulation_steps=4)
     assert mark(pretraining) == mark(same)
+    # what the device's lack of memory makes people change must not cost them their checkpoints
+    assert mark(pretraining) == mark(changed(pretraining, gradient_checkpointing=True, cuda_graphs="never"))
     noise = pretraining.noise.model_dump() | {"schedule": "cosine"}
     other = mark(changed(pretraining, noise=noise, loss_impl="dllm"), step_size=8)
     named = differences(mark(pretraining), other)
