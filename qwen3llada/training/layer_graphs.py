@@ -9,63 +9,18 @@ outputs to each other without copies: a layer's output is the memory that the ne
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-# A shape is captured when it comes for this time: all is compiled then, and the libraries have what they keep.
-CAPTURED_AT = 3
-# Each takes memory for what its layers hand to each other, two elements for each token, layer and hidden dimension; the
-# rest they share.
-MOST_SHAPES = 8
+from qwen3llada.training.graph_recorder import Inputs, Pair, Recorded, Recorder, Shape
 
-
-class Inputs(NamedTuple):
-    """What all layers of a forward pass see alike: angles [B or 1, L, d], and a mask that broadcasts to [B,1,L,L]."""
-
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None
-
-
-@dataclass
-class Recorded:
-    """A graph, the memory [B, L, D] that it reads, and the memory [B, L, D] that it writes."""
-
-    graph: torch.cuda.CUDAGraph
-    given: Tensor
-    result: Tensor
-
-    def replay(self, given: Tensor) -> Tensor:
-        """What the graph makes of `given`, which is copied unless it is there already."""
-        if given.data_ptr() != self.given.data_ptr():
-            self.given.data.copy_(
-                given
-            )  # unnoticed by autograd, which has saved it until the backward pass is recorded
-        self.graph.replay()
-        return self.result.detach()
-
-
-@dataclass
-class Pair:
-    """The two passes of a layer for one shape."""
-
-    forward: Recorded  # its result holds what the backward pass needs until that is recorded
-    parameters: list[nn.Parameter]  # the layer's, in the same memory; until then
-    backward: Recorded | None = None
-
-
-class Shape:
-    """The graphs of all layers for one shape of the batch."""
-
-    def __init__(self, inputs: Inputs):
-        self.inputs = Inputs(*(None if tensor is None else tensor.clone() for tensor in inputs))
-        self.pairs: dict[int, Pair] = {}  # by the layer's number
+# A shape is recorded when it comes for this time: all is compiled then, and the libraries have what they keep.
+RECORDED_AT = 3
+MOST_SHAPES = 8  # each takes two elements for each token, layer and hidden dimension; the rest they share
 
 
 class LayerGraphs:
@@ -80,11 +35,10 @@ class LayerGraphs:
     """
 
     def __init__(self, layers: nn.ModuleList):
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.recorder = Recorder()
         self.shapes: dict[Any, Shape] = {}
         self.replayed: Shape | None = None  # in the pass that is under way
-        self.capturing = self.awaits_backward = False
-        self.pool_bytes = 0
+        self.awaits_backward = False
         self._seen: Counter[Any] = Counter()
         self.layers = [GraphedLayer(number, layer, self) for number, layer in enumerate(layers)]
         for layer, graphed in zip(layers, self.layers, strict=True):
@@ -103,7 +57,7 @@ class LayerGraphs:
             for mine, given in zip(shape.inputs, inputs, strict=True):
                 if mine is not None:
                     mine.copy_(given)
-        elif self._seen[key] < CAPTURED_AT or len(self.shapes) == MOST_SHAPES:
+        elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES:
             self._make_room(hidden.numel())
             return
         else:
@@ -112,49 +66,21 @@ class LayerGraphs:
         self._keep_gradients()
         self.replayed, self.awaits_backward = shape, True
 
-    def capture(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """Record what `work` launches without running it; its result lies in memory that each replay fills anew.
-
-        Raises: RuntimeError in one line if something in it cannot be recorded.
-        """
-        graph = torch.cuda.CUDAGraph()
-        before = torch.cuda.memory_reserved()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        self.capturing = True
-        try:
-            with torch.cuda.stream(self.stream):
-                # Other threads (of the loader, of NCCL) may use the device as they like.
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-                result = work()
-                graph.capture_end()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            reason = str(error).split("\n")[0]
-            raise RuntimeError(
-                f"a decoder layer could not be recorded as a CUDA graph: {reason}; cuda_graphs=never trains without"
-            ) from error
-        finally:
-            self.capturing = False
-        torch.cuda.current_stream().wait_stream(self.stream)
-        self.pool_bytes += torch.cuda.memory_reserved() - before
-        return graph, result
-
     def release(self) -> None:
-        """Forget all graphs and their memory. The next pass of a shape that has come often is captured anew."""
+        """Forget all graphs and their memory. The next pass of a shape that has come often is recorded anew."""
         self.shapes.clear()
         for layer in self.layers:
             layer.gradients = None
-        self.pool, self.pool_bytes = torch.cuda.graph_pool_handle(), 0
+        self.recorder = Recorder()
         torch.cuda.empty_cache()
 
     def _make_room(self, elements: int) -> None:
         """Release the graphs' memory, which nothing else can use, if a pass of another shape may not fit beside it."""
         if not self.shapes:
             return
-        largest = max(size.numel() for (size, _), *_ in self.shapes)
+        held, largest = self.recorder.pool_bytes, max(size.numel() for (size, _), *_ in self.shapes)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if free - self.pool_bytes < self.pool_bytes * elements / largest:
+        if free - held < held * elements / largest:
             self.release()
 
     def _keep_gradients(self) -> None:
@@ -175,14 +101,12 @@ class GraphedLayer:
         self.parameters = list(layer.parameters())
         self.gradients: list[Tensor] | None = None  # of the parameters, one memory for all shapes
 
-    def __call__(
-        self, hidden_states: Tensor, attention_mask: Any = None, position_embeddings: Any = None, **rest: Any
-    ) -> Tensor:
+    def __call__(self, hidden_states: Tensor, attention_mask: Any, position_embeddings: Any, **rest: Any) -> Tensor:
         """As the layer's own: [B, L, D] to [B, L, D]."""
         graphs = self.graphs
-        if self.number == 0 and not graphs.capturing:
+        if self.number == 0 and not graphs.recorder.recording:
             graphs.begin(hidden_states, Inputs(position_embeddings[0], position_embeddings[1], attention_mask))
-        if graphs.capturing or graphs.replayed is None:
+        if graphs.recorder.recording or graphs.replayed is None:
             return self.plain(
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **rest
             )
@@ -216,7 +140,7 @@ class GraphedLayer:
             with torch.enable_grad():
                 return functional_call(self.layer, dict(zip(self.names, parameters, strict=True)), (given,), seen)
 
-        graph, output = self.graphs.capture(work)
+        graph, output = self.graphs.recorder.record(work)
         return Pair(Recorded(graph, given, output), parameters)
 
     def _record_backward(self, shape: Shape, pair: Pair, grad_output: Tensor) -> Recorded:
@@ -232,7 +156,7 @@ class GraphedLayer:
             torch._foreach_copy_(self.gradients, gradients)
             return grad_hidden, self.gradients
 
-        graph, (grad_hidden, self.gradients) = self.graphs.capture(work)
+        graph, (grad_hidden, self.gradients) = self.graphs.recorder.record(work)
         pair.forward.result, pair.parameters = pair.forward.result.detach(), []
         return Recorded(graph, given, grad_hidden)
 
