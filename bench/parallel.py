@@ -22,7 +22,7 @@ from bench.train import DEVICE, GIB, QWEN3_0_6B, TINY, write_data, write_model
 from qwen3llada.training.loop import training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.run import start
+from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
 
 WARMUP, STEPS = 6, 26

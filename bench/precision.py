@@ -24,7 +24,7 @@ from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.loop import evaluate, training_steps
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.run import start
+from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
 
 LAST = 50  # steps whose mean loss is told

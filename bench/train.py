@@ -30,7 +30,8 @@ from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.training.loop import optimiser_step, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.run import Run, start
+from qwen3llada.training.run import Run
+from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
 
 GIB = 1024 * MIB

@@ -14,7 +14,9 @@ from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.training.memory import explain_out_of_memory
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import TrainParams
-from qwen3llada.training.run import Run, export, save, start
+from qwen3llada.training.run import Run
+from qwen3llada.training.saving import export, save
+from qwen3llada.training.starting import start
 from qwen3llada.training.stats import StepResult, StepStats
 from qwen3llada.training.stopping import Stopped, StopRequest
 

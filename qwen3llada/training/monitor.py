@@ -1,6 +1,5 @@
 """Looks at the results of steps: draws the curves, watches for numbers that are not finite, and sums up the run."""
 
-import logging
 import resource
 import sys
 import time
@@ -18,8 +17,6 @@ from qwen3llada.training.run import Run
 from qwen3llada.training.stats import StepResult, StepValues
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.telemetry import Curves, Speed, progress_bar, write_summary
-
-log = logging.getLogger(__name__)
 
 GIB = 2**30
 

@@ -99,7 +99,7 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
 
 
 def graph_layers(model: Any, params: TrainParams, accelerator: "Accelerator") -> "LayerGraphs | None":
-    """CUDA graphs of the compiled layers, where all that is needed for them is so; they are captured in the steps."""
+    """CUDA graphs of the compiled layers, where all that is needed for them is so; they are recorded in the steps."""
     whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
     fixed = model.config.attention_dropout == 0 and accelerator.device.type == "cuda"
     if params.cuda_graphs == "never" or not (whole and fixed):

@@ -14,7 +14,7 @@ from qwen3llada.evaluation.batch_source import batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.loop import evaluate, training_steps
 from qwen3llada.training.params import PretrainParams, SftParams
-from qwen3llada.training.run import start
+from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
 
 EOS = 40  # of the tiny tokenizer

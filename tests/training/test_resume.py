@@ -12,7 +12,8 @@ from runs import assert_same_run, changed, curves, drawn_steps, start_training
 from qwen3llada.training.checkpoint import checkpoints
 from qwen3llada.training.loop import evaluate, train, training_steps
 from qwen3llada.training.monitor import Monitor
-from qwen3llada.training.run import save, start
+from qwen3llada.training.saving import save
+from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import RESUMABLE, StopRequest
 
 STEPS = 14  # two epochs and a half

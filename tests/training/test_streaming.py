@@ -16,7 +16,8 @@ from qwen3llada.training.checkpoint import CheckpointError
 from qwen3llada.training.loop import train, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.run import save, start
+from qwen3llada.training.saving import save
+from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
 
 STEPS = 14

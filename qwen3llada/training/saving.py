@@ -1,0 +1,110 @@
+"""A run's checkpoints and its final model: written by all processes together, and read at the start."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen3llada.artifacts import new_folder, read_jsonl
+from qwen3llada.training.adapters import ADAPTER_FOLDER, merged
+from qwen3llada.training.checkpoint import checkpoint_path, rotate, write_checkpoint
+from qwen3llada.training.run import Run
+from qwen3llada.training.setup import DTYPES
+from qwen3llada.training.sharding import load_optimizer_state, model_state, optimizer_state, reshard
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def save(run: Run, points: list[dict[str, Any]]) -> None:
+    """Write a checkpoint of the run's present state, and remove those that are no longer to be kept. By all processes.
+
+    Raises: OSError in one line if the disk is full; earlier checkpoints are untouched then.
+    """
+    from accelerate.utils import gather_object
+
+    main = run.accelerator.is_main_process
+    folder = checkpoint_path(run.params.output_dir, run.state.global_step)
+    reshard(run.objective)
+    weights = model_state(run.adapted or run.model, keep=main)
+    optimizer = {
+        "optimizer": optimizer_state(run.inner_optimizer, run.model, keep=main),
+        "schedule": run.schedule.state_dict(),
+        "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
+    }
+    random = _gather_random(run.accelerator)
+    if run.state.cursors:  # of this process's part of a stream
+        gathered = gather_object([run.state.cursors])
+        run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
+
+    def write_files(temporary: Path) -> None:
+        (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
+        run.tokenizer.save_pretrained(temporary)
+        for name, content in (("optimizer.pt", optimizer), ("random.pt", random)):
+            with open(temporary / name, "wb") as file:  # torch would hide the system's error where it opens the file
+                torch.save(content, file)
+        lines = "".join(json.dumps(point) + "\n" for point in points)
+        (temporary / "curves.jsonl").write_text(lines, encoding="utf-8")
+
+    if main:
+        write_checkpoint(folder, run.state, write_files, size=_checkpoint_bytes(run))
+        best = int(run.state.best["step"]) if run.state.best else None
+        rotate(run.params.output_dir, run.fingerprint, keep=run.params.save_total_limit, best_step=best)
+    run.accelerator.wait_for_everyone()
+    run.last_checkpoint = folder
+
+
+def export(run: Run) -> None:
+    """Write the final model to `dst` in Hugging Face format, with the tokenizer. By all processes."""
+    main = run.accelerator.is_main_process
+    reshard(run.objective)
+    weights = model_state(run.adapted or run.model, keep=main)
+    if main:
+        with new_folder(run.params.dst) as temporary:
+            if run.adapted is None:
+                run.model.save_pretrained(temporary, state_dict=weights)
+            elif run.params.adapter.merge:
+                run.adapted.save_pretrained(temporary / ADAPTER_FOLDER, state_dict=weights)
+                dtype = DTYPES[run.params.param_dtype]
+                whole: Any = merged(run.params.model, temporary / ADAPTER_FOLDER, dtype)
+                for name in ("attention_policy", "block_length", "prompt_template"):
+                    setattr(whole.config, name, getattr(run.model.config, name))
+                whole.save_pretrained(temporary)
+            else:
+                run.adapted.save_pretrained(temporary, state_dict=weights)
+            run.tokenizer.save_pretrained(temporary)
+    run.accelerator.wait_for_everyone()
+
+
+def restore(run: Run, checkpoint: Path) -> None:
+    """Put the run where `checkpoint` was saved: everything but the weights, which were loaded with the model."""
+    stored = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"])
+    run.schedule.load_state_dict(stored["schedule"])
+    if run.accelerator.scaler:
+        run.accelerator.scaler.load_state_dict(stored["scaler"])
+    random = torch.load(checkpoint / "random.pt", weights_only=True)
+    if len(random) == run.accelerator.num_processes:
+        mine = random[run.accelerator.process_index]
+        torch.set_rng_state(mine["cpu"])
+        if run.device.type == "cuda" and mine["cuda"] is not None:
+            torch.cuda.set_rng_state(mine["cuda"], run.device)
+    else:
+        # Only dropout draws from these generators, and with other processes its draws are others in any case.
+        torch.manual_seed(run.data.seed + run.state.global_step)
+    run.points = list(read_jsonl(checkpoint / "curves.jsonl"))
+    run.state.processes = run.accelerator.num_processes
+
+
+def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:
+    from accelerate.utils import gather_object
+
+    cuda = torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None
+    return gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+
+
+def _checkpoint_bytes(run: Run) -> int:
+    """About what a checkpoint takes: the weights that are saved, and two moments of those that are trained."""
+    saved = run.model.parameters() if run.adapted is None else run.parameters()
+    return sum(p.numel() * p.element_size() for p in [*saved, *run.parameters(), *run.parameters()])

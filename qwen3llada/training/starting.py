@@ -1,0 +1,133 @@
+"""The start of a run: what was given is checked, and all that training works on is made."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen3llada.corpus.stream import STREAM_FILE, TextStream
+from qwen3llada.corpus.token_data import load_tokens
+from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.evaluation.batch_loss import batch_loss
+from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
+from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.training.adapters import add_adapters
+from qwen3llada.training.checkpoint import TrainerState, find_checkpoint
+from qwen3llada.training.fingerprint import fingerprint
+from qwen3llada.training.flops import flop_counter
+from qwen3llada.training.memory import estimate_memory
+from qwen3llada.training.optimizer import build_optimizer, build_schedule
+from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run import Run
+from qwen3llada.training.saving import restore
+from qwen3llada.training.setup import compile_layers, graph_layers, load_model, make_accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from qwen3llada.corpus.micro_batches import TokenDataset, TokenStream
+
+
+def start(params: TrainParams, *, seed: int, template: str) -> Run:
+    """Check what was given, and set up a run at its beginning or at the checkpoint it goes on from.
+
+    Raises: ValueError in one line for inputs that are missing or do not fit, and as `find_checkpoint`.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of every file that is loaded or saved
+    accelerator = make_accelerator(params)
+    tokenizer = load_tokenizer(params.model)
+    data, held_out = _data(params, tokenizer, accelerator, seed)
+    total_steps = params.max_steps or params.epochs * data.steps_per_epoch
+    ours = fingerprint(params, seed=seed, step_size=data.step_size, total_steps=total_steps, template=template)
+    found = find_checkpoint(params.resume_from, params.output_dir, ours)
+    checkpoint, state = found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
+
+    torch.manual_seed(seed)
+    model, adapted = _model(params, accelerator, template, checkpoint)
+    if model.config.mask_token_id != data.mask_token_id:
+        raise ValueError(f"{model.config.mask_token_id=} must be that of the tokenizer, {data.mask_token_id}")
+    flops = flop_counter(model, checkpointed=params.gradient_checkpointing)
+    shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
+    memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
+    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
+    compiled = compile_layers(model, params, accelerator.device)
+    graphs = graph_layers(model, params, accelerator) if compiled else None
+    objective = MaskedDiffusionObjective(model)
+    if not accelerator.is_fsdp2:
+        objective.to(accelerator.device)
+    optimizer, name = build_optimizer(objective, params.optim)
+    objective, prepared = accelerator.prepare(objective, optimizer)
+    run = Run(
+        params=params,
+        accelerator=accelerator,
+        model=model,
+        adapted=adapted,
+        objective=objective,
+        optimizer=prepared,
+        optimizer_name=name,
+        schedule=build_schedule(prepared.optimizer, params.optim, total_steps),
+        loss=batch_loss(params, tokenizer, accelerator.device),
+        data=data,
+        held_out=held_out,
+        total_steps=total_steps,
+        tokenizer=tokenizer,
+        flops=flops,
+        memory=memory,
+        fingerprint=ours,
+        compiled=compiled,
+        graphs=graphs,
+        state=state,
+        points=[],
+        resumed_from=checkpoint,
+        last_checkpoint=checkpoint,
+    )
+    if checkpoint is not None:
+        restore(run, checkpoint)
+    return run
+
+
+def _data(
+    params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int
+) -> tuple[BatchSource, BatchSource | None]:
+    """Training and held-out data, the latter None where no loss is measured on it."""
+    layout = {
+        "seed": seed,
+        "micro_batch_size": params.micro_batch_size,
+        "num_processes": accelerator.num_processes,
+        "process_index": accelerator.process_index,
+        "num_workers": params.num_workers,
+    }
+    accumulation = params.gradient_accumulation_steps
+    data = batch_source(_train_data(params, tokenizer), params, tokenizer, accumulation=accumulation, **layout)
+    if not params.do_eval_loss:
+        return data, None
+    samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
+    return data, batch_source(samples, params, tokenizer, **layout)
+
+
+def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":
+    if (params.data / "train" / STREAM_FILE).is_file():
+        stream = TextStream(params.data / "train", tokenizer)
+        if stream.sample_length > params.max_length:
+            raise ValueError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
+        return stream
+    dataset = load_tokens(params.data / "train")
+    longest = int(dataset.lengths.max()) if len(dataset) else 0
+    if not 0 < longest <= params.max_length:
+        raise ValueError(
+            f"{params.data / 'train'}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
+            f" none longer than max_length={params.max_length}"
+        )
+    return dataset
+
+
+def _model(params: TrainParams, accelerator: "Accelerator", template: str, checkpoint: Path | None) -> tuple[Any, Any]:
+    """The model, with the checkpoint's weights if there is one, and the peft model around it or None."""
+    folder = checkpoint if checkpoint and params.adapter.method == "none" else params.model
+    model = load_model(params, folder, accelerator)
+    model.config.prompt_template = template
+    checkpointed = params.gradient_checkpointing
+    return model, add_adapters(model, params.adapter, resume_from=checkpoint, checkpointed=checkpointed)
