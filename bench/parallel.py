@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bench.train import DEVICE, GIB, QWEN3_0_6B, TINY, write_data, write_model
+from bench.random_run import DEVICE, GIB, QWEN3_0_6B, TINY, write_data, write_model
 from qwen3llada.training.loop import training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
@@ -41,7 +41,7 @@ def main() -> None:
     if args.prepare:
         config = QWEN3_0_6B if DEVICE.type == "cuda" else TINY
         write_model(args.folder, config)
-        write_data(args.folder, config, 2 * args.rows, args.length)
+        write_data(args.folder, config, STEPS * 2 * args.rows, args.length)
     elif args.compare:
         compare(args.folder)
     else:

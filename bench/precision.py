@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.train import DEVICE, QWEN3_0_6B, TINY, clean
+from bench.random_run import DEVICE, QWEN3_0_6B, TINY, clean
 from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.loop import evaluate, training_steps

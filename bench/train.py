@@ -10,7 +10,6 @@ attention mask, float32 logits of all positions, cross-entropy at the masked one
 """
 
 import argparse
-import gc
 import json
 import tempfile
 import time
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.measure import MIB, synchronize
-from qwen3llada.corpus.packing import new_sequences
+from bench.measure import synchronize
+from bench.random_run import DEVICE, FIRST_WORD, GIB, MASK, QWEN3_0_6B, TINY, clean, write_data, write_model
 from qwen3llada.training.loop import optimiser_step, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
@@ -34,32 +33,7 @@ from qwen3llada.training.run import Run
 from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
 
-GIB = 1024 * MIB
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MASK, EOS, FIRST_WORD = 0, 1, 2
 WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 40
-
-QWEN3_0_6B = {
-    "vocab_size": 151936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-}
-TINY = {
-    "vocab_size": 1088,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-}
 
 # Candidates: what differs from the default parameters.
 OURS: dict[str, dict[str, Any]] = {
@@ -90,7 +64,7 @@ def main() -> None:
         write_model(Path(folder), config)
         for shape in args.shapes:
             rows, length = map(int, shape.split("x"))
-            write_data(Path(folder), config, rows, length)
+            write_data(Path(folder), config, (WARMUP + LOOP_STEPS) * rows, length)
             for name in args.only:
                 if time.perf_counter() - began > args.seconds:
                     print(f"{shape} {name}: left out, {args.seconds:.0f} s are over", flush=True)
@@ -109,18 +83,18 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
     clean()
     try:
         if name == "plain":
-            return measure(*plain_step(folder, rows, length))
+            return measure(plain_step(folder, rows, length))
         if name == "whole loop":
             return whole_loop(folder, rows, length)
         with ours(folder, name, rows, length) as run:
             batches = cycle(list(islice(run.data.steps(epoch=0), 8)))
             stop = StopRequest()
-            return measure(lambda: optimiser_step(run, next(batches), stop), lambda: None)
+            return measure(lambda: optimiser_step(run, next(batches), stop))
     except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
 
 
-def measure(step: Callable[[], Any], done: Callable[[], None]) -> dict[str, Any]:
+def measure(step: Callable[[], Any]) -> dict[str, Any]:
     """Seconds of a step after warm-up, the median of several blocks of steps; peak memory of all.
 
     As in training, where a block lies between two points of the curves, the device is waited for at its end.
@@ -138,7 +112,6 @@ def measure(step: Callable[[], Any], done: Callable[[], None]) -> dict[str, Any]
         synchronize(DEVICE)
         times.append((time.perf_counter() - start_time) / BLOCK_STEPS)
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-    done()
     return {"seconds": float(np.median(times)), "fastest": min(times), "peak": peak, "warm_up": warm}
 
 
@@ -185,7 +158,7 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
     yield run
 
 
-def plain_step(folder: Path, rows: int, length: int) -> tuple[Callable[[], Any], Callable[[], None]]:
+def plain_step(folder: Path, rows: int, length: int) -> Callable[[], None]:
     """The published recipe: eager model, dense additive mask, float32 logits of everything."""
     from qwen3llada import Qwen3LLadaForMaskedLM
 
@@ -207,7 +180,7 @@ def plain_step(folder: Path, rows: int, length: int) -> tuple[Callable[[], Any],
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, lambda: None
+    return step
 
 
 def profile(folder: Path, rows: int, length: int) -> None:
@@ -242,46 +215,6 @@ def show(result: dict[str, Any], results: list[dict[str, Any]], tokens: int) -> 
         + (f"  MFU {result['mfu']}" if result.get("mfu") else ""),
         flush=True,
     )
-
-
-def write_model(folder: Path, config: dict[str, Any]) -> None:
-    """Random weights and a tokenizer of hardly more than a mask token."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        model = Qwen3LLadaForMaskedLM(Qwen3LLadaConfig(**config, tie_word_embeddings=True, mask_token_id=MASK))
-    model.to(torch.bfloat16 if DEVICE.type == "cuda" else torch.float32).save_pretrained(folder / "model")
-    words = Tokenizer(models.WordLevel({"<|mask|>": MASK, "<eos>": EOS, "word": FIRST_WORD}, unk_token="word"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="<|mask|>", eos_token="<eos>")
-    tokenizer.save_pretrained(folder / "model")
-    clean()
-
-
-def write_data(folder: Path, config: dict[str, Any], rows: int, length: int) -> None:
-    """Random sequences for a few steps."""
-    samples = (WARMUP + LOOP_STEPS) * rows
-    tokens = np.random.default_rng(0).integers(FIRST_WORD, config["vocab_size"], samples * length, dtype=np.int32)
-    (folder / "data" / "train").mkdir(parents=True, exist_ok=True)
-    with new_sequences(folder / "data" / "train") as writer:
-        writer.add(tokens, np.full(samples, length))
-        writer.close()
-
-
-def clean() -> None:
-    """Forget the last candidate: its memory, its compiled code, and Accelerate's idea of the precision."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch._dynamo.reset()
-    torch.use_deterministic_algorithms(False)
-    gc.collect()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":
