@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
+from runs import changed, curves, weights
+from test_resume import elsewhere
 
 from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.training.loop import train
 from qwen3llada.training.optimizer import build_optimizer, build_schedule, parameter_groups
 from qwen3llada.training.params import OptimParams, PretrainParams
+from qwen3llada.training.run import Run
 
 
 def test_norms_and_embeddings_do_not_decay(tiny):
@@ -91,3 +95,15 @@ def test_8_bit_optimisers_fall_back_on_a_cpu_and_say_so_once(name, caplog):
 def test_contradictions_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         PretrainParams.model_validate(changes)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.3, 100.0])
+def test_scaling_gradients_in_the_update_is_clipping_them_before(pretraining, tmp_path, monkeypatch, max_grad_norm):
+    before = changed(pretraining, max_grad_norm=max_grad_norm, save_steps=6, do_eval_loss=False)
+    train(before, seed=1)
+    within = elsewhere(before, tmp_path / "within")
+    monkeypatch.setattr(Run, "scales_in_update", True)
+    train(within, seed=1)
+    torch.testing.assert_close(weights(within), weights(before), rtol=1e-5, atol=1e-6)
+    norms = [[p["train/grad_norm"] for p in curves(run, 6) if "train/grad_norm" in p] for run in (within, before)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
