@@ -62,9 +62,10 @@ class Service:
             return {task.name: task for task in client.read_task_runs(flow_run_filter=one)}
 
     def artifacts(self, run) -> dict:
-        """What the run's artifacts hold, by key."""
+        """What the run's artifacts hold, by key: the newest, as a retried stage makes its own anew."""
         from prefect.client.schemas.filters import FlowRunFilter
 
         one = FlowRunFilter.model_validate({"id": {"any_": [run]}})
         with self.client() as client:
-            return {artifact.key: artifact.data for artifact in client.read_artifacts(flow_run_filter=one)}
+            made = sorted(client.read_artifacts(flow_run_filter=one), key=lambda artifact: artifact.created)
+            return {artifact.key: artifact.data for artifact in made}
