@@ -7,8 +7,8 @@ accelerate launch --config_file launch/ddp.yaml -m bench.parallel FOLDER --name 
 accelerate launch --config_file launch/fsdp2.yaml -m bench.parallel FOLDER --name fsdp2
 python -m bench.parallel FOLDER --compare
 
-Long sequences: --rows 8 --length 4096 in all of these, --prepare too. Where one GPU accumulates twice as much as each
-of two, "one" is the reference itself.
+Long sequences: --rows 8 --length 4096 in all of these, --prepare too. Accumulation: --accumulation 8 for --prepare and
+"one", which is then the reference itself, and 4 for the two.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     if args.prepare:
         config = QWEN3_0_6B if DEVICE.type == "cuda" else TINY
         write_model(args.folder, config)
-        write_data(args.folder, config, STEPS * 2 * args.rows, args.length)
+        write_data(args.folder, config, STEPS * 2 * args.rows * args.accumulation, args.length)
     elif args.compare:
         compare(args.folder)
     else:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from qwen3llada.training.graph_recorder import Inputs, Pair, Recorded, Recorder, Shape
+from qwen3llada.training.reduction import GradientPlaces
 
 # A shape is recorded when it comes for this time: all is compiled then, and the libraries have what they keep.
 RECORDED_AT = 3
@@ -32,10 +33,12 @@ class LayerGraphs:
 
     Args:
         layers: of the body, in the order in which they are called, without dropout.
+        places: where the graphs write the parameters' gradients; nothing is recorded while it is empty. None lets them
+            have memory of their own.
     """
 
-    def __init__(self, layers: nn.ModuleList):
-        self.recorder = Recorder()
+    def __init__(self, layers: nn.ModuleList, places: GradientPlaces | None = None):
+        self.recorder, self.places = Recorder(), places
         self.shapes: dict[Any, Shape] = {}
         self.replayed: Shape | None = None  # in the pass that is under way
         self.awaits_backward = False
@@ -57,7 +60,7 @@ class LayerGraphs:
             for mine, given in zip(shape.inputs, inputs, strict=True):
                 if mine is not None:
                     mine.copy_(given)
-        elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES:
+        elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES or self.places == {}:
             self._make_room(hidden.numel())
             return
         else:
@@ -147,6 +150,8 @@ class GraphedLayer:
         after = shape.pairs.get(self.number + 1)
         handed_over = after and after.backward and grad_output.data_ptr() == after.backward.result.data_ptr()
         given = grad_output.detach() if handed_over else grad_output.clone()
+        if self.graphs.places is not None:
+            self.gradients = [self.graphs.places[parameter] for parameter in self.parameters]
 
         def work() -> tuple[Tensor, list[Tensor]]:
             inputs = (pair.forward.given, *pair.parameters)

@@ -47,8 +47,7 @@ def optimiser_step(run: Run, micro_batches: list[Batch], stop: StopRequest) -> S
         prepared = to_device(run.loss.prepare(batch), run.device)
         with nullcontext() if number == len(micro_batches) else accelerator.no_sync(run.objective):
             total, cross_entropy = run.loss(run.objective, prepared)
-            # DDP and FSDP average gradients over processes; the loss is a sum.
-            accelerator.backward(total * (accelerator.num_processes / denominator))
+            accelerator.backward(total * (run.averaged_over / denominator))
         stats.add(total.detach() / denominator, cross_entropy, prepared)
         rows, length = prepared.noisy.shape
         flops += run.flops.step(rows, length, corrupted=len(prepared.positions))

@@ -57,6 +57,11 @@ class Run:
         return self.optimizer.optimizer
 
     @property
+    def averaged_over(self) -> int:
+        """What gradients are divided by as processes reduce them: FSDP2 averages, DDP sums (`sum_gradients`)."""
+        return self.accelerator.num_processes if self.accelerator.is_fsdp2 else 1
+
+    @property
     def scales_in_update(self) -> bool:
         """Whether the optimiser's own kernel can scale the gradients, which saves reading and writing them once."""
         fused = self.optimizer_name == "adamw" and self.device.type == "cuda"

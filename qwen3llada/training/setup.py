@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from qwen3llada.training.layer_graphs import LayerGraphs
+    from qwen3llada.training.reduction import GradientPlaces
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -98,7 +99,9 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
     return wanted
 
 
-def graph_layers(model: Any, params: TrainParams, accelerator: "Accelerator") -> "LayerGraphs | None":
+def graph_layers(
+    model: Any, params: TrainParams, accelerator: "Accelerator", places: "GradientPlaces | None"
+) -> "LayerGraphs | None":
     """CUDA graphs of the compiled layers, where all that is needed for them is so; they are recorded in the steps."""
     whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
     fixed = model.config.attention_dropout == 0 and accelerator.device.type == "cuda"
@@ -106,7 +109,7 @@ def graph_layers(model: Any, params: TrainParams, accelerator: "Accelerator") ->
         return None
     from qwen3llada.training.layer_graphs import LayerGraphs
 
-    return LayerGraphs(model.model.layers)
+    return LayerGraphs(model.model.layers, places)
 
 
 def set_fsdp_precision(accelerator: "Accelerator", params: TrainParams) -> None:

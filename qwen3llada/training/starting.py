@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada.corpus.stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.token_data import load_tokens
@@ -19,6 +20,7 @@ from qwen3llada.training.flops import flop_counter
 from qwen3llada.training.memory import estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
+from qwen3llada.training.reduction import sum_gradients
 from qwen3llada.training.run import Run
 from qwen3llada.training.saving import restore
 from qwen3llada.training.setup import compile_layers, graph_layers, load_model, make_accelerator
@@ -54,12 +56,13 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
     accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
     compiled = compile_layers(model, params, accelerator.device)
-    graphs = graph_layers(model, params, accelerator) if compiled else None
     objective = MaskedDiffusionObjective(model)
     if not accelerator.is_fsdp2:
         objective.to(accelerator.device)
     optimizer, name = build_optimizer(objective, params.optim)
     objective, prepared = accelerator.prepare(objective, optimizer)
+    places = sum_gradients(objective) if isinstance(objective, DistributedDataParallel) else None
+    graphs = graph_layers(model, params, accelerator, places) if compiled else None
     run = Run(
         params=params,
         accelerator=accelerator,

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,33 @@ SEED = 1
 UNREPEATABLE = ("tokens_per_second", "peak_memory_gib", "mfu")  # curves that differ from run to run
 
 
+def start_process(work: Callable[..., None], *args: Any) -> Any:
+    """A process that runs `work`, started."""
+    process = CONTEXT.Process(target=_run, args=(work, *args))
+    process.start()
+    return process
+
+
+def _run(work: Callable[..., None], *args: Any) -> None:
+    # The first call makes the threads anew that a fork loses. Torch aborts where two threads make it at once.
+    torch.set_num_threads(torch.get_num_threads())
+    work(*args)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_together(processes: int, work: Callable[..., None], *args: Any) -> None:
+    """Run `work(rank, *args)` in each of `processes` processes. Raises if one of them fails."""
+    group = [start_process(work, rank, *args) for rank in range(processes)]
+    for process in group:
+        process.join()
+    assert [process.exitcode for process in group] == [0] * processes
+
+
 def run_training(params: TrainParams) -> None:
     """Train in this process, which leads a group of its own."""
     os.setsid()
@@ -27,9 +55,7 @@ def run_training(params: TrainParams) -> None:
 
 
 def start_training(params: TrainParams) -> Any:
-    process = CONTEXT.Process(target=run_training, args=(params,))
-    process.start()
-    return process
+    return start_process(run_training, params)
 
 
 def changed(params: TrainParams, **changes: Any) -> Any:
@@ -66,20 +92,10 @@ def assert_same_run(one: TrainParams, other: TrainParams, step: int) -> None:
 
 def train_together(params: TrainParams, processes: int, *, sharded: bool = False) -> None:
     """Train in `processes` processes on the CPU (gloo), under DDP or FSDP2. Raises if one of them fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = [
-        CONTEXT.Process(target=_run_member, args=(params, rank, processes, port, sharded)) for rank in range(processes)
-    ]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join()
-    assert [process.exitcode for process in group] == [0] * processes
+    run_together(processes, _run_member, params, processes, free_port(), sharded)
 
 
-def _run_member(params: TrainParams, rank: int, processes: int, port: int, sharded: bool) -> None:
+def _run_member(rank: int, params: TrainParams, processes: int, port: int, sharded: bool) -> None:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 

@@ -1,13 +1,19 @@
 """Layers replayed as CUDA graphs against the same layers run as they are: the same bits."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from runs import assert_same_run, changed
 from test_resume import elsewhere
 from tiny_settings import write_model
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.training.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
+from qwen3llada.training.reduction import sum_gradients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONG, SHORT, PADDED = (3, 16), (3, 8), (3, 12)
@@ -31,7 +37,6 @@ def deterministic(monkeypatch):
 def load(folder, *, graphed):
     """The model with compiled layers, and their graphs."""
     from qwen3llada.training.fused_attention import fuse_attention
-    from qwen3llada.training.layer_graphs import LayerGraphs
 
     model = Qwen3LLadaForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").cuda().train()
     fuse_attention(model)
@@ -48,7 +53,8 @@ def run(model, shape, number):
     if shape == PADDED:
         mask = torch.arange(shape[1])[None] < torch.randint(4, shape[1], (shape[0], 1), generator=generator)
         mask = mask.cuda()
-    hidden = model.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+    body = model if isinstance(model, DistributedDataParallel) else model.model
+    hidden = body(input_ids=tokens, attention_mask=mask).last_hidden_state
     hidden.square().sum().backward()
     return hidden.detach().clone()
 
@@ -94,6 +100,52 @@ def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
         assert torch.equal(run(graphed, LONG, number), run(plain, LONG, number))
         assert_same_gradients(graphed, plain)
     assert len(graphs.shapes) == 1
+
+
+def test_gradients_are_written_where_ddp_sends_them_from(folder):
+    plain, _ = load(folder, graphed=False)
+    graphed, _ = load(folder, graphed=False)
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(
+            graphed.model, device_ids=[0], gradient_as_bucket_view=True, bucket_cap_mb=0.01
+        )
+        places = sum_gradients(wrapped)
+        graphs = LayerGraphs(graphed.model.layers, places)
+        shapes = [
+            LONG,
+            SHORT,
+            LONG,
+            LONG,
+            LONG,
+            SHORT,
+            SHORT,
+            LONG,
+            SHORT,
+            SHORT,
+            LONG,
+            LONG,
+            SHORT,
+            LONG,
+            SHORT,
+            SHORT,
+        ]
+        for number, shape in enumerate(shapes):
+            early = number < 4  # nothing is reduced, so DDP has told no places yet
+            with wrapped.no_sync() if early or number % 2 else nullcontext():
+                assert torch.equal(run(wrapped, shape, number), run(plain, shape, number)), (number, shape)
+            assert not (early and graphs.shapes), "the place of a gradient is not known before the second reduction"
+            if early or number % 2:
+                continue  # the next batch adds to these
+            assert_same_gradients(graphed, plain)
+            plain.zero_grad(), graphed.zero_grad()
+        assert len(graphs.shapes) == 2
+        run(wrapped, SHORT, 0)
+        for layer in graphed.model.layers:
+            for parameter in layer.parameters():
+                assert parameter.grad.data_ptr() == places[parameter].data_ptr()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from runs import CONTEXT, changed
+from runs import changed, start_process
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,8 +13,7 @@ from qwen3llada.training.setup import compile_layers
 
 
 def in_a_process(work, *args):
-    process = CONTEXT.Process(target=work, args=args)
-    process.start()
+    process = start_process(work, *args)
     process.join()
     assert process.exitcode == 0
 
