@@ -80,11 +80,11 @@ def train(args: argparse.Namespace) -> None:
     seconds = (ended - began) / (STEPS - WARMUP)
     values = [result.read().loss for result in losses]
     tokens = losses[-1].tokens
-    peak = torch.cuda.max_memory_allocated() / GIB if DEVICE.type == "cuda" else 0.0
+    peak = monitor.peak_memory.read() / GIB
     if run.accelerator.is_main_process:
         report = {"seconds": seconds, "tokens": tokens, "peak_gib": peak, "losses": values}
         (args.folder / f"{args.name}.json").write_text(json.dumps(report))
-        print(f"{args.name}: {tokens / seconds:,.0f} tokens/s, {peak:.1f} GiB on GPU 0", flush=True)
+        print(f"{args.name}: {tokens / seconds:,.0f} tokens/s, {peak:.1f} GiB in process 0", flush=True)
     run.accelerator.end_training()
 
 

@@ -29,6 +29,7 @@ from bench.random_run import DEVICE, FIRST_WORD, GIB, MASK, QWEN3_0_6B, TINY, cl
 from qwen3llada.training.loop import optimiser_step, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
+from qwen3llada.training.peak_memory import PeakMemory
 from qwen3llada.training.run import Run
 from qwen3llada.training.starting import start
 from qwen3llada.training.stopping import StopRequest
@@ -83,18 +84,18 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
     clean()
     try:
         if name == "plain":
-            return measure(plain_step(folder, rows, length))
+            return measure(plain_step(folder, rows, length), PeakMemory(DEVICE))
         if name == "whole loop":
             return whole_loop(folder, rows, length)
         with ours(folder, name, rows, length) as run:
             batches = cycle(list(islice(run.data.steps(epoch=0), 8)))
             stop = StopRequest()
-            return measure(lambda: optimiser_step(run, next(batches), stop))
+            return measure(lambda: optimiser_step(run, next(batches), stop), PeakMemory(DEVICE, run.graphs))
     except (torch.OutOfMemoryError, RuntimeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
 
 
-def measure(step: Callable[[], Any]) -> dict[str, Any]:
+def measure(step: Callable[[], Any], peak: PeakMemory) -> dict[str, Any]:
     """Seconds of a step after warm-up, the median of several blocks of steps; peak memory of all.
 
     As in training, where a block lies between two points of the curves, the device is waited for at its end.
@@ -103,6 +104,7 @@ def measure(step: Callable[[], Any]) -> dict[str, Any]:
     for _ in range(WARMUP):
         step()
     synchronize(DEVICE)
+    peak.read()  # what graphs were recorded meanwhile is known from here on
     warm = time.perf_counter() - began
     times = []
     for _ in range(BLOCKS):
@@ -111,8 +113,7 @@ def measure(step: Callable[[], Any]) -> dict[str, Any]:
             step()
         synchronize(DEVICE)
         times.append((time.perf_counter() - start_time) / BLOCK_STEPS)
-    peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-    return {"seconds": float(np.median(times)), "fastest": min(times), "peak": peak, "warm_up": warm}
+    return {"seconds": float(np.median(times)), "fastest": min(times), "peak": peak.read(), "warm_up": warm}
 
 
 def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
             if result.step in (WARMUP, run.total_steps):  # before the loader's processes end
                 monitor.flush()
                 seconds[result.step] = time.perf_counter()
-        peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+        peak = monitor.peak_memory.read()
         utilisation = monitor.finish()["mfu"]
         per_step = (seconds[run.total_steps] - seconds[WARMUP]) / LOOP_STEPS
         return {"seconds": per_step, "peak": peak, "warm_up": seconds[WARMUP] - seconds[0], "mfu": utilisation}

@@ -59,7 +59,7 @@ class Recorder:
     def __init__(self) -> None:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         self.recording = False
-        self.pool_bytes = 0
+        self.pool_bytes, self.recorded = 0, 0
 
     def record(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         """Record what `work` launches without running it; its result lies in memory that each replay fills anew.
@@ -87,4 +87,10 @@ class Recorder:
             self.recording = False
         torch.cuda.current_stream().wait_stream(self.stream)
         self.pool_bytes += torch.cuda.memory_reserved() - before
+        self.recorded += 1
         return graph, result
+
+    def kept_bytes(self) -> int:
+        """Bytes of the graphs' memory that hold no tensor now: nothing else can use them."""
+        segments = [s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] == self.pool]
+        return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)

@@ -1,7 +1,5 @@
 """Looks at the results of steps: draws the curves, watches for numbers that are not finite, and sums up the run."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +7,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-import torch
-
 from qwen3llada.evaluation.noise_levels import BUCKETS, by_noise_level
 from qwen3llada.training.flops import peak_flops
+from qwen3llada.training.peak_memory import PeakMemory
 from qwen3llada.training.run import Run
 from qwen3llada.training.stats import StepResult, StepValues
 from qwen3llada.training.stopping import StopRequest
@@ -51,6 +48,7 @@ class Monitor:
         self.bar = progress_bar(run.total_steps, run.state.global_step, name=params.reports.name, shown=self.main)
         self.speed = Speed()
         self.window = Window(**run.state.telemetry)
+        self.peak_memory = PeakMemory(run.device, run.graphs)
         self.summary: dict[str, Any] = {}
         self._peak = peak_flops(run.device, params.peak_tflops)
         self._pending: StepResult | None = None
@@ -125,7 +123,7 @@ class Monitor:
             "tokens_per_second": round(rate, 1),
             "mfu": self._utilisation(total["flops"] / total["seconds"]) if total["seconds"] else None,
             "estimated_memory_gib": round(run.memory.total / GIB, 2),
-            "peak_memory_gib": round(peak_memory(run.device) / GIB, 2),
+            "peak_memory_gib": round(self.peak_memory.read() / GIB, 2),
         }
         self.bar.close()
         if self.curves:
@@ -143,7 +141,7 @@ class Monitor:
             "train/learning_rate": result.lr,
             "train/grad_norm": values.grad_norm,
             "train/tokens_per_second": tokens_per_second,
-            "train/peak_memory_gib": peak_memory(self.run.device) / GIB,
+            "train/peak_memory_gib": self.peak_memory.read() / GIB,
         }
         utilisation = self._utilisation(flops_per_second)
         if utilisation is not None:
@@ -174,11 +172,3 @@ class Monitor:
         if self._peak is None:
             return None
         return round(flops_per_second / (self._peak * self.run.accelerator.num_processes), 4)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that this process took on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.training.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
+from qwen3llada.training.peak_memory import PeakMemory
 from qwen3llada.training.reduction import sum_gradients
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -100,6 +101,17 @@ def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
         assert torch.equal(run(graphed, LONG, number), run(plain, LONG, number))
         assert_same_gradients(graphed, plain)
     assert len(graphs.shapes) == 1
+
+
+def test_memory_that_graphs_keep_is_part_of_the_peak(folder):
+    model, graphs = load(folder, graphed=True)
+    peak = PeakMemory(torch.device("cuda"), graphs)
+    for number in range(4):
+        run(model, LONG, number)
+    assert peak.read() >= torch.cuda.memory_allocated() + graphs.recorder.kept_bytes()
+    assert 0 < graphs.recorder.kept_bytes() <= torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    graphs.release()
+    assert graphs.recorder.kept_bytes() == 0
 
 
 def test_gradients_are_written_where_ddp_sends_them_from(folder):

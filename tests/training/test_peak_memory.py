@@ -1,0 +1,72 @@
+"""The peak with CUDA graphs, against an allocator that counts as torch's does; on a GPU in test_layer_graphs."""
+
+import resource
+from types import SimpleNamespace
+
+import torch
+
+from qwen3llada.training.peak_memory import PeakMemory
+
+
+class Allocator:
+    """Counts what is allocated and its maximum; what a graph was recorded in is free again, yet kept."""
+
+    def __init__(self, monkeypatch):
+        self.allocated = self.peak = 0
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self.begin())
+
+    def begin(self):
+        self.peak = self.allocated
+
+    def use(self, size):
+        """Take `size` and give it back."""
+        self.peak = max(self.peak, self.allocated + size)
+
+
+class Graphs:
+    def __init__(self):
+        self.release()
+
+    def record(self, kept):
+        self.recorder.recorded += 1
+        self.recorder.kept += kept
+
+    def release(self):
+        self.recorder = SimpleNamespace(recorded=0, kept=0, kept_bytes=lambda: self.recorder.kept)
+
+
+def test_what_graphs_keep_is_added_as_long_as_they_are_there(monkeypatch):
+    allocator, graphs = Allocator(monkeypatch), Graphs()
+    peak = PeakMemory(torch.device("cuda"), graphs)
+    allocator.allocated = 10
+    allocator.use(100)  # a step without graphs
+    assert peak.read() == 110
+
+    allocator.use(100)  # a step that is recorded
+    graphs.record(kept=100)
+    assert peak.read() == 110
+
+    allocator.allocated = 30  # the optimiser has made its moments
+    allocator.use(5)
+    assert peak.read() == 30 + 100 + 5
+
+    graphs.release()
+    assert peak.read() == 30 + 100 + 5
+    allocator.use(120)  # another shape
+    assert peak.read() == 30 + 120
+
+
+def test_without_graphs_it_is_the_allocators_own(monkeypatch):
+    allocator = Allocator(monkeypatch)
+    peak = PeakMemory(torch.device("cuda"))
+    allocator.use(7)
+    allocator.use(5)
+    assert peak.read() == 7
+
+
+def test_on_a_cpu_it_is_that_of_the_process():
+    peak, before = PeakMemory(torch.device("cpu")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak.read() >= before
+    taken = torch.ones(before // 4 + 2**20)  # float32: more than all that it had at once
+    assert peak.read() >= taken.nbytes
