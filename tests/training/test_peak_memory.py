@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
+from qwen3llada.training.graph_recorder import Recorder
 from qwen3llada.training.peak_memory import PeakMemory
 
 
@@ -70,3 +71,20 @@ def test_on_a_cpu_it_is_that_of_the_process():
     assert peak.read() >= before
     taken = torch.ones(before // 4 + 2**20)  # float32: more than all that it had at once
     assert peak.read() >= taken.nbytes
+
+
+def test_kept_is_what_is_free_in_the_graphs_own_pool(monkeypatch):
+    segments = [
+        {
+            "segment_pool_id": (0, 0),
+            "total_size": 1000,
+            "allocated_size": 1,
+        },  # the allocator's cache: others may use it
+        {"segment_pool_id": (0, 3), "total_size": 500, "allocated_size": 400},
+        {"segment_pool_id": (0, 3), "total_size": 70, "allocated_size": 0},
+        {"segment_pool_id": (0, 4), "total_size": 50, "allocated_size": 0},  # the sampler's graphs
+    ]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 3))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    assert Recorder().kept_bytes() == 170
