@@ -1,0 +1,37 @@
+"""Inputs that are missing or do not fit are one line, before anything is written."""
+
+import json
+import shutil
+
+import pytest
+from runs import changed
+
+from qwen3llada.training.starting import start
+
+
+def refused(params, message):
+    with pytest.raises(ValueError, match=message) as error:
+        start(params, seed=1, template="plain")
+    assert "\n" not in str(error.value)
+    assert not params.output_dir.exists()
+    assert not params.dst.exists()
+
+
+def test_a_mask_token_that_is_not_the_tokenizers(pretraining, tmp_path):
+    shutil.copytree(pretraining.model, tmp_path / "other")
+    config = tmp_path / "other/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"mask_token_id": 7}))
+    refused(changed(pretraining, model=tmp_path / "other"), "mask_token_id=7 must be that of the tokenizer, 41")
+
+
+def test_samples_that_are_longer_than_allowed(pretraining):
+    short = changed(pretraining, max_length=8)
+    refused(short, "22 samples of up to 16 tokens must be at least one, none longer than max_length=8")
+
+
+def test_a_folder_without_a_model(pretraining, tmp_path):
+    shutil.copytree(pretraining.model, tmp_path / "other")
+    (tmp_path / "other/config.json").unlink()
+    refused(
+        changed(pretraining, model=tmp_path / "other"), "must be the folder of a Qwen3-LLaDA model: it has no config"
+    )
