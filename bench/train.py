@@ -22,10 +22,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
 
 from bench.measure import synchronize
-from bench.random_run import DEVICE, FIRST_WORD, GIB, MASK, QWEN3_0_6B, TINY, clean, write_data, write_model
+from bench.plain_training import plain_step
+from bench.random_run import DEVICE, GIB, QWEN3_0_6B, TINY, clean, write_data, write_model
 from qwen3llada.training.loop import optimiser_step, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
@@ -157,31 +157,6 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
         run = start(params, seed=0, template="plain")
     run.objective.train()
     yield run
-
-
-def plain_step(folder: Path, rows: int, length: int) -> Callable[[], None]:
-    """The published recipe: eager model, dense additive mask, float32 logits of everything."""
-    from qwen3llada import Qwen3LLadaForMaskedLM
-
-    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    model = Qwen3LLadaForMaskedLM.from_pretrained(folder / "model", dtype=dtype, attn_implementation="eager")
-    model.to(DEVICE).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    tokens = torch.randint(FIRST_WORD, model.config.vocab_size, (rows, length), device=DEVICE)
-    bias = torch.zeros(rows, 1, length, length, dtype=dtype, device=DEVICE)
-
-    def step() -> None:
-        t = torch.rand(rows, device=DEVICE) * (1 - 1e-3) + 1e-3
-        masked = torch.rand(rows, length, device=DEVICE) < t[:, None]
-        noisy = torch.where(masked, MASK, tokens)
-        logits = model(input_ids=noisy, attention_mask=bias).logits.float()
-        losses = nn.functional.cross_entropy(logits[masked], tokens[masked], reduction="none")
-        (losses / t[:, None].expand_as(masked)[masked]).sum().div(tokens.numel()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def profile(folder: Path, rows: int, length: int) -> None:
