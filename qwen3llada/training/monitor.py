@@ -9,13 +9,12 @@ from typing import Any
 
 from qwen3llada.evaluation.noise_levels import BUCKETS, by_noise_level
 from qwen3llada.training.flops import peak_flops
+from qwen3llada.training.memory import GIB
 from qwen3llada.training.peak_memory import PeakMemory
 from qwen3llada.training.run import Run
 from qwen3llada.training.stats import StepResult, StepValues
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.telemetry import Curves, Speed, progress_bar, write_summary
-
-GIB = 2**30
 
 
 class NonFiniteError(ValueError):
