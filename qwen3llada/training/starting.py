@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada.corpus.stream import STREAM_FILE, TextStream
@@ -16,8 +17,8 @@ from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.adapters import add_adapters
 from qwen3llada.training.checkpoint import TrainerState, find_checkpoint
 from qwen3llada.training.fingerprint import fingerprint
-from qwen3llada.training.flops import flop_counter
-from qwen3llada.training.memory import estimate_memory
+from qwen3llada.training.flops import FlopCounter, flop_counter
+from qwen3llada.training.memory import MemoryEstimate, estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.reduction import sum_gradients
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from qwen3llada.corpus.micro_batches import TokenDataset, TokenStream
+    from qwen3llada.training.layer_graphs import LayerGraphs
 
 
 def start(params: TrainParams, *, seed: int, template: str) -> Run:
@@ -48,30 +50,16 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     checkpoint, state = found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
     torch.manual_seed(seed)
-    model, adapted = _model(params, accelerator, template, checkpoint)
-    if model.config.mask_token_id != data.mask_token_id:
-        raise ValueError(f"{model.config.mask_token_id=} must be that of the tokenizer, {data.mask_token_id}")
-    flops = flop_counter(model, checkpointed=params.gradient_checkpointing)
-    shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
-    memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
-    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
-    compiled = compile_layers(model, params, accelerator.device)
-    objective = MaskedDiffusionObjective(model)
-    if not accelerator.is_fsdp2:
-        objective.to(accelerator.device)
-    optimizer, name = build_optimizer(objective, params.optim)
-    objective, prepared = accelerator.prepare(objective, optimizer)
-    places = sum_gradients(objective) if isinstance(objective, DistributedDataParallel) else None
-    graphs = graph_layers(model, params, accelerator, places) if compiled else None
+    model, adapted = _model(params, accelerator, template, checkpoint, data.mask_token_id)
+    flops, memory = _estimates(params, model, accelerator)
+    prepared = _prepare(params, model, accelerator)
     run = Run(
+        **prepared._asdict(),
         params=params,
         accelerator=accelerator,
         model=model,
         adapted=adapted,
-        objective=objective,
-        optimizer=prepared,
-        optimizer_name=name,
-        schedule=build_schedule(prepared.optimizer, params.optim, total_steps),
+        schedule=build_schedule(prepared.optimizer.optimizer, params.optim, total_steps),
         loss=batch_loss(params, tokenizer, accelerator.device),
         data=data,
         held_out=held_out,
@@ -80,8 +68,6 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         flops=flops,
         memory=memory,
         fingerprint=ours,
-        compiled=compiled,
-        graphs=graphs,
         state=state,
         points=[],
         resumed_from=checkpoint,
@@ -127,10 +113,45 @@ def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStr
     return dataset
 
 
-def _model(params: TrainParams, accelerator: "Accelerator", template: str, checkpoint: Path | None) -> tuple[Any, Any]:
+def _model(
+    params: TrainParams, accelerator: "Accelerator", template: str, checkpoint: Path | None, mask_token_id: int
+) -> tuple[Any, Any]:
     """The model, with the checkpoint's weights if there is one, and the peft model around it or None."""
     folder = checkpoint if checkpoint and params.adapter.method == "none" else params.model
     model = load_model(params, folder, accelerator)
+    if model.config.mask_token_id != mask_token_id:
+        raise ValueError(f"{model.config.mask_token_id=} must be that of the tokenizer, {mask_token_id}")
     model.config.prompt_template = template
     checkpointed = params.gradient_checkpointing
     return model, add_adapters(model, params.adapter, resume_from=checkpoint, checkpointed=checkpointed)
+
+
+def _estimates(params: TrainParams, model: Any, accelerator: "Accelerator") -> tuple[FlopCounter, MemoryEstimate]:
+    """Operations of a step, and its memory, which is printed."""
+    shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
+    memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
+    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
+    return flop_counter(model, checkpointed=params.gradient_checkpointing), memory
+
+
+class _Prepared(NamedTuple):
+    """Fields of `Run`."""
+
+    objective: nn.Module
+    optimizer: Any
+    optimizer_name: str
+    compiled: bool
+    graphs: "LayerGraphs | None"
+
+
+def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Prepared:
+    """Compile what is compiled, build the optimiser, and hand both to Accelerate's strategy."""
+    compiled = compile_layers(model, params, accelerator.device)
+    objective = MaskedDiffusionObjective(model)
+    if not accelerator.is_fsdp2:
+        objective.to(accelerator.device)
+    optimizer, name = build_optimizer(objective, params.optim)
+    objective, prepared = accelerator.prepare(objective, optimizer)
+    places = sum_gradients(objective) if isinstance(objective, DistributedDataParallel) else None
+    graphs = graph_layers(model, params, accelerator, places) if compiled else None
+    return _Prepared(objective, prepared, name, compiled, graphs)
