@@ -50,6 +50,13 @@ class Shape:
         self.pairs: dict[int, Pair] = {}  # by the layer's number
 
 
+class Pool(NamedTuple):
+    """The memory that graphs share, in bytes."""
+
+    total: int
+    idle: int  # holds no tensor now; nothing but the graphs can use it
+
+
 class Recorder:
     """Records what is launched, on a stream of its own and into one memory for all graphs.
 
@@ -57,9 +64,9 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.stream, self.pool_id = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         self.recording = False
-        self.pool_bytes, self.recorded = 0, 0
+        self.recorded = 0
 
     def record(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         """Record what `work` launches without running it; its result lies in memory that each replay fills anew.
@@ -67,13 +74,12 @@ class Recorder:
         Raises: RuntimeError in one line if something in it cannot be recorded.
         """
         graph = torch.cuda.CUDAGraph()
-        before = torch.cuda.memory_reserved()
         self.stream.wait_stream(torch.cuda.current_stream())
         self.recording = True
         try:
             with torch.cuda.stream(self.stream):
                 # Other threads (of the loader, of NCCL) may use the device as they like.
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool=self.pool_id, capture_error_mode="thread_local")
                 result = work()
                 graph.capture_end()
         except torch.OutOfMemoryError:
@@ -86,11 +92,11 @@ class Recorder:
         finally:
             self.recording = False
         torch.cuda.current_stream().wait_stream(self.stream)
-        self.pool_bytes += torch.cuda.memory_reserved() - before
         self.recorded += 1
         return graph, result
 
-    def kept_bytes(self) -> int:
-        """Bytes of the graphs' memory that hold no tensor now: nothing else can use them."""
-        segments = [s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] == self.pool]
-        return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
+    def pool(self) -> "Pool":
+        """What the graphs' memory is now."""
+        segments = [s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] == self.pool_id]
+        total = sum(segment["total_size"] for segment in segments)
+        return Pool(total, total - sum(segment["allocated_size"] for segment in segments))

@@ -81,9 +81,9 @@ class LayerGraphs:
         """Release the graphs' memory, which nothing else can use, if a pass of another shape may not fit beside it."""
         if not self.shapes:
             return
-        held, largest = self.recorder.pool_bytes, max(size.numel() for (size, _), *_ in self.shapes)
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if free - held < held * elements / largest:
+        pool, largest = self.recorder.pool(), max(size.numel() for (size, _), *_ in self.shapes)
+        unused = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        if unused - pool.idle < pool.total * elements / largest:
             self.release()
 
     def _keep_gradients(self) -> None:

@@ -33,6 +33,6 @@ class PeakMemory:
         if recorder and (recorder, recorder.recorded) != self._recorded:
             self._most = max(self._most, torch.cuda.max_memory_allocated(self.device))
             torch.cuda.reset_peak_memory_stats(self.device)
-            self._recorded, self._kept = (recorder, recorder.recorded), recorder.kept_bytes()
+            self._recorded, self._kept = (recorder, recorder.recorded), recorder.pool().idle
         self._most = max(self._most, torch.cuda.max_memory_allocated(self.device) + self._kept)
         return self._most

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.training.graph_recorder import Inputs
 from qwen3llada.training.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
 from qwen3llada.training.peak_memory import PeakMemory
@@ -108,10 +109,32 @@ def test_memory_that_graphs_keep_is_part_of_the_peak(folder):
     peak = PeakMemory(torch.device("cuda"), graphs)
     for number in range(4):
         run(model, LONG, number)
-    assert peak.read() >= torch.cuda.memory_allocated() + graphs.recorder.kept_bytes()
-    assert 0 < graphs.recorder.kept_bytes() <= torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    pool = graphs.recorder.pool()
+    assert peak.read() >= torch.cuda.memory_allocated() + pool.idle
+    assert 0 < pool.idle <= torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    assert pool.idle < pool.total <= torch.cuda.memory_reserved()  # the gradients lie in it
     graphs.release()
-    assert graphs.recorder.kept_bytes() == 0
+    assert graphs.recorder.pool() == (0, 0)
+
+
+def test_graphs_make_way_for_a_pass_that_does_not_fit_beside_them(folder, monkeypatch):
+    model, graphs = load(folder, graphed=True)
+    for number in range(4):
+        run(model, LONG, number)
+    needed = graphs.recorder.pool().total * SHORT[1] // LONG[1]
+
+    hidden = torch.zeros(*SHORT, 64, device="cuda", requires_grad=True)
+
+    def begin_beside(free):
+        """Begin a pass where the device has `free` bytes that the graphs do not keep."""
+        beside = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - graphs.recorder.pool().idle
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free - beside, 0))
+        graphs.begin(hidden, Inputs(*torch.zeros(2, 1), None))
+
+    begin_beside(needed)
+    assert len(graphs.shapes) == 1
+    begin_beside(needed - 1)
+    assert not graphs.shapes
 
 
 def test_gradients_are_written_where_ddp_sends_them_from(folder):

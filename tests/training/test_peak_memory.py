@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from qwen3llada.training.graph_recorder import Recorder
+from qwen3llada.training.graph_recorder import Pool, Recorder
 from qwen3llada.training.peak_memory import PeakMemory
 
 
@@ -31,10 +31,10 @@ class Graphs:
 
     def record(self, kept):
         self.recorder.recorded += 1
-        self.recorder.kept += kept
+        self.recorder.idle += kept
 
     def release(self):
-        self.recorder = SimpleNamespace(recorded=0, kept=0, kept_bytes=lambda: self.recorder.kept)
+        self.recorder = SimpleNamespace(recorded=0, idle=0, pool=lambda: Pool(total=0, idle=self.recorder.idle))
 
 
 def test_what_graphs_keep_is_added_as_long_as_they_are_there(monkeypatch):
@@ -73,7 +73,7 @@ def test_on_a_cpu_it_is_that_of_the_process():
     assert peak.read() >= taken.nbytes
 
 
-def test_kept_is_what_is_free_in_the_graphs_own_pool(monkeypatch):
+def test_the_pool_is_the_graphs_own(monkeypatch):
     segments = [
         {
             "segment_pool_id": (0, 0),
@@ -87,4 +87,4 @@ def test_kept_is_what_is_free_in_the_graphs_own_pool(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 3))
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
-    assert Recorder().kept_bytes() == 170
+    assert Recorder().pool() == Pool(total=570, idle=170)
