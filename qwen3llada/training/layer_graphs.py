@@ -9,6 +9,7 @@ outputs to each other without copies: a layer's output is the memory that the ne
 """
 
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from qwen3llada.training.graph_recorder import Inputs, Pair, Recorded, Recorder, Shape
-from qwen3llada.training.reduction import GradientPlaces
+from qwen3llada.training.reduction import GradientSum
 
 # A shape is recorded when it comes for this time: all is compiled then, and the libraries have what they keep.
 RECORDED_AT = 3
@@ -33,12 +34,12 @@ class LayerGraphs:
 
     Args:
         layers: of the body, in the order in which they are called, without dropout.
-        places: where the graphs write the parameters' gradients; nothing is recorded while it is empty. None lets them
-            have memory of their own.
+        reduction: which tells where the graphs write the parameters' gradients; nothing is recorded before it knows.
+            None lets them have memory of their own.
     """
 
-    def __init__(self, layers: nn.ModuleList, places: GradientPlaces | None = None):
-        self.recorder, self.places = Recorder(), places
+    def __init__(self, layers: nn.ModuleList, reduction: GradientSum | None = None):
+        self.recorder, self.reduction = Recorder(), reduction
         self.shapes: dict[Any, Shape] = {}
         self.replayed: Shape | None = None  # in the pass that is under way
         self.awaits_backward = False
@@ -60,7 +61,7 @@ class LayerGraphs:
             for mine, given in zip(shape.inputs, inputs, strict=True):
                 if mine is not None:
                     mine.copy_(given)
-        elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES or self.places == {}:
+        elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES or not self._places_known():
             self._make_room(hidden.numel())
             return
         else:
@@ -76,6 +77,9 @@ class LayerGraphs:
             layer.gradients = None
         self.recorder = Recorder()
         torch.cuda.empty_cache()
+
+    def _places_known(self) -> bool:
+        return self.reduction is None or bool(self.reduction.places)
 
     def _make_room(self, elements: int) -> None:
         """Release the graphs' memory, which nothing else can use, if a pass of another shape may not fit beside it."""
@@ -150,8 +154,9 @@ class GraphedLayer:
         after = shape.pairs.get(self.number + 1)
         handed_over = after and after.backward and grad_output.data_ptr() == after.backward.result.data_ptr()
         given = grad_output.detach() if handed_over else grad_output.clone()
-        if self.graphs.places is not None:
-            self.gradients = [self.graphs.places[parameter] for parameter in self.parameters]
+        reduction = self.graphs.reduction
+        if reduction is not None:
+            self.gradients = [reduction.places[parameter] for parameter in self.parameters]
 
         def work() -> tuple[Tensor, list[Tensor]]:
             inputs = (pair.forward.given, *pair.parameters)
@@ -161,7 +166,8 @@ class GraphedLayer:
             torch._foreach_copy_(self.gradients, gradients)
             return grad_hidden, self.gradients
 
-        graph, (grad_hidden, self.gradients) = self.graphs.recorder.record(work)
+        with nullcontext() if reduction is None else reduction.beside():
+            graph, (grad_hidden, self.gradients) = self.graphs.recorder.record(work)
         pair.forward.result, pair.parameters = pair.forward.result.detach(), []
         return Recorded(graph, given, grad_hidden)
 

@@ -1,33 +1,76 @@
-"""How DDP's processes add up their gradients, and where in memory."""
+"""How DDP's processes add up their gradients: where these lie in memory, and what of a card the sums take."""
 
-from typing import TypeAlias
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-GradientPlaces: TypeAlias = dict[nn.Parameter, Tensor]
+# Matrix products work on a power of two of tiles at a time and leave 4 of an H100's or H200's multiprocessors idle.
+HOPPER_MULTIPROCESSORS, SPARED = 132, 4
+# Tokens of a micro-batch whose backward pass is long enough for sums on so few. Both grow with the model's size.
+ENOUGH_TOKENS = 16_384
 
 
-def sum_gradients(wrapped: DistributedDataParallel) -> GradientPlaces:
-    """Let DDP sum gradients over processes; by itself it averages, which scales each gradient in a pass of its own.
+class GradientSum:
+    """Lets DDP sum gradients over processes; by itself it averages, which scales each gradient in a pass of its own.
 
-    Must come before the first backward pass, once.
-
-    Returns: for each parameter, where DDP wants its gradient: part of a bucket that is sent as a whole. What computes
-        the gradient there saves copying it. Empty until the second reduction; DDP arranges its buckets after the first.
+    Must be made before the first backward pass, once.
     """
-    places: GradientPlaces = {}
-    arranged = False
 
-    def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        nonlocal arranged
-        if arranged and bucket.parameters()[0] not in places:
-            places.update(zip(bucket.parameters(), bucket.gradients(), strict=True))
-        arranged = arranged or bucket.is_last()
-        work = dist.all_reduce(bucket.buffer(), async_op=True)
+    def __init__(self, wrapped: DistributedDataParallel):
+        self.places: dict[nn.Parameter, Tensor] = {}
+        """For each parameter, where DDP wants its gradient: part of a bucket that is sent as a whole. What computes the
+        gradient there saves copying it. Empty until the second reduction; DDP arranges its buckets after the first."""
+        self.narrow: dist.ProcessGroup | None = None  # for what is summed beside the backward pass; None: as the rest
+        self._arranged = False
+        wrapped.register_comm_hook(None, self._reduce)
+
+    def share_processors(self) -> bool:
+        """Sum on few multiprocessors while the backward pass goes on, and let its products leave these out.
+
+        A product is launched for all multiprocessors; where a sum holds some, it takes two rounds, which is twice as
+        long. Done on the cards and between the processes that it was measured on, H100s and H200s of one host. All
+        processes must call it.
+
+        Returns: whether it is done.
+        """
+        one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(dist.get_world_size())
+        multiprocessors = torch.cuda.get_device_properties().multi_processor_count
+        known = hasattr(torch._C, "_set_sm_carveout_experimental")
+        if not (one_host and known and multiprocessors == HOPPER_MULTIPROCESSORS):
+            return False
+        options = dist.ProcessGroupNCCL.Options()
+        options.config.min_ctas = options.config.max_ctas = SPARED  # a thread block holds a multiprocessor
+        self.narrow = dist.new_group(backend="nccl", pg_options=options)
+        with warnings.catch_warnings(action="ignore"), self.beside():
+            pass  # torch says once that these settings are experimental
+        return True
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Products that are launched or recorded in here leave `SPARED` multiprocessors, if processors are shared."""
+        if self.narrow is None:
+            yield
+            return
+        before = torch.backends.cuda.preferred_blas_library()
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        torch._C._set_sm_carveout_experimental(SPARED)  # cuBLASLt's alone
+        try:
+            yield
+        finally:
+            torch._C._set_sm_carveout_experimental(None)
+            torch.backends.cuda.preferred_blas_library(before)
+
+    def _reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        if self._arranged and bucket.parameters()[0] not in self.places:
+            self.places.update(zip(bucket.parameters(), bucket.gradients(), strict=True))
+        self._arranged = self._arranged or bucket.is_last()
+        # Nothing is computed beside the last one.
+        group = None if bucket.is_last() else self.narrow
+        work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
         return work.get_future().then(lambda future: future.value()[0])
-
-    wrapped.register_comm_hook(None, reduce)
-    return places

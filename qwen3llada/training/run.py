@@ -58,7 +58,7 @@ class Run:
 
     @property
     def averaged_over(self) -> int:
-        """What gradients are divided by as processes reduce them: FSDP2 averages, DDP sums (`sum_gradients`)."""
+        """What gradients are divided by as processes reduce them: FSDP2 averages, DDP sums (`GradientSum`)."""
         return self.accelerator.num_processes if self.accelerator.is_fsdp2 else 1
 
     @property

@@ -21,7 +21,7 @@ from qwen3llada.training.flops import FlopCounter, flop_counter
 from qwen3llada.training.memory import MemoryEstimate, estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
-from qwen3llada.training.reduction import sum_gradients
+from qwen3llada.training.reduction import GradientSum
 from qwen3llada.training.run import Run
 from qwen3llada.training.saving import restore
 from qwen3llada.training.setup import compile_layers, graph_layers, load_model, make_accelerator
@@ -152,6 +152,6 @@ def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Pr
         objective.to(accelerator.device)
     optimizer, name = build_optimizer(objective, params.optim)
     objective, prepared = accelerator.prepare(objective, optimizer)
-    places = sum_gradients(objective) if isinstance(objective, DistributedDataParallel) else None
-    graphs = graph_layers(model, params, accelerator, places) if compiled else None
+    reduction = GradientSum(objective) if isinstance(objective, DistributedDataParallel) else None
+    graphs = graph_layers(model, params, accelerator, reduction) if compiled else None
     return _Prepared(objective, prepared, name, compiled, graphs)

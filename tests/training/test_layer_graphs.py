@@ -15,7 +15,7 @@ from qwen3llada.training.graph_recorder import Inputs
 from qwen3llada.training.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
 from qwen3llada.training.peak_memory import PeakMemory
-from qwen3llada.training.reduction import sum_gradients
+from qwen3llada.training.reduction import GradientSum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONG, SHORT, PADDED = (3, 16), (3, 8), (3, 12)
@@ -137,7 +137,8 @@ def test_graphs_make_way_for_a_pass_that_does_not_fit_beside_them(folder, monkey
     assert not graphs.shapes
 
 
-def test_gradients_are_written_where_ddp_sends_them_from(folder):
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, shared):
     plain, _ = load(folder, graphed=False)
     graphed, _ = load(folder, graphed=False)
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
@@ -145,8 +146,11 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder):
         wrapped = DistributedDataParallel(
             graphed.model, device_ids=[0], gradient_as_bucket_view=True, bucket_cap_mb=0.01
         )
-        places = sum_gradients(wrapped)
-        graphs = LayerGraphs(graphed.model.layers, places)
+        reduction = GradientSum(wrapped)
+        if shared:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+            assert reduction.share_processors() or torch.cuda.get_device_properties().multi_processor_count != 132
+        graphs = LayerGraphs(graphed.model.layers, reduction)
         for number, shape in enumerate([LONG, SHORT, LONG, LONG] * 4):
             early = number < 4  # nothing is reduced, so DDP has told no places yet
             with wrapped.no_sync() if early or number % 2 else nullcontext():
@@ -160,7 +164,7 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder):
         run(wrapped, SHORT, 0)
         for layer in graphed.model.layers:
             for parameter in layer.parameters():
-                assert parameter.grad.data_ptr() == places[parameter].data_ptr()
+                assert parameter.grad.data_ptr() == reduction.places[parameter].data_ptr()
     finally:
         dist.destroy_process_group()
 

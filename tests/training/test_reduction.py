@@ -1,12 +1,15 @@
 """Summing gradients over processes, against the sum of what each has; in processes of their own, which may not fork."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from runs import free_port, run_together
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qwen3llada.training.reduction import sum_gradients
+from qwen3llada.training.reduction import SPARED, GradientSum
 
 PROCESSES, FEATURES, STEPS = 2, 3, 5
 
@@ -36,18 +39,24 @@ class Model(nn.Module):
         return self.plain(Direct.apply(self.direct, x, self.places.get(self.direct))).sum()
 
 
-def test_gradients_are_summed_and_may_be_computed_where_they_are_sent_from():
-    run_together(PROCESSES, check_process, free_port())
+@pytest.mark.parametrize("shared", [False, True], ids=["one group", "a group for all buckets but the last"])
+def test_gradients_are_summed_and_may_be_computed_where_they_are_sent_from(shared):
+    run_together(PROCESSES, check_process, free_port(), shared)
 
 
-def check_process(rank, port):
+def check_process(rank, port, shared):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
     torch.manual_seed(0)
     model, alone = Model(), Model()
     alone.load_state_dict(model.state_dict())
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1e-5)
-    places = sum_gradients(wrapped)
+    reduction = GradientSum(wrapped)
+    places, groups = reduction.places, []
+    reduction.narrow = dist.new_group() if shared else None
+    all_reduce = dist.all_reduce
+    dist.all_reduce = lambda *args, **named: (groups.append(named["group"]), all_reduce(*args, **named))[1]
     for number in range(STEPS):
+        groups.clear()
         given = [torch.randn(4, FEATURES) for _ in range(PROCESSES)]
         accumulated = number % 2 == 1
         if accumulated:
@@ -58,6 +67,8 @@ def check_process(rank, port):
         ((1 + accumulated) * sum(alone(x) for x in given)).backward()
         for (name, mine), single in zip(model.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, single.grad, msg=f"step {number}, {name}")
+        assert groups == [reduction.narrow] * (len(groups) - 1) + [None]
+        assert len(groups) > 1 or number == 0  # DDP's first arrangement is of buckets of 1 MB
         if model.places:
             assert model.direct.grad.data_ptr() == places[model.direct].data_ptr()
         model.zero_grad(), alone.zero_grad()
@@ -65,3 +76,45 @@ def check_process(rank, port):
         model.places = places
     assert not torch.equal(given[0], given[1])
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Two processes on one host's H100s, as far as they are asked."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(dist, "new_group", lambda backend, pg_options: pg_options.config.max_ctas)
+    return monkeypatch
+
+
+def reduction():
+    return GradientSum(SimpleNamespace(register_comm_hook=lambda state, hook: None))
+
+
+def test_products_leave_the_multiprocessors_that_sums_take_and_no_others_do(hopper):
+    settings = torch._C._get_sm_carveout_experimental, torch.backends.cuda.preferred_blas_library
+    before = [read() for read in settings]
+    sums = reduction()
+    with sums.beside():
+        assert [read() for read in settings] == before
+    assert sums.share_processors()
+    assert sums.narrow == SPARED
+    with sums.beside():
+        assert [read() for read in settings] == [SPARED, torch._C._BlasBackend.Cublaslt]
+    assert [read() for read in settings] == before
+
+
+@pytest.mark.parametrize("elsewhere", ["another card", "several hosts", "not by torchrun", "another torch"])
+def test_processors_are_shared_only_where_that_was_measured(hopper, elsewhere):
+    if elsewhere == "another card":
+        hopper.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(multi_processor_count=108))
+    elif elsewhere == "several hosts":
+        hopper.setattr(dist, "get_world_size", lambda: 4)
+    elif elsewhere == "not by torchrun":
+        hopper.delenv("LOCAL_WORLD_SIZE")
+    else:
+        hopper.delattr(torch._C, "_set_sm_carveout_experimental")
+    sums = reduction()
+    assert not sums.share_processors()
+    assert sums.narrow is None
