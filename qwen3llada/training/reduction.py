@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 # Matrix products work on a power of two of tiles at a time and leave 4 of an H100's or H200's multiprocessors idle.
 HOPPER_MULTIPROCESSORS, SPARED = 132, 4
-# Tokens of a micro-batch whose backward pass is long enough for sums on so few. Both grow with the model's size.
+# Tokens of a micro-batch whose backward pass is longer than sums on so few: some 5,000 by reckoning, whatever the
+# model's size; this many were measured.
 ENOUGH_TOKENS = 16_384
 
 
@@ -34,8 +35,8 @@ class GradientSum:
         """Sum on few multiprocessors while the backward pass goes on, and let its products leave these out.
 
         A product is launched for all multiprocessors; where a sum holds some, it takes two rounds, which is twice as
-        long. Done on the cards and between the processes that it was measured on, H100s and H200s of one host. All
-        processes must call it.
+        long. Done where it was measured, on H100s of one host, or H200s, which have as many. All processes must call
+        it.
 
         Returns: whether it is done.
         """

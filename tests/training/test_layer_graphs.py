@@ -61,9 +61,11 @@ def run(model, shape, number):
     return hidden.detach().clone()
 
 
-def assert_same_gradients(one, other):
+def assert_same_gradients(one, other, tolerance=0.0):
+    """Within `tolerance` of each parameter's largest gradient."""
     for (name, parameter), twin in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(parameter.grad, twin.grad), name
+        allowed = tolerance * float(twin.grad.abs().max())
+        torch.testing.assert_close(parameter.grad, twin.grad, rtol=0, atol=allowed, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_outputs_and_gradients_are_the_same_bits_in_any_order_of_shapes(folder):
@@ -139,6 +141,7 @@ def test_graphs_make_way_for_a_pass_that_does_not_fit_beside_them(folder, monkey
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, shared):
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", False)  # as in training
     plain, _ = load(folder, graphed=False)
     graphed, _ = load(folder, graphed=False)
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
@@ -158,7 +161,8 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, sh
             assert not (early and graphs.shapes), "the place of a gradient is not known before the second reduction"
             if early or number % 2:
                 continue  # the next batch adds to these
-            assert_same_gradients(graphed, plain)
+            # Products that leave multiprocessors out may add up in another order.
+            assert_same_gradients(graphed, plain, tolerance=1e-5 if shared else 0.0)
             plain.zero_grad(), graphed.zero_grad()
         assert len(graphs.shapes) == 2
         run(wrapped, SHORT, 0)
