@@ -95,7 +95,7 @@ class Recorder:
         self.recorded += 1
         return graph, result
 
-    def pool(self) -> "Pool":
+    def pool(self) -> Pool:
         """What the graphs' memory is now."""
         segments = [s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] == self.pool_id]
         total = sum(segment["total_size"] for segment in segments)

@@ -166,7 +166,7 @@ class GraphedLayer:
             torch._foreach_copy_(self.gradients, gradients)
             return grad_hidden, self.gradients
 
-        with nullcontext() if reduction is None else reduction.beside():
+        with nullcontext() if reduction is None else reduction.sparing_processors():
             graph, (grad_hidden, self.gradients) = self.graphs.recorder.record(work)
         pair.forward.result, pair.parameters = pair.forward.result.detach(), []
         return Recorded(graph, given, grad_hidden)

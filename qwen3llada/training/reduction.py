@@ -27,35 +27,39 @@ class GradientSum:
         self.places: dict[nn.Parameter, Tensor] = {}
         """For each parameter, where DDP wants its gradient: part of a bucket that is sent as a whole. What computes the
         gradient there saves copying it. Empty until the second reduction; DDP arranges its buckets after the first."""
-        self.narrow: dist.ProcessGroup | None = None  # for what is summed beside the backward pass; None: as the rest
+        self.narrow_group: dist.ProcessGroup | None = None  # for sums beside the backward pass
         self._arranged = False
         wrapped.register_comm_hook(None, self._reduce)
 
-    def share_processors(self) -> bool:
+    def share_processors(self, tokens: int) -> bool:
         """Sum on few multiprocessors while the backward pass goes on, and let its products leave these out.
 
         A product is launched for all multiprocessors; where a sum holds some, it takes two rounds, which is twice as
         long. Done where it was measured, on H100s of one host, or H200s, which have as many. All processes must call
         it.
 
+        Args:
+            tokens: of a micro-batch.
+
         Returns: whether it is done.
         """
         one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(dist.get_world_size())
         multiprocessors = torch.cuda.get_device_properties().multi_processor_count
         known = hasattr(torch._C, "_set_sm_carveout_experimental")
-        if not (one_host and known and multiprocessors == HOPPER_MULTIPROCESSORS):
+        measured = tokens >= ENOUGH_TOKENS and one_host and multiprocessors == HOPPER_MULTIPROCESSORS
+        if not (measured and known):
             return False
         options = dist.ProcessGroupNCCL.Options()
         options.config.min_ctas = options.config.max_ctas = SPARED  # a thread block holds a multiprocessor
-        self.narrow = dist.new_group(backend="nccl", pg_options=options)
-        with warnings.catch_warnings(action="ignore"), self.beside():
+        self.narrow_group = dist.new_group(backend="nccl", pg_options=options)
+        with warnings.catch_warnings(action="ignore"), self.sparing_processors():
             pass  # torch says once that these settings are experimental
         return True
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def sparing_processors(self) -> Iterator[None]:
         """Products that are launched or recorded in here leave `SPARED` multiprocessors, if processors are shared."""
-        if self.narrow is None:
+        if self.narrow_group is None:
             yield
             return
         before = torch.backends.cuda.preferred_blas_library()
@@ -72,6 +76,6 @@ class GradientSum:
             self.places.update(zip(bucket.parameters(), bucket.gradients(), strict=True))
         self._arranged = self._arranged or bucket.is_last()
         # Nothing is computed beside the last one.
-        group = None if bucket.is_last() else self.narrow
+        group = None if bucket.is_last() else self.narrow_group
         work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
         return work.get_future().then(lambda future: future.value()[0])

@@ -9,12 +9,12 @@ import torch
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.params import TrainParams
-from qwen3llada.training.reduction import ENOUGH_TOKENS, GradientSum
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from qwen3llada.training.layer_graphs import LayerGraphs
+    from qwen3llada.training.reduction import GradientSum
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -100,7 +100,7 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
 
 
 def graph_layers(
-    model: Any, params: TrainParams, accelerator: "Accelerator", reduction: GradientSum | None
+    model: Any, params: TrainParams, accelerator: "Accelerator", reduction: "GradientSum | None"
 ) -> "LayerGraphs | None":
     """CUDA graphs of the compiled layers, where all that is needed for them is so; they are recorded in the steps."""
     whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
@@ -109,8 +109,8 @@ def graph_layers(
         return None
     from qwen3llada.training.layer_graphs import LayerGraphs
 
-    if reduction is not None and params.micro_batch_size * params.max_length >= ENOUGH_TOKENS:
-        reduction.share_processors()
+    if reduction is not None:
+        reduction.share_processors(params.micro_batch_size * params.max_length)
     return LayerGraphs(model.model.layers, reduction)
 
 

@@ -15,7 +15,7 @@ from qwen3llada.training.graph_recorder import Inputs
 from qwen3llada.training.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
 from qwen3llada.training.peak_memory import PeakMemory
-from qwen3llada.training.reduction import GradientSum
+from qwen3llada.training.reduction import ENOUGH_TOKENS, HOPPER_MULTIPROCESSORS, GradientSum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONG, SHORT, PADDED = (3, 16), (3, 8), (3, 12)
@@ -152,7 +152,8 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, sh
         reduction = GradientSum(wrapped)
         if shared:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-            assert reduction.share_processors() or torch.cuda.get_device_properties().multi_processor_count != 132
+            hopper = torch.cuda.get_device_properties().multi_processor_count == HOPPER_MULTIPROCESSORS
+            assert reduction.share_processors(ENOUGH_TOKENS) == hopper
         graphs = LayerGraphs(graphed.model.layers, reduction)
         for number, shape in enumerate([LONG, SHORT, LONG, LONG] * 4):
             early = number < 4  # nothing is reduced, so DDP has told no places yet

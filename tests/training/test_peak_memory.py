@@ -74,17 +74,14 @@ def test_on_a_cpu_it_is_that_of_the_process():
 
 
 def test_the_pool_is_the_graphs_own(monkeypatch):
+    own, cached, samplers = (0, 3), (0, 0), (0, 4)
     segments = [
-        {
-            "segment_pool_id": (0, 0),
-            "total_size": 1000,
-            "allocated_size": 1,
-        },  # the allocator's cache: others may use it
-        {"segment_pool_id": (0, 3), "total_size": 500, "allocated_size": 400},
-        {"segment_pool_id": (0, 3), "total_size": 70, "allocated_size": 0},
-        {"segment_pool_id": (0, 4), "total_size": 50, "allocated_size": 0},  # the sampler's graphs
+        {"segment_pool_id": cached, "total_size": 1000, "allocated_size": 1},
+        {"segment_pool_id": own, "total_size": 500, "allocated_size": 400},
+        {"segment_pool_id": own, "total_size": 70, "allocated_size": 0},
+        {"segment_pool_id": samplers, "total_size": 50, "allocated_size": 0},
     ]
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 3))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: own)
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     assert Recorder().pool() == Pool(total=570, idle=170)

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qwen3llada.training.reduction import SPARED, GradientSum
+from qwen3llada.training.reduction import ENOUGH_TOKENS, SPARED, GradientSum
 
 PROCESSES, FEATURES, STEPS = 2, 3, 5
 
@@ -52,7 +52,7 @@ def check_process(rank, port, shared):
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=1e-5)
     reduction = GradientSum(wrapped)
     places, groups = reduction.places, []
-    reduction.narrow = dist.new_group() if shared else None
+    reduction.narrow_group = dist.new_group() if shared else None
     all_reduce = dist.all_reduce
     dist.all_reduce = lambda *args, **named: (groups.append(named["group"]), all_reduce(*args, **named))[1]
     for number in range(STEPS):
@@ -67,7 +67,7 @@ def check_process(rank, port, shared):
         ((1 + accumulated) * sum(alone(x) for x in given)).backward()
         for (name, mine), single in zip(model.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, single.grad, msg=f"step {number}, {name}")
-        assert groups == [reduction.narrow] * (len(groups) - 1) + [None]
+        assert groups == [reduction.narrow_group] * (len(groups) - 1) + [None]
         assert len(groups) > 1 or number == 0  # DDP's first arrangement is of buckets of 1 MB
         if model.places:
             assert model.direct.grad.data_ptr() == places[model.direct].data_ptr()
@@ -96,16 +96,18 @@ def test_products_leave_the_multiprocessors_that_sums_take_and_no_others_do(hopp
     settings = torch._C._get_sm_carveout_experimental, torch.backends.cuda.preferred_blas_library
     before = [read() for read in settings]
     sums = reduction()
-    with sums.beside():
+    with sums.sparing_processors():
         assert [read() for read in settings] == before
-    assert sums.share_processors()
-    assert sums.narrow == SPARED
-    with sums.beside():
+    assert sums.share_processors(ENOUGH_TOKENS)
+    assert sums.narrow_group == SPARED
+    with sums.sparing_processors():
         assert [read() for read in settings] == [SPARED, torch._C._BlasBackend.Cublaslt]
     assert [read() for read in settings] == before
 
 
-@pytest.mark.parametrize("elsewhere", ["another card", "several hosts", "not by torchrun", "another torch"])
+@pytest.mark.parametrize(
+    "elsewhere", ["another card", "several hosts", "not by torchrun", "another torch", "small batches"]
+)
 def test_processors_are_shared_only_where_that_was_measured(hopper, elsewhere):
     if elsewhere == "another card":
         hopper.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(multi_processor_count=108))
@@ -113,8 +115,8 @@ def test_processors_are_shared_only_where_that_was_measured(hopper, elsewhere):
         hopper.setattr(dist, "get_world_size", lambda: 4)
     elif elsewhere == "not by torchrun":
         hopper.delenv("LOCAL_WORLD_SIZE")
-    else:
+    elif elsewhere == "another torch":
         hopper.delattr(torch._C, "_set_sm_carveout_experimental")
     sums = reduction()
-    assert not sums.share_processors()
-    assert sums.narrow is None
+    assert not sums.share_processors(ENOUGH_TOKENS - (elsewhere == "small batches"))
+    assert sums.narrow_group is None

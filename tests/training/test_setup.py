@@ -1,7 +1,9 @@
 """How layers are compiled: in processes of their own, since the compiler starts threads, and other tests fork."""
 
 from functools import partial
+from types import SimpleNamespace
 
+import pytest
 import torch
 from runs import changed, start_process
 from torch import distributed as dist
@@ -9,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
-from qwen3llada.training.setup import compile_layers
+from qwen3llada.training.layer_graphs import LayerGraphs
+from qwen3llada.training.setup import compile_layers, graph_layers
 
 
 def in_a_process(work, *args):
@@ -65,3 +68,29 @@ def compile_many_shapes(params):
                 for padded in (False, True):
                     run(objective, rows, length, padded=padded)
     assert len(graphs) > 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "graphed"),
+    [
+        ({}, True),
+        ({"cuda_graphs": "never"}, False),
+        ({"gradient_checkpointing": True}, False),
+        ({"adapter": {"method": "lora"}}, False),
+    ],
+)
+def test_layers_are_graphed_where_they_can_be_and_share_the_card_with_the_sums(
+    pretraining, monkeypatch, changes, graphed
+):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    params = changed(pretraining, micro_batch_size=3, max_length=16, **changes)
+    model = Qwen3LLadaForMaskedLM.from_pretrained(params.model)
+    accelerator, tokens = SimpleNamespace(is_fsdp2=False, device=torch.device("cuda")), []
+    reduction = SimpleNamespace(share_processors=tokens.append)
+    graphs = graph_layers(model, params, accelerator, reduction)
+    assert isinstance(graphs, LayerGraphs) == graphed
+    assert tokens == [48] * graphed
+    if graphed:
+        assert graphs.reduction is reduction
+        assert [layer.forward for layer in model.model.layers] == graphs.layers
