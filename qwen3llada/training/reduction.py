@@ -1,7 +1,6 @@
 """How DDP's processes add up their gradients: where these lie in memory, and what of a card the sums take."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,13 +51,14 @@ class GradientSum:
         options = dist.ProcessGroupNCCL.Options()
         options.config.min_ctas = options.config.max_ctas = SPARED  # a thread block holds a multiprocessor
         self.narrow_group = dist.new_group(backend="nccl", pg_options=options)
-        with warnings.catch_warnings(action="ignore"), self.sparing_processors():
-            pass  # torch says once that these settings are experimental
         return True
 
     @contextmanager
     def sparing_processors(self) -> Iterator[None]:
-        """Products that are launched or recorded in here leave `SPARED` multiprocessors, if processors are shared."""
+        """Products that are launched or recorded in here leave `SPARED` multiprocessors, if processors are shared.
+
+        Torch warns of these settings once, from C++, where Python's filters do not reach.
+        """
         if self.narrow_group is None:
             yield
             return
