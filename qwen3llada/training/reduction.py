@@ -57,7 +57,7 @@ class GradientSum:
     def sparing_processors(self) -> Iterator[None]:
         """Products that are launched or recorded in here leave `SPARED` multiprocessors, if processors are shared.
 
-        Torch warns of these settings once, from C++, where Python's filters do not reach.
+        Torch warns once that these settings are experimental.
         """
         if self.narrow_group is None:
             yield
