@@ -1,5 +1,6 @@
 """Layers replayed as CUDA graphs against the same layers run as they are: the same bits."""
 
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -15,7 +16,7 @@ from qwen3llada.training.graph_recorder import Inputs
 from qwen3llada.training.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
 from qwen3llada.training.peak_memory import PeakMemory
-from qwen3llada.training.reduction import ENOUGH_TOKENS, HOPPER_MULTIPROCESSORS, GradientSum
+from qwen3llada.training.reduction import ENOUGH_TOKENS, HOPPER_MULTIPROCESSORS, SPARED, GradientSum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONG, SHORT, PADDED = (3, 16), (3, 8), (3, 12)
@@ -149,12 +150,16 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, sh
         wrapped = DistributedDataParallel(
             graphed.model, device_ids=[0], gradient_as_bucket_view=True, bucket_cap_mb=0.01
         )
-        reduction = GradientSum(wrapped)
+        reduction, left_out = GradientSum(wrapped), None
         if shared:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
             hopper = torch.cuda.get_device_properties().multi_processor_count == HOPPER_MULTIPROCESSORS
             assert reduction.share_processors(ENOUGH_TOKENS) == hopper
+            left_out = SPARED if hopper else None
         graphs = LayerGraphs(graphed.model.layers, reduction)
+        seen, record = Counter(), graphs.recorder.record
+        carved_out = torch._C._get_sm_carveout_experimental
+        graphs.recorder.record = lambda work: (seen.update([carved_out()]), record(work))[1]
         for number, shape in enumerate([LONG, SHORT, LONG, LONG] * 4):
             early = number < 4  # nothing is reduced, so DDP has told no places yet
             with wrapped.no_sync() if early or number % 2 else nullcontext():
@@ -166,6 +171,8 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, sh
             assert_same_gradients(graphed, plain, tolerance=1e-5 if shared else 0.0)
             plain.zero_grad(), graphed.zero_grad()
         assert len(graphs.shapes) == 2
+        passes = 2 * len(graphs.layers)
+        assert seen == Counter([None] * passes + [left_out] * passes), "backward passes, and no others, leave some out"
         run(wrapped, SHORT, 0)
         for layer in graphed.model.layers:
             for parameter in layer.parameters():
