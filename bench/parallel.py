@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--steps", type=int, default=240)
     args = parser.parse_args()
+    if args.steps < 2:
+        parser.error(f"--steps {args.steps} must be 2 or more: the second half is timed")
     if args.prepare:
         config = QWEN3_0_6B if DEVICE.type == "cuda" else TINY
         write_model(args.folder, config)
@@ -71,14 +73,14 @@ def train(args: argparse.Namespace) -> None:
     )
     run, stop = start(params, seed=0, template="plain"), StopRequest()
     monitor, losses, began, ended = Monitor(run, stop), [], 0.0, 0.0
-    warm = args.steps // 2
+    half = args.steps // 2
     for result in training_steps(run, stop):
         monitor.take(result)
         losses.append(result)
-        if result.step in (warm, args.steps):  # before the loader's processes end
+        if result.step in (half, args.steps):  # before the loader's processes end
             monitor.flush()
             began, ended = ended, time.perf_counter()
-    seconds = (ended - began) / (args.steps - warm)
+    seconds = (ended - began) / (args.steps - half)
     values = [result.read().loss for result in losses]
     tokens = losses[-1].tokens
     peak = monitor.peak_memory.read() / GIB
