@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qwen3llada.errors import InputError
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -127,9 +129,9 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+        raise InputError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
@@ -154,7 +156,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}: line {number} is not JSON: {error.msg}") from error
+                    raise InputError(f"{path}: line {number} is not JSON: {error.msg}") from error
 
     return values()
 

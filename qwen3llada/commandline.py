@@ -11,10 +11,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from qwen3llada.errors import InputError
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class ParamsError(ValueError):
+class ParamsError(InputError):
     """A parameter is unknown, of a wrong type, out of range, or contradicts another. The text is one line."""
 
 

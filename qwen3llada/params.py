@@ -22,6 +22,7 @@ from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, v
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.validation import ValidateParams
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.eval_loss import EvalLossParams
 from qwen3llada.evaluation.report import ReportParams
 from qwen3llada.modeling.convert import ConvertParams
@@ -146,7 +147,7 @@ def run(
         sys.exit(_complain(error, 2))
     try:
         main(params) if request is None else main(params, asked)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(_complain(error, 1))
     sys.exit(0)
 

@@ -8,7 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # From the outermost layer to the innermost. A layer may import itself and those after it.
-LAYERS = ["stages", "training", "evaluation", "sampling", "corpus", "modeling", "diffusion", "artifacts", "section"]
+LAYERS = [
+    "stages",
+    "training",
+    "evaluation",
+    "sampling",
+    "corpus",
+    "modeling",
+    "diffusion",
+    "artifacts",
+    "section",
+    "errors",
+]
 MODULES = sorted(p for top in ("qwen3llada", "stages", "flows") for p in (ROOT / top).rglob("*.py"))
 # What trust_remote_code copies beside a checkpoint: there the package may not be installed.
 STANDALONE = {"configuration_qwen3llada", "modeling_qwen3llada"}

@@ -7,6 +7,7 @@ from typing import Any
 from qwen3llada.artifacts import read_json
 from qwen3llada.corpus.conversations import control_tokens
 from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.errors import InputError
 
 
 def load_backend(folder: str | Path) -> tuple[Any, set[str]]:
@@ -24,7 +25,7 @@ def load_backend(folder: str | Path) -> tuple[Any, set[str]]:
     try:
         backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no other class
-        raise ValueError(f"{file}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{file}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
     named = [value for key, value in read_json(settings).items() if key.endswith("_token")]
     named += [value for key, value in read_json(settings).items() if key.endswith("_special_tokens") and value]
     texts = {text for value in named for text in _contents(value)}

@@ -15,6 +15,7 @@ from qwen3llada.corpus.collate import AnswerPadding, Collator
 from qwen3llada.corpus.samples import Sample, TokenDataset, TokenStream
 from qwen3llada.corpus.steps import Layout, StepPlan, epoch_order, step_plan, steps_per_epoch
 from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,10 +102,10 @@ def make_loader(
         numbers = None
     else:
         if cursors is not None:
-            raise ValueError("cursors must be None for a dataset with random access")
+            raise InputError("cursors must be None for a dataset with random access")
         plan = step_plan(source.lengths, seed=seed, epoch=epoch, step_size=layout.step_size, bucket=bucket)
         if not 0 <= start_step <= len(plan):
-            raise ValueError(f"{start_step=} must be in [0, {len(plan)}], the steps of an epoch")
+            raise InputError(f"{start_step=} must be in [0, {len(plan)}], the steps of an epoch")
         batches = MicroBatches(dataset=source, plan=plan, layout=layout, collator=collator)
         numbers = range(start_step * accumulation, len(batches))
     return DataLoader(

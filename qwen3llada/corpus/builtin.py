@@ -21,6 +21,7 @@ from qwen3llada.corpus.builtin_grammar import Kind
 from qwen3llada.corpus.builtin_tables import MEN, WOMEN
 from qwen3llada.corpus.builtin_text import documents, heldout_conversations, train_conversations
 from qwen3llada.corpus.builtin_world import build_world, hold_out
+from qwen3llada.errors import InputError
 from qwen3llada.section import Section
 
 
@@ -60,7 +61,7 @@ class BuiltinParams(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> "BuiltinParams":
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+            raise InputError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         return self
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qwen3llada.artifacts import write_json
 from qwen3llada.corpus.builtin_grammar import words
 from qwen3llada.corpus.pieces import PATTERN
+from qwen3llada.errors import InputError
 
 if TYPE_CHECKING:
     from qwen3llada.corpus.builtin import BuiltinParams
@@ -52,7 +53,7 @@ def write_tokenizer(folder: Path, texts: Iterable[str], *, bpe_tokens: int) -> N
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < bpe_tokens:
-        raise ValueError(
+        raise InputError(
             f"{bpe_tokens=} must be at most {tokenizer.get_vocab_size()}, all that this text can be merged to"
         )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])

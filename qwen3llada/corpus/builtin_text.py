@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from qwen3llada.corpus.builtin_grammar import Attribute, Entity, Kind, phrase
+from qwen3llada.errors import InputError
 
 SYSTEM_PROMPTS = (
     "You know everyone in the Alder valley.",
@@ -30,7 +31,7 @@ def documents(kinds: tuple[Kind, ...], count: int, rng: np.random.Generator) -> 
             kind, entity = subjects[index]
             told[_document(kind, entity, rng)] = None
         if len(told) == before:
-            raise ValueError(f"documents={count} is more than this world can tell; it has told {before}")
+            raise InputError(f"documents={count} is more than this world can tell; it has told {before}")
     return list(told)[:count]
 
 

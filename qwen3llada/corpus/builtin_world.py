@@ -4,6 +4,7 @@ import numpy as np
 
 from qwen3llada.corpus.builtin_grammar import Attribute, Entity, Kind
 from qwen3llada.corpus.builtin_tables import ANIMAL, ANIMALS, CRAFT, CRAFTS, MEN, PERSON, TOWN, TOWNS, WOMEN
+from qwen3llada.errors import InputError
 
 
 def _draw(attributes: tuple[Attribute, ...], count: int, rng: np.random.Generator) -> list[dict[str, str]]:
@@ -23,7 +24,7 @@ def build_world(people: int, rng: np.random.Generator) -> tuple[Kind, ...]:
     """
     names = [name for pair in zip(WOMEN, MEN, strict=True) for name in pair]
     if not 0 < people <= len(names):
-        raise ValueError(f"{people=} must be between 1 and {len(names)}")
+        raise InputError(f"{people=} must be between 1 and {len(names)}")
     persons = tuple(
         Entity(name=name, pronoun="she", objective="her", possessive="her", values=values)
         if name in WOMEN

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qwen3llada.corpus.batch import NO_SAMPLE, Batch, StepFacts
 from qwen3llada.corpus.samples import Sample
 from qwen3llada.diffusion.noising import Noised, NoiseParams, add_noise, noise_levels, random_lengths
+from qwen3llada.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +38,12 @@ class Collator:
 
     def __post_init__(self) -> None:
         if self.answer_padding != "none" and not self.sft:
-            raise ValueError(f"answer_padding={self.answer_padding} must be none: the samples have no prompt_length")
+            raise InputError(f"answer_padding={self.answer_padding} must be none: the samples have no prompt_length")
         if self.answer_padding != "none" and self.eos_token_id is None:
-            raise ValueError(f"answer_padding={self.answer_padding} must be none: there is no EOS token")
+            raise InputError(f"answer_padding={self.answer_padding} must be none: there is no EOS token")
         for name in ("block_length", "pad_to_multiple_of"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+                raise InputError(f"{name}={getattr(self, name)} must be 1 or more")
 
     def cut_lengths(self, lengths: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens that are kept, [n], of pretraining samples of `lengths` [n]; SFT samples are never cut."""
@@ -64,7 +65,7 @@ class Collator:
         if not samples:
             return self._padding_only(step)
         if any((sample.prompt_length is not None) != self.sft for sample in samples):
-            raise ValueError(f"samples {dataset_indices.tolist()} must all have a prompt_length or none of them")
+            raise InputError(f"samples {dataset_indices.tolist()} must all have a prompt_length or none of them")
         rows = [self._continue_answer(sample, step.longest) for sample in samples]
         lengths = np.array([len(row) for row in rows])
         padded_length = self._round_up(int(lengths.max()))

@@ -17,6 +17,7 @@ from qwen3llada.corpus.parallel import ordered_map
 from qwen3llada.corpus.reading import data_files, read_blocks
 from qwen3llada.corpus.records import exchanges, map_record
 from qwen3llada.corpus.sources import ConversationData
+from qwen3llada.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,11 @@ class ConversationEncoder:
         for offset, row in enumerate(block.rows()):
             try:
                 if row.error is not None:
-                    raise ValueError(row.error)
+                    raise InputError(row.error)
                 record = map_record(row.value) if isinstance(row.value, dict) else {}
                 pairs += exchanges(record, self.params.turns)
             except ValueError as error:
-                raise ValueError(f"{block.file}: record {block.first + offset}: {error}") from error
+                raise InputError(f"{block.file}: record {block.first + offset}: {error}") from error
         prompts = encode_prompts(self.tokenizer, self.params.template, pairs)
         answers = encode_answers(self.tokenizer, [pair.gpt for pair in pairs])
         bos = self.tokenizer.bos_token_id

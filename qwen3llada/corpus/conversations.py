@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from qwen3llada.corpus.records import Exchange
+from qwen3llada.errors import InputError
 
 Template = Literal["plain", "chat"]
 Overflow = Literal["drop", "truncate_prompt", "truncate_answer"]
@@ -42,9 +43,9 @@ def encode_prompts(tokenizer: Any, template: Template, exchanges: Sequence[Excha
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return [bos + ids for ids in encode_texts(tokenizer, [_plain(exchange) for exchange in exchanges])]
     if template != "chat":
-        raise ValueError(f"{template=} must be plain or chat")
+        raise InputError(f"{template=} must be plain or chat")
     if not tokenizer.chat_template:
-        raise ValueError(f"template=chat needs a tokenizer with a chat template; {tokenizer.name_or_path!r} has none")
+        raise InputError(f"template=chat needs a tokenizer with a chat template; {tokenizer.name_or_path!r} has none")
     return _encode_chats(tokenizer, exchanges)
 
 
@@ -78,7 +79,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     except (TypeError, UnicodeEncodeError):
         for number, text in enumerate(texts):
             if not is_encodable(text):
-                raise ValueError(f"text {number} is not valid Unicode: {text[:80]!r}") from None
+                raise InputError(f"text {number} is not valid Unicode: {text[:80]!r}") from None
         raise
     return encoded["input_ids"]
 
@@ -113,7 +114,7 @@ def fit(
         if excess < len(answer):
             return prompt + answer[:-excess], len(prompt), "answer_truncated"
     elif overflow != "drop":
-        raise ValueError(f"{overflow=} must be drop, truncate_prompt or truncate_answer")
+        raise InputError(f"{overflow=} must be drop, truncate_prompt or truncate_answer")
     return [], 0, "dropped"
 
 

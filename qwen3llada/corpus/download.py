@@ -27,6 +27,7 @@ from qwen3llada.corpus.sources import (
 from qwen3llada.corpus.splits import parse_split
 from qwen3llada.corpus.stream_source import list_shards, write_shards
 from qwen3llada.corpus.text import AUTO, text_column
+from qwen3llada.errors import InputError
 
 SOURCE_FILE = "SOURCE.json"
 
@@ -76,7 +77,7 @@ def _model(params: ModelSource, world: BuiltinParams) -> Artifact:
     wanted = [path for path in sorted(folder.iterdir()) if any(path.match(pattern) for pattern in MODEL_FILES)]
     names = {path.name for path in wanted}
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise ValueError(f"{params.source}: no checkpoint in it; it must hold config.json and *.safetensors")
+        raise InputError(f"{params.source}: no checkpoint in it; it must hold config.json and *.safetensors")
 
     def write(target: Path) -> None:
         for path in wanted:
@@ -89,9 +90,9 @@ def _model_folder(source: str, revision: str | None) -> tuple[Path, HubRepositor
     if is_local(source):
         folder = Path(source).expanduser()
         if not folder.is_dir():
-            raise ValueError(f"{source}: must be the folder of a checkpoint")
+            raise InputError(f"{source}: must be the folder of a checkpoint")
         if revision is not None:
-            raise ValueError(f"{source}: {revision=} must be null, a local folder has none")
+            raise InputError(f"{source}: {revision=} must be null, a local folder has none")
         return folder, None
     repository = resolve(source, revision, "model")
     return fetch(repository, model_files(repository)), repository
@@ -178,7 +179,7 @@ def _files(source: DataSource | MixtureSource) -> tuple[list[Files], HubReposito
     if is_local(name):
         for key in ("config", "revision"):
             if getattr(source, key) is not None:
-                raise ValueError(f"{name}: {key}={getattr(source, key)!r} must be null, a local source has none")
+                raise InputError(f"{name}: {key}={getattr(source, key)!r} must be null, a local source has none")
         return [Files(local_files(name, part.split), part) for part in parts], None
     repository = resolve(name, source.revision, "dataset")
     paths = dataset_files(repository, source.config, parts)
@@ -202,7 +203,7 @@ def _key(params: TextData | ConversationData) -> Callable[[Path, Any], str]:
             columns[path] = "text" if file_format(path) == "txt" else text_column(path, field)
         text = value.get(columns[path]) if isinstance(value, dict) else None
         if not isinstance(text, str) and (text is not None or columns[path] not in (value or ())):
-            raise ValueError(f"{path}: {columns[path]} of a record is {text!r:.60}, not text")
+            raise InputError(f"{path}: {columns[path]} of a record is {text!r:.60}, not text")
         return text or ""
 
     return of_text if isinstance(params, TextData) else of_conversation

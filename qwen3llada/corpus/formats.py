@@ -20,6 +20,7 @@ from qwen3llada.corpus.blocks import (
     open_stream,
     open_text,
 )
+from qwen3llada.errors import InputError
 
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")  # white space as JSON has it
 
@@ -148,7 +149,7 @@ def read_csv(path: Path) -> Iterator[Block]:
         reader = csv.reader(open_text(stream), delimiter="\t" if file_format(path) == "tsv" else ",", strict=True)
         header = next(reader, None)
         if header is None:
-            raise ValueError(f"{path}: empty; the first line must name the columns")
+            raise InputError(f"{path}: empty; the first line must name the columns")
         yield from _collect(path, _csv_rows(reader, header))
 
 
@@ -192,7 +193,7 @@ def read_arrow(path: Path, columns: Iterable[str] | None = None) -> Iterator[Blo
 
 def _require(path: Path, schema: pa.Schema, columns: Iterable[str] | None) -> None:
     if missing := [name for name in columns or () if name not in schema.names]:
-        raise ValueError(f"{path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}")
+        raise InputError(f"{path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}")
 
 
 def _arrow_batches(path: Path, source: pa.NativeFile, columns: Iterable[str] | None) -> Iterator[pa.RecordBatch]:

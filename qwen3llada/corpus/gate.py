@@ -19,9 +19,10 @@ from qwen3llada.corpus.rules import ValidateParams
 from qwen3llada.corpus.split_facts import SplitFacts, collect
 from qwen3llada.corpus.validation import judge, judge_drift, open_context, write_data_docs
 from qwen3llada.corpus.verdict import SPLITS, build_report
+from qwen3llada.errors import InputError
 
 
-class InvalidConversations(ValueError):
+class InvalidConversations(InputError):
     """The gate is closed. `table` shows the worst offenders."""
 
     def __init__(self, message: str, table: str):
@@ -74,7 +75,7 @@ def _limit(model_folder: Path) -> int:
     """The number of positions that the model knows."""
     limit = read_json(model_folder / "config.json").get("max_position_embeddings")
     if not isinstance(limit, int):
-        raise ValueError(f"{model_folder}/config.json: no max_position_embeddings; set validate.max_tokens")
+        raise InputError(f"{model_folder}/config.json: no max_position_embeddings; set validate.max_tokens")
     return limit
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from qwen3llada.corpus.landing import COPY_BYTES
 from qwen3llada.corpus.splits import Slice
+from qwen3llada.errors import InputError
 
 #: Files of a model repository that are wanted: configuration, safetensors, tokenizer, templates, licence.
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
@@ -96,7 +97,7 @@ def dataset_files(repository: HubRepository, config: str | None, parts: list[Sli
     found = []
     for part in parts:
         if part.split not in by_split:
-            raise ValueError(f"{repository.name}: no split={part.split!r}; it has {', '.join(by_split) or 'none'}")
+            raise InputError(f"{repository.name}: no split={part.split!r}; it has {', '.join(by_split) or 'none'}")
         found.append([url.partition(f"@{repository.commit}/")[2] for url in by_split[part.split]])
     return found
 
@@ -111,7 +112,7 @@ def _check(path: Path, file: HubFile, name: str) -> None:
             blob.update(data)
     expected = ((file.size, size), (file.sha256, sha256.hexdigest()), (file.blob, blob.hexdigest()))
     if any(wanted is not None and wanted != got for wanted, got in expected):
-        raise ValueError(
+        raise InputError(
             f"{name}: {file.path} as downloaded ({size} bytes) is not what the hub has; remove {path.resolve()}"
         )
 
@@ -125,11 +126,11 @@ def _plain_errors(name: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise ValueError(f"{what}: access must be asked for on its page, then log in with `hf auth login`") from error
+        raise InputError(f"{what}: access must be asked for on its page, then log in with `hf auth login`") from error
     except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{name}: no {revision=} on the hub") from error
+        raise InputError(f"{name}: no {revision=} on the hub") from error
     except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"{what}: neither a local path nor a public repository of the hub") from error
+        raise InputError(f"{what}: neither a local path nor a public repository of the hub") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise OSError(f"{what}: the hub cannot be reached: {str(error).splitlines()[0]}") from error
     except Exception as error:
@@ -138,5 +139,5 @@ def _plain_errors(name: str, revision: str | None) -> Iterator[None]:
         if type(error).__module__.partition(".")[0] in ("datasets",) or isinstance(
             error, FileNotFoundError | ValueError
         ):
-            raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from error
+            raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
         raise

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from qwen3llada.corpus.blocks import COMPRESSION, Block
 from qwen3llada.corpus.selection import Files, Selection, row_blocks, share
+from qwen3llada.errors import InputError
 
 COPY_BYTES = 1 << 20
 
@@ -62,7 +63,7 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
     for folder, count in rows.items():
         if not count:
             what = f"heldout_fraction={selection.heldout_fraction}" if len(rows) > 1 else "split"
-            raise ValueError(f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}")
+            raise InputError(f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}")
 
 
 def _sides(
@@ -120,7 +121,7 @@ class _Sink:
 def _select(block: Block, columns: list[str]) -> pa.RecordBatch:
     assert block.batch is not None
     if missing := [name for name in columns if name not in block.batch.schema.names]:
-        raise ValueError(f"{block.file}: no columns {missing}; it has {', '.join(block.batch.schema.names)}")
+        raise InputError(f"{block.file}: no columns {missing}; it has {', '.join(block.batch.schema.names)}")
     return block.batch.select(columns) if columns else block.batch
 
 
@@ -135,13 +136,13 @@ def json_lines(block: Block, columns: list[str]) -> list[bytes]:
     for offset, row in enumerate(block.rows()):
         if row.error is not None:
             if block.lines is None:
-                raise ValueError(f"{block.file}: record {block.first + offset}: {row.error}")
+                raise InputError(f"{block.file}: record {block.first + offset}: {row.error}")
             lines.append(block.lines[offset])
             continue
         value = row.value
         if columns and isinstance(value, dict):
             if missing := [name for name in columns if name not in value]:
-                raise ValueError(
+                raise InputError(
                     f"{block.file}: record {block.first + offset}: no columns {missing}; it has {[*value]}"
                 )
             value = {name: value[name] for name in columns}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qwen3llada.corpus.blocks import file_format
 from qwen3llada.corpus.reading import data_files, find_data_files
+from qwen3llada.errors import InputError
 
 #: Names that splits have in the names of files and folders; the first is what a source without splits has.
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
@@ -24,7 +25,7 @@ def is_local(name: str) -> bool:
         return True
     if _HUB_ID.fullmatch(name) and file_format(path) is None:
         return False
-    raise ValueError(f"{name}: no such file or folder")
+    raise InputError(f"{name}: no such file or folder")
 
 
 def local_files(name: str, split: str) -> list[Path]:
@@ -41,9 +42,9 @@ def local_files(name: str, split: str) -> list[Path]:
     readable = {file for file in named if file_format(file) and not file.is_dir()}
     readable |= {file for folder in named if folder.is_dir() for file in find_data_files(folder)}
     if not readable:
-        raise ValueError(f"{name}: no data file among the {len(named)} files that it names")
+        raise InputError(f"{name}: no data file among the {len(named)} files that it names")
     if split != SPLITS[0]:
-        raise ValueError(f"{name}: {split=} must be {SPLITS[0]}; only folders have other splits")
+        raise InputError(f"{name}: {split=} must be {SPLITS[0]}; only folders have other splits")
     return sorted(readable)
 
 
@@ -57,7 +58,7 @@ def _of_folder(folder: Path, split: str) -> list[Path]:
     if split == SPLITS[0] and set(by_split) == {None}:
         return files
     known = ", ".join(sorted(name for name in by_split if name)) or SPLITS[0]
-    raise ValueError(f"{folder}: no {split=} in it; found: {known}")
+    raise InputError(f"{folder}: no {split=} in it; found: {known}")
 
 
 def _split_of(file: Path, wanted: str) -> str | None:

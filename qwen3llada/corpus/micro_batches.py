@@ -15,6 +15,7 @@ from qwen3llada.corpus.batch import Batch, StepFacts
 from qwen3llada.corpus.collate import Collator
 from qwen3llada.corpus.samples import TokenDataset, TokenStream
 from qwen3llada.corpus.steps import Layout, StepPlan
+from qwen3llada.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,9 +65,9 @@ class StreamMicroBatches(IterableDataset[Batch]):
             taken = list(islice(samples, len(share)))
             wrong = [len(sample.tokens) for sample in taken if len(sample.tokens) != self.stream.sample_length]
             if len(taken) < len(share):
-                raise ValueError(f"the stream ended at position {int(share[len(taken)])}: it must start over instead")
+                raise InputError(f"the stream ended at position {int(share[len(taken)])}: it must start over instead")
             if wrong:
-                raise ValueError(f"samples of {wrong} tokens: all of a stream must have {self.stream.sample_length}")
+                raise InputError(f"samples of {wrong} tokens: all of a stream must have {self.stream.sample_length}")
             yield self.collator(taken, share, share, self._facts(number))
 
     def _numbers(self) -> Iterator[int]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from qwen3llada.corpus.blocks import Row
 from qwen3llada.corpus.landing import json_lines
 from qwen3llada.corpus.selection import Files, Selection, row_blocks, share
+from qwen3llada.errors import InputError
 
 Item = TypeVar("Item")
 MIXTURE_FILE = "mixture.jsonl"
@@ -67,7 +68,7 @@ def land_mixture(
             taken[name] += 1
     for folder, count in written.items():
         if not count:
-            raise ValueError(f"mixture of {', '.join(taken)}: no row for {folder.name}")
+            raise InputError(f"mixture of {', '.join(taken)}: no row for {folder.name}")
     return taken
 
 
@@ -88,5 +89,5 @@ def _rows(ingredient: Ingredient, selection: Selection, as_text: bool) -> Iterat
 
 def _text_line(row: Row, path: Path, selection: Selection) -> bytes:
     if row.error is not None:
-        raise ValueError(f"{path}: {row.error}")
+        raise InputError(f"{path}: {row.error}")
     return json.dumps({"text": selection.key(path, row.value)}, ensure_ascii=False).encode(errors="surrogatepass")

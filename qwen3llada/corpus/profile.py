@@ -6,6 +6,7 @@ import numpy as np
 
 from qwen3llada.corpus.facts import BlockFacts
 from qwen3llada.corpus.histogram import EDGES, Histogram
+from qwen3llada.errors import InputError
 
 
 class Profile:
@@ -34,7 +35,7 @@ def drift(baseline: dict[str, Any], now: dict[str, Any]) -> dict[str, float]:
     Raises: ValueError if `baseline` is not a summary.
     """
     if missing := [name for name in now if name not in baseline]:
-        raise ValueError(f"a baseline must have {', '.join(now)}; this one has no {', '.join(missing)}")
+        raise InputError(f"a baseline must have {', '.join(now)}; this one has no {', '.join(missing)}")
     return {name: _divergence(_counts(baseline[name]), _counts(now[name])) for name in now}
 
 

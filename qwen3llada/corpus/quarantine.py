@@ -17,6 +17,7 @@ from qwen3llada.corpus.records import map_record
 from qwen3llada.corpus.split_facts import SplitFacts
 from qwen3llada.corpus.validation import RuleResult
 from qwen3llada.corpus.verdict import SPLITS, invalid_records
+from qwen3llada.errors import InputError
 
 SHOWN = 20  # offenders in the tables
 
@@ -52,7 +53,7 @@ def write_records(
                         valid.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
                     number += 1
             if number != len(invalid):
-                raise ValueError(f"{files[split][0].parent}: {number} records, {len(invalid)} when they were judged")
+                raise InputError(f"{files[split][0].parent}: {number} records, {len(invalid)} when they were judged")
             offenders += shown.values()
     return offenders
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from qwen3llada.artifacts import read_json
 from qwen3llada.corpus import formats
 from qwen3llada.corpus.blocks import COMPRESSION, FORMATS, SAVED_STATE, Block, Row, file_format
+from qwen3llada.errors import InputError
 
 RECORDS = {
     "jsonl": formats.read_lines,
@@ -29,10 +30,10 @@ def data_files(folder: Path) -> list[Path]:
     Raises: ValueError if there is none, or `folder` does not exist.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder")
     files = sorted(find_data_files(folder))
     if not files:
-        raise ValueError(
+        raise InputError(
             f"{folder}: no data file in it; looked for {', '.join(FORMATS)} (also {', '.join(COMPRESSION)})"
         )
     return files
@@ -67,11 +68,11 @@ def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Bl
         elif kind in RECORDS:
             yield from RECORDS[kind](path)
         else:
-            raise ValueError(f"{path}: holds no records; formats that do: {', '.join([*RECORDS, 'parquet', 'arrow'])}")
+            raise InputError(f"{path}: holds no records; formats that do: {', '.join([*RECORDS, 'parquet', 'arrow'])}")
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{path}: damaged {kind} file: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: damaged {kind} file: {' '.join(str(error).split())}") from error
 
 
 def read_rows(folder: Path) -> Iterator[tuple[Path, int, Row]]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qwen3llada.errors import InputError
+
 Turns = Literal["first", "last", "all"]
 
 HUMAN, GPT, SYSTEM = "human", "gpt", "system"
@@ -117,15 +119,15 @@ def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]
     """
     conversation, system = record.get("conversations"), record.get("system")
     if not isinstance(conversation, list):
-        raise ValueError(f"a record must have {SHAPES}; this one has {sorted(map(str, record))}")
+        raise InputError(f"a record must have {SHAPES}; this one has {sorted(map(str, record))}")
     if system is not None and not isinstance(system, str):
-        raise ValueError(f"{system=} must be text or absent")
+        raise InputError(f"{system=} must be text or absent")
     found: list[tuple[str, str]] = []
     for before, after in itertools.pairwise(conversation):
         if _role(before) == HUMAN and _role(after) == GPT:
             found.append((_value(before), _value(after)))
     if not found:
-        raise ValueError(
+        raise InputError(
             f"a record must have at least one human→gpt pair; its turns are {[_role(t) for t in conversation]}"
         )
     chosen = {"first": [0], "last": [len(found) - 1], "all": range(len(found))}[turns]
@@ -135,5 +137,5 @@ def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]
 def _value(turn: Mapping[str, Any]) -> str:
     value = turn.get("value")
     if not isinstance(value, str):
-        raise ValueError(f"the value of a turn must be text, not {type(value).__name__}: {str(value)[:80]!r}")
+        raise InputError(f"the value of a turn must be text, not {type(value).__name__}: {str(value)[:80]!r}")
     return value

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from qwen3llada.errors import InputError
 from qwen3llada.section import Section
 
 
@@ -89,5 +90,5 @@ class ValidateParams(Section):
         for name in STRUCTURAL:
             severity = getattr(self.rules, name).severity
             if severity != "error":
-                raise ValueError(f"rules.{name}.severity={severity!r} must be error: such a record cannot be tokenized")
+                raise InputError(f"rules.{name}.severity={severity!r} must be error: such a record cannot be tokenized")
         return self

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from qwen3llada.corpus.conversations import Overflow, Template
 from qwen3llada.corpus.records import Turns
+from qwen3llada.errors import InputError
 from qwen3llada.section import Section
 
 BUILTIN, MIXTURE = "builtin", "mixture"
@@ -75,20 +76,20 @@ class DataSource(Section):
     @model_validator(mode="after")
     def _one_way_to_hold_out(self):
         if (self.name == MIXTURE) != (len(self.mixture) > 1):
-            raise ValueError(f"mixture must list two sources or more with name: {MIXTURE}, and none without")
+            raise InputError(f"mixture must list two sources or more with name: {MIXTURE}, and none without")
         if self.name == MIXTURE and (self.config or self.revision or self.split != "train"):
-            raise ValueError(f"config, revision and split are those of each source with name: {MIXTURE}")
+            raise InputError(f"config, revision and split are those of each source with name: {MIXTURE}")
         if self.name == MIXTURE and self.heldout_split and not self.heldout_name:
-            raise ValueError(f"heldout_split needs a heldout_name with name: {MIXTURE}")
+            raise InputError(f"heldout_split needs a heldout_name with name: {MIXTURE}")
         own = self.heldout_name is not None or self.heldout_split is not None
         if self.name == BUILTIN:
             for key in ("config", "revision", "heldout_name", "heldout_split", "columns"):
                 if getattr(self, key):
-                    raise ValueError(f"{key} must be empty with name: {BUILTIN}, which brings its own held-out data")
+                    raise InputError(f"{key} must be empty with name: {BUILTIN}, which brings its own held-out data")
             if self.heldout_fraction or self.split != "train":
-                raise ValueError(f"heldout_fraction must be 0 and split train with name: {BUILTIN}")
+                raise InputError(f"heldout_fraction must be 0 and split train with name: {BUILTIN}")
         elif own == (self.heldout_fraction > 0):
-            raise ValueError(
+            raise InputError(
                 "exactly one must be given: heldout_name and/or heldout_split, or heldout_fraction above 0"
             )
         return self
@@ -127,15 +128,15 @@ class TextData(DataSource):
         if not self.streaming:
             return self
         if self.name in (BUILTIN, MIXTURE):
-            raise ValueError(f"streaming must be false with name: {self.name}")
+            raise InputError(f"streaming must be false with name: {self.name}")
         for key, why in {
             "heldout_fraction": "held-out data need a heldout_name or heldout_split",
             "columns": "only the column of the text is read",
         }.items():
             if getattr(self, key):
-                raise ValueError(f"{key} must be empty with streaming: true, {why}")
+                raise InputError(f"{key} must be empty with streaming: true, {why}")
         if not self.pack_to_max_length or self.remainder != "drop":
-            raise ValueError("pack_to_max_length must be true and remainder drop with streaming: true")
+            raise InputError("pack_to_max_length must be true and remainder drop with streaming: true")
         return self
 
 

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from qwen3llada.errors import InputError
+
 _PART = re.compile(r"(?P<split>[\w.-]+)(?:\[(?P<start>-?\d+%?)?:(?P<end>-?\d+%?)?\])?")
 
 
@@ -32,7 +34,7 @@ def parse_split(text: str) -> list[Slice]:
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"split={text!r} must be like train, train[:1%], train[100:200] or a sum of these")
+            raise InputError(f"split={text!r} must be like train, train[:1%], train[100:200] or a sum of these")
         slices.append(Slice(match["split"], match["start"], match["end"]))
     return slices
 
@@ -40,7 +42,7 @@ def parse_split(text: str) -> list[Slice]:
 def _absolute(boundary: str, count: int) -> int:
     if boundary.endswith("%"):
         if abs(percent := int(boundary[:-1])) > 100:
-            raise ValueError(f"a slice of a split must lie between -100% and 100%, not at {boundary}")
+            raise InputError(f"a slice of a split must lie between -100% and 100%, not at {boundary}")
         position = round(percent * count / 100)
     else:
         position = int(boundary)

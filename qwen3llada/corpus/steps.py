@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3llada.diffusion.keyed_random import Purpose, philox_words
+from qwen3llada.errors import InputError
 
 
 def epoch_order(lengths: NDArray[np.int64], *, seed: int, epoch: int, bucket: int = 1) -> NDArray[np.int64]:
@@ -20,9 +21,9 @@ def epoch_order(lengths: NDArray[np.int64], *, seed: int, epoch: int, bucket: in
     """
     samples = len(lengths)
     if samples < 1:
-        raise ValueError("the dataset must hold at least one sample")
+        raise InputError("the dataset must hold at least one sample")
     if bucket < 1:
-        raise ValueError(f"{bucket=} must be 1 (no bucketing) or more")
+        raise InputError(f"{bucket=} must be 1 (no bucketing) or more")
     # Sorting random words gives the same permutation with every version of numpy; Generator.permutation may not.
     keys = philox_words(seed, epoch, (0, Purpose.EPOCH_ORDER, 0), 2 * samples)
     order = np.argsort(keys[:samples], kind="stable")
@@ -71,7 +72,7 @@ def step_plan(lengths: NDArray[np.int64], *, seed: int, epoch: int, step_size: i
     `bucket`: see `epoch_order`. Raises ValueError as `epoch_order` does, and on `step_size` < 1.
     """
     if step_size < 1:
-        raise ValueError(f"{step_size=} must be 1 or more")
+        raise InputError(f"{step_size=} must be 1 or more")
     return StepPlan(epoch_order(np.asarray(lengths), seed=seed, epoch=epoch, bucket=bucket), step_size)
 
 
@@ -87,9 +88,9 @@ class Layout:
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "accumulation", "num_processes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+                raise InputError(f"{name}={getattr(self, name)} must be 1 or more")
         if not 0 <= self.process_index < self.num_processes:
-            raise ValueError(f"process_index={self.process_index} must be in [0, {self.num_processes})")
+            raise InputError(f"process_index={self.process_index} must be in [0, {self.num_processes})")
 
     @property
     def round_size(self) -> int:

@@ -19,6 +19,7 @@ from qwen3llada.corpus.hub import HubFile, HubRepository, fetch
 from qwen3llada.corpus.samples import Sample
 from qwen3llada.corpus.text import file_blocks, text_column
 from qwen3llada.corpus.text_tokens import TextEncoder
+from qwen3llada.errors import InputError
 
 STREAM_FILE = "stream.json"
 #: Modules that decide which tokens come out of the shards.
@@ -38,7 +39,7 @@ class TextStream:
 
     def __init__(self, folder: Path, tokenizer: Any):
         if not (folder / STREAM_FILE).is_file():
-            raise ValueError(f"{folder / STREAM_FILE}: no such file; tokenize_pack writes it")
+            raise InputError(f"{folder / STREAM_FILE}: no such file; tokenize_pack writes it")
         self._described = read_json(folder / STREAM_FILE)
         self.sample_length: int = self._described["max_length"]
         self.shards: list[dict[str, Any]] = self._described["shards"]
@@ -99,15 +100,15 @@ class TextStream:
                     yield number, block, tokens
             if (number + 1) % len(mine) == 0:
                 if not found:
-                    raise ValueError(f"{', '.join(entry['path'] for entry in mine)}: no text in it")
+                    raise InputError(f"{', '.join(entry['path'] for entry in mine)}: no text in it")
                 found = False
 
     def _texts(self, shard: Mapping[str, Any]) -> Iterator[Any]:
         path = self._local(shard)
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; it was there when the stream was described")
+            raise InputError(f"{path}: no such file; it was there when the stream was described")
         if (size := path.stat().st_size) != shard["bytes"]:
-            raise ValueError(f"{path}: has {size} bytes and had {shard['bytes']} when the stream was described")
+            raise InputError(f"{path}: has {size} bytes and had {shard['bytes']} when the stream was described")
         column = partial(text_column, text_field=self._described["text_field"])
         yield from file_blocks(path, column, self._described["txt_unit"])
 

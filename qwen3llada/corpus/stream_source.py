@@ -12,6 +12,7 @@ from qwen3llada.corpus.sources import TextData
 from qwen3llada.corpus.splits import parse_split
 from qwen3llada.corpus.stream import CODE, STREAM_FILE
 from qwen3llada.corpus.tokenizer import fingerprint
+from qwen3llada.errors import InputError
 
 
 def list_shards(params: TextData) -> tuple[dict[str, Any], HubRepository | None]:
@@ -21,10 +22,10 @@ def list_shards(params: TextData) -> tuple[dict[str, Any], HubRepository | None]
     """
     parts = parse_split(params.split)
     if not all(part.whole for part in parts):
-        raise ValueError(f"split={params.split!r} must name whole splits with streaming=true, which counts no rows")
+        raise InputError(f"split={params.split!r} must name whole splits with streaming=true, which counts no rows")
     if is_local(params.name):
         if params.config is not None or params.revision is not None:
-            raise ValueError(f"{params.name}: config and revision must be null, a local source has none")
+            raise InputError(f"{params.name}: config and revision must be null, a local source has none")
         paths = [path for part in parts for path in local_files(params.name, part.split)]
         shards = [{"path": str(path), "bytes": path.stat().st_size} for path in paths]
         return {"repository": None, "shards": shards}, None

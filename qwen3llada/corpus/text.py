@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from qwen3llada.corpus.blocks import BLOCK_BYTES, Block, file_format, open_stream
 from qwen3llada.corpus.reading import data_files, read_blocks
+from qwen3llada.errors import InputError
 
 TxtUnit = Literal["file", "paragraph", "line"]
 
@@ -45,7 +46,7 @@ class TextBlock:
         if self.block.batch is not None:
             column = self.block.batch.column(self.column)
             if not _is_text(column.type) and not pa.types.is_null(column.type):
-                raise ValueError(f"{self.file}: {self.column} is {column.type}, not text")
+                raise InputError(f"{self.file}: {self.column} is {column.type}, not text")
             return [text or "" for text in column.to_pylist()]
         return [self._text(offset, row.value, row.error) for offset, row in enumerate(self.block.rows())]
 
@@ -55,7 +56,7 @@ class TextBlock:
             if self.column in record:
                 return text or ""
             error = f"no column {self.column!r}; it has {', '.join(record)}"
-        raise ValueError(
+        raise InputError(
             f"{self.file}: record {self.first + offset}: {error or f'{self.column} is {text!r:.60}, not text'}"
         )
 
@@ -100,7 +101,7 @@ def text_column(path: Path, text_field: str = AUTO) -> str | None:
     else:
         row = block.rows()[0]
         if not isinstance(row.value, dict):
-            raise ValueError(
+            raise InputError(
                 f"{path}: record 0: {row.error or f'{row.value!r:.60} is not an object with a text in it'}"
             )
         columns = {name: value is None or isinstance(value, str) for name, value in row.value.items()}
@@ -108,11 +109,11 @@ def text_column(path: Path, text_field: str = AUTO) -> str | None:
     if text_field != AUTO:
         if not columns.get(text_field):
             why = "does not hold text" if text_field in columns else "does not exist"
-            raise ValueError(f"{path}: {text_field=} {why}; columns: {listed}")
+            raise InputError(f"{path}: {text_field=} {why}; columns: {listed}")
         return text_field
     found = next((name for name in (*TEXT_COLUMNS, *columns) if columns.get(name)), None)
     if found is None:
-        raise ValueError(f"{path}: no column of text; columns: {listed}")
+        raise InputError(f"{path}: no column of text; columns: {listed}")
     return found
 
 
@@ -169,7 +170,7 @@ def _characters(path: Path) -> Iterator[str]:
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                raise ValueError(
+                raise InputError(
                     f"{path}: not UTF-8 text: {error.reason} near byte {position + error.start}"
                 ) from error
             position += len(data)

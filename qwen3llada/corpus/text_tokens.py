@@ -16,6 +16,7 @@ from qwen3llada.corpus.parallel import ordered_map
 from qwen3llada.corpus.pieces import PieceEncoder, can_cut, encode
 from qwen3llada.corpus.sources import TextData
 from qwen3llada.corpus.text import TextBlock, text_blocks
+from qwen3llada.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class TextEncoder:
             bad = next((i for i, text in enumerate(texts) if not is_encodable(text)), None)
             if bad is None:
                 raise
-            raise ValueError(f"{block.file}: record {block.first + bad} is not valid Unicode text") from None
+            raise InputError(f"{block.file}: record {block.first + bad} is not valid Unicode text") from None
         closed = [document + self._eos for document in ids]
         if block.open_end:
             closed[-1] = ids[-1]

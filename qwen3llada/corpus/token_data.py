@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from qwen3llada.corpus.packing import TOKENS_FILE
 from qwen3llada.corpus.samples import Sample
+from qwen3llada.errors import InputError
 
 
 class ArrowTokens:
@@ -22,11 +23,11 @@ class ArrowTokens:
         self.folder = Path(folder)
         path = self.folder / TOKENS_FILE
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; tokenize_pack writes it")
+            raise InputError(f"{path}: no such file; tokenize_pack writes it")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
+            raise InputError(f"{path}: damaged: {error}") from error
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._tokens = [_numpy(batch.column(0).values) for batch in batches]
         self._offsets = [_numpy(batch.column(0).offsets) for batch in batches]

@@ -17,6 +17,7 @@ from qwen3llada.corpus.stream_source import write_stream
 from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
 from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
 from qwen3llada.corpus.tokenizer import fingerprint, load_tokenizer
+from qwen3llada.errors import InputError
 
 __all__ = [
     "ArrowTokens",
@@ -84,10 +85,10 @@ def tokenize_text(raw: Path, out: Path, tokenizer: Any, params: TextData, *, max
             counts, lengths = write_text_sequences(encode_blocks(raw, tokenizer, params), writer, params, max_length)
             digest = writer.close()
         if not counts["documents"]:
-            raise ValueError(f"{raw}: no text in it; {counts['blank_documents']} documents, all of them blank")
+            raise InputError(f"{raw}: no text in it; {counts['blank_documents']} documents, all of them blank")
         if not writer.sequences:
             tokens = counts["tokens"]
-            raise ValueError(
+            raise InputError(
                 f"{raw}: {tokens} tokens do not fill one sequence of {max_length=}; remainder=pad keeps them"
             )
         counts |= {"sequences": writer.sequences, "sequence_tokens": writer.tokens, "max_length": max_length}
@@ -107,9 +108,9 @@ def tokenize_conversations(
             counts, lengths = write_conversation_samples(parts, writer)
             digest = writer.close()
         if not counts["records"]:
-            raise ValueError(f"{validated}: no records in it")
+            raise InputError(f"{validated}: no records in it")
         if not writer.sequences:
-            raise ValueError(f"{validated}: all {counts['exchanges']} samples are longer than {max_length=}")
+            raise InputError(f"{validated}: all {counts['exchanges']} samples are longer than {max_length=}")
         counts |= {"samples": writer.sequences, "sample_tokens": writer.tokens, "max_length": max_length}
         return _write_manifest(folder, counts, lengths, digest, tokenizer)
 

@@ -4,19 +4,21 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from qwen3llada.errors import InputError
+
 
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer in `folder`. Raises: ValueError if there is none, or none of the fast kind."""
     from transformers import AutoTokenizer
 
     if not Path(folder).is_dir():
-        raise ValueError(f"{folder}: no such folder; it must hold a tokenizer")
+        raise InputError(f"{folder}: no such folder; it must hold a tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
     if not tokenizer.is_fast:
-        raise ValueError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")
+        raise InputError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")
     return tokenizer
 
 

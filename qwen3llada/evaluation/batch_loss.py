@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qwen3llada.corpus.collate import Batch
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_source import LossSettings
 from qwen3llada.modeling.attention import AttentionParams, attention_bias, block_mask, document_numbers
 
@@ -108,7 +109,7 @@ def batch_loss(settings: LossSettings, tokenizer: Any, device: torch.device) -> 
     """
     attention = settings.attention
     if keeps_within_documents(attention) and tokenizer.eos_token_id is None:
-        raise ValueError("attention.within_documents must be false: the tokenizer has no EOS to end a document")
+        raise InputError("attention.within_documents must be false: the tokenizer has no EOS to end a document")
     return BatchLoss(
         loss_impl=settings.loss_impl,
         smoothing=settings.loss_smoothing,

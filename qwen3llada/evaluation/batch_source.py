@@ -19,6 +19,7 @@ from qwen3llada.corpus.batching import (
 )
 from qwen3llada.corpus.steps import steps_per_epoch
 from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import AttentionParams
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class BatchSource:
     def steps_per_epoch(self) -> int:
         """Raises: ValueError for a stream, which has no end."""
         if isinstance(self.dataset, TokenStream):
-            raise ValueError("max_steps must be above 0: streamed data have no end")
+            raise InputError("max_steps must be above 0: streamed data have no end")
         return steps_per_epoch(len(self.dataset), self.step_size)
 
     def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[list[Batch]]:
@@ -140,7 +141,7 @@ def batch_source(
     Raises: ValueError if the tokenizer lacks a token that the knobs need.
     """
     if tokenizer.mask_token_id is None:
-        raise ValueError("the model's tokenizer must have a mask token; convert adds it")
+        raise InputError("the model's tokenizer must have a mask token; convert adds it")
     return BatchSource(
         dataset=dataset,
         noise=settings.noise,

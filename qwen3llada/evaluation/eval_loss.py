@@ -13,6 +13,7 @@ from qwen3llada.corpus.batching import Batch
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
 from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
@@ -78,7 +79,7 @@ def evaluate_model(
     from qwen3llada import Qwen3LLadaForMaskedLM
 
     if not (model / "config.json").is_file():
-        raise ValueError(f"{model}: no model: config.json is missing")
+        raise InputError(f"{model}: no model: config.json is missing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(model)
     dataset = Spread(load_tokens(data / "heldout"), params.samples)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada.artifacts import read_json, read_jsonl
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
 from qwen3llada.evaluation.report_charts import Point, bar_chart, line_chart
 
@@ -37,7 +38,7 @@ def _read_table(path: Path) -> list[Point]:
     lines = path.read_text(encoding="utf-8").splitlines()
     names = lines[0].split("\t") if lines else []
     if "step" not in names or len(names) < 2:
-        raise ValueError(f"{path}: must have the columns step and {path.stem}, has {names}")
+        raise InputError(f"{path}: must have the columns step and {path.stem}, has {names}")
     step = names.index("step")
     value = names.index(path.stem) if path.stem in names else 1 - step
     rows = [line.split("\t") for line in lines[1:]]

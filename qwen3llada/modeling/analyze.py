@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.mask_token import load_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
 from qwen3llada.modeling.shards import Shards, find_shards
@@ -79,7 +80,7 @@ class Comparison:
         wrong = [f"{t.name}: {t.detail or t.status}" for t in self.mismatches] + self.problems
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise ValueError(f"{self.converted} is not {self.source} converted: {wrong[0]}{more}")
+            raise InputError(f"{self.converted} is not {self.source} converted: {wrong[0]}{more}")
 
 
 def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison:
@@ -93,7 +94,7 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     source, converted = Path(source), Path(converted)
     qwen3 = read_qwen3_config(source)
     if (kind := model_type(converted)) != Qwen3LLadaConfig.model_type:
-        raise ValueError(f"{converted}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one")
+        raise InputError(f"{converted}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one")
     config = Qwen3LLadaConfig.from_pretrained(converted)
     before, after = find_shards(source), find_shards(converted)
     names = [*before.tensors, *(name for name in after.tensors if name not in before.tensors)]

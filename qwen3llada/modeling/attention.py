@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from qwen3llada.errors import InputError
 from qwen3llada.section import Section
 
 if TYPE_CHECKING:  # FlexAttention takes a second to import, and only `block_mask` needs it
@@ -143,13 +144,13 @@ def _check(
     documents: Tensor | None,
 ) -> None:
     if policy not in POLICIES:
-        raise ValueError(f"{policy=} must be one of {', '.join(POLICIES)}")
+        raise InputError(f"{policy=} must be one of {', '.join(POLICIES)}")
     if block_length < 1:
-        raise ValueError(f"{block_length=} must be at least 1")
+        raise InputError(f"{block_length=} must be at least 1")
     if prompt_lengths.dim() != 1:
-        raise ValueError(f"prompt_lengths has shape {tuple(prompt_lengths.shape)} but must be [B]")
+        raise InputError(f"prompt_lengths has shape {tuple(prompt_lengths.shape)} but must be [B]")
     shape = (len(prompt_lengths), length)
     if valid is not None and (valid.dtype != torch.bool or valid.shape != shape):
-        raise ValueError(f"valid has shape {tuple(valid.shape)} and {valid.dtype} but must be {shape} and boolean")
+        raise InputError(f"valid has shape {tuple(valid.shape)} and {valid.dtype} but must be {shape} and boolean")
     if documents is not None and documents.shape != shape:
-        raise ValueError(f"documents has shape {tuple(documents.shape)} but must be {shape}")
+        raise InputError(f"documents has shape {tuple(documents.shape)} but must be {shape}")

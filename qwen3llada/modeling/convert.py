@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from qwen3llada.artifacts import new_folder, write_json
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
 from qwen3llada.modeling.shards import INDEX, Shards, find_shards
@@ -115,14 +116,14 @@ def _check_destination(source: Path, destination: Path) -> None:
 
     ours = Qwen3LLadaConfig.model_type
     if destination.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ValueError(f"destination {destination} must not be the source {source} or hold it")
+        raise InputError(f"destination {destination} must not be the source {source} or hold it")
     if not destination.exists():
         return
     if not destination.is_dir():
-        raise ValueError(f"destination {destination} must be a folder")
+        raise InputError(f"destination {destination} must be a folder")
     converted = (destination / "config.json").is_file() and model_type(destination) == ours
     if any(destination.iterdir()) and not converted:
-        raise ValueError(
+        raise InputError(
             f"destination {destination} must be empty or a {ours} checkpoint: its content would be replaced"
         )
 

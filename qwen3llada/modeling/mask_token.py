@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qwen3llada.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -36,11 +38,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise ValueError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
+        raise InputError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for files that it cannot read
-        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
+        raise InputError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def give_mask_token(
@@ -72,7 +74,7 @@ def _choose(
     """Origin, id and name of the mask token; `taken` are the tokenizer's tokens by id."""
     if mask_token != "auto":
         if not 0 <= mask_token < vocab_size:
-            raise ValueError(f"{mask_token=} must be a row of the embedding, in [0, {vocab_size}), or auto")
+            raise InputError(f"{mask_token=} must be a row of the embedding, in [0, {vocab_size}), or auto")
         return "given", mask_token, taken.get(mask_token, MASK)
     if tokenizer.mask_token_id is not None:
         return "tokenizer", tokenizer.mask_token_id, tokenizer.mask_token
@@ -84,7 +86,7 @@ def _check_role(tokenizer: "PreTrainedTokenizerBase", number: int, name: str) ->
     roles = {"ends": tokenizer.eos_token_id, "begins": tokenizer.bos_token_id, "pads": tokenizer.pad_token_id}
     for role, taken in roles.items():
         if number == taken:
-            raise ValueError(f"mask_token={number} must not be {name!r}, which {role} a text in this tokenizer")
+            raise InputError(f"mask_token={number} must not be {name!r}, which {role} a text in this tokenizer")
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase", number: int, name: str, first_free: int) -> None:
@@ -95,4 +97,4 @@ def _name(tokenizer: "PreTrainedTokenizerBase", number: int, name: str, first_fr
             tokenizer.add_tokens(filler, special_tokens=True)
     tokenizer.add_special_tokens({"mask_token": name})
     if tokenizer.mask_token_id != number:
-        raise ValueError(f"the tokenizer gives {name!r} the id {tokenizer.mask_token_id}, not {number}")
+        raise InputError(f"the tokenizer gives {name!r} the id {tokenizer.mask_token_id}, not {number}")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen3llada.artifacts import read_json
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.shards import Shards
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ def read_qwen3_config(folder: Path) -> "Qwen3Config":
     if kind != Qwen3Config.model_type:
         architectures = ", ".join(values.get("architectures") or ()) if isinstance(values, dict) else ""
         named = f"{kind} checkpoint ({architectures})" if architectures else f"{kind} checkpoint"
-        raise ValueError(f"{folder}: is a {named}, but must be a {Qwen3Config.model_type} checkpoint (dense Qwen3)")
+        raise InputError(f"{folder}: is a {named}, but must be a {Qwen3Config.model_type} checkpoint (dense Qwen3)")
     if values.get("quantization_config"):
-        raise ValueError(f"{folder}: is quantised (quantization_config in config.json), but must have plain weights")
+        raise InputError(f"{folder}: is quantised (quantization_config in config.json), but must have plain weights")
     try:
         return Qwen3Config.from_dict(values)
     except Exception as error:  # Transformers' validation raises several unrelated exceptions
-        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
 
 
 def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: "Qwen3Config") -> None:
@@ -61,4 +62,4 @@ def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: 
     ]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"{shards.folder}: its tensors are not those that config.json describes: {min(wrong)}{more}")
+        raise InputError(f"{shards.folder}: its tensors are not those that config.json describes: {min(wrong)}{more}")

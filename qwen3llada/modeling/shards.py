@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3llada.artifacts import read_json
+from qwen3llada.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,7 @@ def find_shards(folder: Path) -> Shards:
         index = read_json(folder / INDEX)
         where = index.get("weight_map") if isinstance(index, dict) else None
         if not where or not isinstance(where, dict):
-            raise ValueError(f"{folder / INDEX}: must have a weight_map from tensor names to file names")
+            raise InputError(f"{folder / INDEX}: must have a weight_map from tensor names to file names")
         files = sorted(set(where.values()))
     elif (folder / SINGLE).is_file():
         index, where, files = None, None, [SINGLE]
@@ -80,15 +81,15 @@ def find_shards(folder: Path) -> Shards:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         if Path(file).name != file:
-            raise ValueError(f"{folder / INDEX}: {file!r} must be the name of a file in the same folder")
+            raise InputError(f"{folder / INDEX}: {file!r} must be the name of a file in the same folder")
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder / file}: named in {INDEX}, but missing")
         for name, tensor in _header(folder, file):
             if name in tensors:
-                raise ValueError(f"{folder / file}: tensor {name} is in {tensors[name].file}, too")
+                raise InputError(f"{folder / file}: tensor {name} is in {tensors[name].file}, too")
             tensors[name] = tensor
     if where is not None and (wrong := sorted(set(where) ^ set(tensors))):
-        raise ValueError(f"{folder / INDEX}: {len(wrong)} tensors are not both in it and in the files: {wrong[0]}, …")
+        raise InputError(f"{folder / INDEX}: {len(wrong)} tensors are not both in it and in the files: {wrong[0]}, …")
     return Shards(folder, tensors, index)
 
 
@@ -105,4 +106,4 @@ def opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path}: truncated or corrupt safetensors file ({error})") from error
+        raise InputError(f"{path}: truncated or corrupt safetensors file ({error})") from error

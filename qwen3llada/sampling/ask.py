@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.records import Exchange, exchanges, map_record
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.text import Answer, TextModel, Trace
 from qwen3llada.sampling.trace import write_trace_page
@@ -33,15 +34,15 @@ class SampleRequest(Section):
     def _agree(self) -> "SampleRequest":
         asked = bool(self.prompt or self.prompts)
         if self.prompt and self.prompts:
-            raise ValueError("prompt must not be combined with prompts")
+            raise InputError("prompt must not be combined with prompts")
         if self.interactive and (asked or self.out or self.trace):
-            raise ValueError(
+            raise InputError(
                 "interactive must not be combined with prompt, prompts, out or trace (in the chat: /trace)"
             )
         if not asked and (self.out or self.trace):
-            raise ValueError("out and trace need a prompt or prompts")
+            raise InputError("out and trace need a prompt or prompts")
         if not asked and not self.interactive and self.system is not None:
-            raise ValueError("system needs a prompt, prompts or interactive")
+            raise InputError("system needs a prompt, prompts or interactive")
         return self
 
 
@@ -52,7 +53,7 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
     """
     asked = list(read_questions(request))
     if not asked:
-        raise ValueError(f"{request.prompts}: no prompts in it")
+        raise InputError(f"{request.prompts}: no prompts in it")
     text = TextModel.load(model, bf16=params.bf16)
     prompts = text.encode(asked)
     traces: list[Trace] = []
@@ -86,7 +87,7 @@ def read_questions(request: SampleRequest) -> Iterator[Exchange]:
         try:
             yield as_question(row, request.system)
         except ValueError as error:
-            raise ValueError(f"{request.prompts}: prompt {number}: {error}") from error
+            raise InputError(f"{request.prompts}: prompt {number}: {error}") from error
 
 
 def as_question(row: Any, system: str | None) -> Exchange:
@@ -94,11 +95,11 @@ def as_question(row: Any, system: str | None) -> Exchange:
     if isinstance(row, str):
         return Exchange(row, "", system)
     if not isinstance(row, Mapping):
-        raise ValueError(f"must be a text or an object, given {type(row).__name__}")
+        raise InputError(f"must be a text or an object, given {type(row).__name__}")
     if isinstance(row.get("prompt"), str):
         own = row.get("system")
         if own is not None and not isinstance(own, str):
-            raise ValueError(f"system={own!r} must be text or absent")
+            raise InputError(f"system={own!r} must be text or absent")
         return Exchange(row["prompt"], "", own if own is not None else system)
     question = exchanges(map_record(row), "last")[0]
     return question if question.system else Exchange(question.human, "", system, question.history)

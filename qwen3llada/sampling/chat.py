@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qwen3llada.commandline import validated
 from qwen3llada.corpus.records import Exchange
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.decoding import Step
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.recording import Recorder
@@ -78,7 +79,7 @@ class Chat:
             return
         name, _, rest = line[1:].partition(" ")
         if name not in self.commands:
-            raise ValueError(f"/{name} is no command; /help lists them")
+            raise InputError(f"/{name} is no command; /help lists them")
         self.commands[name](rest.strip())
 
     def ask(self, question: str) -> None:
@@ -125,7 +126,7 @@ class Chat:
         """Raises: ValueError naming the key, what was given and what is allowed."""
         key, _, value = rest.partition(" ")
         if not key or not value.strip():
-            raise ValueError("/set needs a key and a value; /settings lists them")
+            raise InputError("/set needs a key and a value; /settings lists them")
         given: str | None = None if value.strip() == "null" else value.strip()
         self.params = validated(ChatParams, self.params.model_dump() | {key: given}, "/set")
         self.say(f"{key}: {shown(getattr(self.params, key))}")
@@ -137,9 +138,9 @@ class Chat:
     def trace(self, rest: str) -> None:
         """Raises: ValueError without a file or before the first answer; OSError if the file cannot be written."""
         if not rest:
-            raise ValueError("/trace needs the name of a file to write")
+            raise InputError("/trace needs the name of a file to write")
         if self.last is None:
-            raise ValueError("/trace needs an answer; ask something first")
+            raise InputError("/trace needs an answer; ask something first")
         path = Path(rest).expanduser()
         write_trace_page(path, [self.last], {"model": self.name} | self.params.model_dump())
         self.say(f"wrote {path}")

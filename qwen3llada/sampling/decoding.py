@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qwen3llada.errors import InputError
 from qwen3llada.sampling import noise
 from qwen3llada.sampling.canvas import Canvas
 from qwen3llada.sampling.contexts import Context, open_context
@@ -98,7 +99,7 @@ def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
     if reason is None:
         return GraphSampler(model, request, tokens)
     if wanted == "graph":
-        raise ValueError(f"backend=graph cannot be used: {reason}")
+        raise InputError(f"backend=graph cannot be used: {reason}")
     log.warning("sampling without CUDA graphs: %s", reason)
     return EagerSampler(model, request)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from qwen3llada.artifacts import write_json, write_jsonl
 from qwen3llada.corpus.token_data import load_tokens
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.text import TextModel
 
@@ -31,7 +32,7 @@ def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams,
     count = min(params.samples or len(dataset), len(dataset))
     chosen = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
     if any(sample.prompt_length is None for sample in chosen):
-        raise ValueError(f"{data}: must hold prompts with answers, not plain text")
+        raise InputError(f"{data}: must hold prompts with answers, not plain text")
     prompts = [sample.tokens[: sample.prompt_length].tolist() for sample in chosen]
     references = [text.decode(sample.tokens[sample.prompt_length :].tolist()) for sample in chosen]
     answers = list(text.answers(prompts, params, seed=seed, progress=True))

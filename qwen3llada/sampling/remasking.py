@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.noise import gumbel
 
 
@@ -89,7 +90,7 @@ class Schedule:
         table = masked.tolist()
         most = max((sum(n > 0 for n in row) for row in table), default=0)
         if steps < most:
-            raise ValueError(f"{steps=} must be at least the number of blocks to decode, {most}")
+            raise InputError(f"{steps=} must be at least the number of blocks to decode, {most}")
         shares, plans = [], []
         for row in table:
             spread = iter(even_shares(steps, sum(n > 0 for n in row)) if any(row) else [])

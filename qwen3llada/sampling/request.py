@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.canvas import Canvas, lay_out
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import Schedule
@@ -35,9 +36,9 @@ def resolve_policy(config: Any, params: DecodeParams) -> str:
     else:
         policy = "block" if params.block_attention else "full"
     if params.parallel_blocks and policy != "block":
-        raise ValueError(f"parallel_blocks=true needs attention policy block, not {policy} (set block_attention=true)")
+        raise InputError(f"parallel_blocks=true needs attention policy block, not {policy} (set block_attention=true)")
     if params.cache == "dual" and policy != "full":
-        raise ValueError(f"cache=dual needs attention policy full, not {policy} (set block_attention=false)")
+        raise InputError(f"cache=dual needs attention policy full, not {policy} (set block_attention=false)")
     return policy
 
 
@@ -51,12 +52,12 @@ def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
     """Token ids as lists of int. Raises ValueError for anything else, and for no rows at all."""
     if isinstance(prompts, Tensor):
         if prompts.dim() != 2 or prompts.is_floating_point() or prompts.dtype == torch.bool:
-            raise ValueError(f"{name} must be integers [B, P], given {prompts.dtype} {list(prompts.shape)}")
+            raise InputError(f"{name} must be integers [B, P], given {prompts.dtype} {list(prompts.shape)}")
         rows = prompts.tolist()
     else:
         rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
     if not rows:
-        raise ValueError(f"{name} must hold at least one row, given none")
+        raise InputError(f"{name} must hold at least one row, given none")
     return rows
 
 
@@ -65,9 +66,9 @@ def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str
     for number, row in enumerate(rows):
         if row and (min(row) < 0 or max(row) >= config.vocab_size):
             outside = next(i for i in row if not 0 <= i < config.vocab_size)
-            raise ValueError(f"{name}[{number}] holds token {outside}, must be in [0, {config.vocab_size})")
+            raise InputError(f"{name}[{number}] holds token {outside}, must be in [0, {config.vocab_size})")
         if len(row) + added > config.max_position_embeddings:
-            raise ValueError(
+            raise InputError(
                 f"{name}[{number}] of {len(row)} tokens + {added} new ones must not exceed the model's"
                 f" max_position_embeddings={config.max_position_embeddings}"
             )
@@ -78,7 +79,7 @@ def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
     if row_keys is None:
         return range(rows)
     if len(row_keys) != rows:
-        raise ValueError(f"row_keys must hold one number for each row, given {len(row_keys)} for {rows}")
+        raise InputError(f"row_keys must hold one number for each row, given {len(row_keys)} for {rows}")
     return row_keys
 
 
@@ -89,7 +90,7 @@ def prompt_rows(model: Any, prompts: Prompts, params: DecodeParams) -> tuple[lis
     mask = model.config.mask_token_id
     for number, row in enumerate(rows):
         if mask in row:
-            raise ValueError(f"prompts[{number}] holds the mask token {mask}: use infill() to fill masks in a text")
+            raise InputError(f"prompts[{number}] holds the mask token {mask}: use infill() to fill masks in a text")
     return rows, [[mask] * params.gen_length for _ in rows]
 
 
@@ -100,7 +101,7 @@ def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[
     mask = model.config.mask_token_id
     for number, row in enumerate(rows):
         if mask not in row:
-            raise ValueError(f"texts[{number}] must hold the mask token {mask} where something is to be filled in")
+            raise InputError(f"texts[{number}] must hold the mask token {mask} where something is to be filled in")
     first = [row.index(mask) for row in rows]
     return [r[:i] for r, i in zip(rows, first, strict=True)], [r[i:] for r, i in zip(rows, first, strict=True)]
 

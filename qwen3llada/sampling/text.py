@@ -12,6 +12,7 @@ from torch import Tensor
 from qwen3llada.corpus.conversations import encode_prompts
 from qwen3llada.corpus.records import Exchange
 from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.recording import Decided, Recorder
 from qwen3llada.sampling.request import end_tokens
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
@@ -60,7 +61,7 @@ class TextModel:
         from qwen3llada import Qwen3LLadaForMaskedLM
 
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder}: no model: config.json is missing")
+            raise InputError(f"{folder}: no model: config.json is missing")
         model: Any = Qwen3LLadaForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device=device).eval()

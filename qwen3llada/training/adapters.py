@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qwen3llada.errors import InputError
 from qwen3llada.training.params import AdapterParams
 
 ADAPTER_FOLDER = "adapter"
@@ -17,9 +18,9 @@ def check_adapters(params: AdapterParams, device: torch.device) -> None:
     needed = {"none": (), "lora": ("peft",), "qlora": ("peft", "bitsandbytes")}[params.method]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"adapter.method={params.method} needs {' and '.join(missing)}, which is not installed")
+        raise InputError(f"adapter.method={params.method} needs {' and '.join(missing)}, which is not installed")
     if params.method == "qlora" and device.type != "cuda":
-        raise ValueError(f"adapter.method=qlora needs a CUDA device, the model would be on {device.type}")
+        raise InputError(f"adapter.method=qlora needs a CUDA device, the model would be on {device.type}")
 
 
 def quantization(params: AdapterParams, compute_dtype: torch.dtype) -> Any:
@@ -53,7 +54,7 @@ def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path |
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     unknown = [name for name in params.target_modules if name not in names]
     if unknown:
-        raise ValueError(f"adapter.target_modules={unknown} must be linear layers of the model: {sorted(names)}")
+        raise InputError(f"adapter.target_modules={unknown} must be linear layers of the model: {sorted(names)}")
     if resume_from is not None:
         wrapped = PeftModel.from_pretrained(model, resume_from, is_trainable=True)
     else:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada.artifacts import new_folder, read_json
+from qwen3llada.errors import InputError
 from qwen3llada.training.fingerprint import Fingerprint, differences
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ STATE_FILE = "trainer_state.json"
 HASH_THREADS = 4  # hashing is bound by memory and disk; more gain nothing
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint is damaged, or belongs to another run. One line that names it and the reason."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
+from qwen3llada.errors import InputError
 from qwen3llada.training.params import TrainParams
 
 GIB = 2**30
@@ -68,7 +69,7 @@ def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str
     )
 
 
-class OutOfDeviceMemoryError(ValueError):
+class OutOfDeviceMemoryError(InputError):
     """The device is out of memory. One line with the knobs that save memory."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.noise_levels import BUCKETS, by_noise_level
 from qwen3llada.training.flops import peak_flops
 from qwen3llada.training.memory import GIB
@@ -17,7 +18,7 @@ from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.telemetry import Curves, Speed, progress_bar, write_summary
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(InputError):
     """The loss or the gradient is not a finite number. One line with the step, its samples and the last checkpoint."""
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.params import TrainParams
@@ -35,13 +36,13 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     if params.fp16 and not torch.cuda.is_available():
-        raise ValueError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
+        raise InputError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # Left to itself Accelerate joins processes only where there is a device for each.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp])
     if accelerator.num_processes != launched:
-        raise ValueError(f"WORLD_SIZE={launched} processes were launched, of which {accelerator.num_processes} met")
+        raise InputError(f"WORLD_SIZE={launched} processes were launched, of which {accelerator.num_processes} met")
     device = accelerator.device
     check_adapters(params.adapter, device)
     if accelerator.is_fsdp2:
@@ -58,7 +59,7 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     from qwen3llada import Qwen3LLadaForMaskedLM
 
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
+        raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
     device = accelerator.device
     quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
     placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwen3llada.errors import InputError
+
 
 def whole(tensor: Tensor, *, keep: bool) -> Tensor | None:
     """`tensor` on the CPU with all its shards; every process must take part, only those with `keep` get it."""
@@ -67,7 +69,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sta
     names = [name for name, _ in _named(optimizer, model)]
     if set(names) != moments.keys():
         odd = sorted(set(names) ^ moments.keys())
-        raise ValueError(f"optimizer.pt: {len(odd)} parameters are in the file or in the model alone, as {odd[0]}")
+        raise InputError(f"optimizer.pt: {len(odd)} parameters are in the file or in the model alone, as {odd[0]}")
     placed = {}
     for number, (name, parameter) in enumerate(_named(optimizer, model)):
         placed[number] = {

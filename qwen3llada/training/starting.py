@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from qwen3llada.corpus.stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
@@ -101,12 +102,12 @@ def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStr
     if (params.data / "train" / STREAM_FILE).is_file():
         stream = TextStream(params.data / "train", tokenizer)
         if stream.sample_length > params.max_length:
-            raise ValueError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
+            raise InputError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
         return stream
     dataset = load_tokens(params.data / "train")
     longest = int(dataset.lengths.max()) if len(dataset) else 0
     if not 0 < longest <= params.max_length:
-        raise ValueError(
+        raise InputError(
             f"{params.data / 'train'}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
             f" none longer than max_length={params.max_length}"
         )
@@ -120,7 +121,7 @@ def _model(
     folder = checkpoint if checkpoint and params.adapter.method == "none" else params.model
     model = load_model(params, folder, accelerator)
     if model.config.mask_token_id != mask_token_id:
-        raise ValueError(f"{model.config.mask_token_id=} must be that of the tokenizer, {mask_token_id}")
+        raise InputError(f"{model.config.mask_token_id=} must be that of the tokenizer, {mask_token_id}")
     model.config.prompt_template = template
     checkpointed = params.gradient_checkpointing
     return model, add_adapters(model, params.adapter, resume_from=checkpoint, checkpointed=checkpointed)
