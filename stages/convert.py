@@ -1,5 +1,6 @@
 """A Qwen3 checkpoint becomes a qwen3llada one: the same weights, a mask token, attention to both sides."""
 
+from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.params import Params, run
 
 
@@ -8,6 +9,7 @@ def main(params: Params) -> None:
     from qwen3llada.modeling.convert import convert_checkpoint
 
     section = params.convert
+    check_destinations({"dst": (section.dst, MODEL)}, {"src": section.src})  # before a download
     report = convert_checkpoint(fetch_model(section.src), section.dst, section.mask_token)
     print(
         f"{report.source} -> {report.destination}: {report.parameters:,} parameters in {report.tensors} tensors "

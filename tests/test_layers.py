@@ -16,6 +16,8 @@ LAYERS = [
     "corpus",
     "modeling",
     "diffusion",
+    "folder_lock",
+    "destinations",
     "artifacts",
     "section",
     "errors",

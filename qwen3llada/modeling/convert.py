@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from qwen3llada.artifacts import new_folder, write_json
-from qwen3llada.errors import InputError
+from qwen3llada.artifacts import mark, new_folder, write_json
+from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_tokenizer
-from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
+from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, read_qwen3_config
 from qwen3llada.modeling.shards import INDEX, Shards, find_shards
 from qwen3llada.section import Section
 
@@ -67,15 +67,15 @@ def convert_checkpoint(
     """Write the Qwen3 checkpoint in folder `source` as a qwen3llada checkpoint to `destination`.
 
     Every tensor is copied bit for bit with its type, into a file of the same name; embedding and head grow only if the
-    mask token finds no free row. `destination` is replaced when all is written, and only if it is empty or a qwen3llada
-    checkpoint.
+    mask token finds no free row. `destination` is replaced when all is written, and only if it is empty or was written
+    by this project (`check_destinations`).
     Raises: FileNotFoundError or ValueError, before anything is written, naming what is wrong with the source, the mask
     token or the destination; OSError when the disk is full. Then `destination` is as it was.
     """
     from transformers import Qwen3ForCausalLM
 
     source, destination = Path(source), Path(destination)
-    _check_destination(source, destination)
+    check_destinations({"dst": (destination, MODEL)}, {"src": source})
     qwen3 = read_qwen3_config(source)
     shards = find_shards(source)
     check_tensors(shards, Qwen3ForCausalLM, qwen3)
@@ -91,6 +91,7 @@ def convert_checkpoint(
         _write_code(folder)
         config.save_pretrained(folder)
         _write_weights(shards, folder, added)
+        mark(folder)
     written = find_shards(destination)
     return ConversionReport(
         source=str(source),
@@ -108,24 +109,6 @@ def convert_checkpoint(
         mask_token_origin=mask.origin,
         shadowed_token=mask.shadowed,
     )
-
-
-def _check_destination(source: Path, destination: Path) -> None:
-    """It will be replaced, so it may hold nothing but an earlier conversion, least of all the source."""
-    from qwen3llada import Qwen3LLadaConfig
-
-    ours = Qwen3LLadaConfig.model_type
-    if destination.resolve() in (source.resolve(), *source.resolve().parents):
-        raise InputError(f"destination {destination} must not be the source {source} or hold it")
-    if not destination.exists():
-        return
-    if not destination.is_dir():
-        raise InputError(f"destination {destination} must be a folder")
-    converted = (destination / "config.json").is_file() and model_type(destination) == ours
-    if any(destination.iterdir()) and not converted:
-        raise InputError(
-            f"destination {destination} must be empty or a {ours} checkpoint: its content would be replaced"
-        )
 
 
 def _config(qwen3: "Qwen3Config", mask: MaskToken) -> "Qwen3LLadaConfig":

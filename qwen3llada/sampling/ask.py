@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.records import Exchange, exchanges, map_record
+from qwen3llada.destinations import ANSWERS, PAGE, Kind, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.text import Answer, TextModel, Trace
@@ -51,6 +52,7 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
 
     Raises: ValueError in one line if a prompt or the model is missing or wrong.
     """
+    check_request(request, model)
     asked = list(read_questions(request))
     if not asked:
         raise InputError(f"{request.prompts}: no prompts in it")
@@ -66,6 +68,13 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
     if request.trace:
         settings = {"model": model} | params.model_dump(exclude={"samples"}) | {"seed": seed}
         write_trace_page(request.trace, traces, settings)
+
+
+def check_request(request: SampleRequest, model: Path) -> None:
+    """Raises InputError if the answers or the page would be written where they must not be."""
+    given: dict[str, tuple[Path | None, Kind]] = {"out": (request.out, ANSWERS), "trace": (request.trace, PAGE)}
+    writes = {knob: (path, kind) for knob, (path, kind) in given.items() if path is not None}
+    check_destinations(writes, {"model": model, "prompts": request.prompts})
 
 
 def print_answers(asked: Sequence[Exchange], answers: Iterable[Answer]) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from qwen3llada.commandline import validated
 from qwen3llada.corpus.records import Exchange
+from qwen3llada.destinations import PAGE, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.decoding import Step
 from qwen3llada.sampling.params import DecodeParams
@@ -142,6 +143,7 @@ class Chat:
         if self.last is None:
             raise InputError("/trace needs an answer; ask something first")
         path = Path(rest).expanduser()
+        check_destinations({"/trace": (path, PAGE)}, {"model": self.name})
         write_trace_page(path, [self.last], {"model": self.name} | self.params.model_dump())
         self.say(f"wrote {path}")
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from qwen3llada.corpus.batching import Batch
 from qwen3llada.evaluation.batch_loss import to_device
 from qwen3llada.evaluation.eval_loss import held_out_sums
+from qwen3llada.folder_lock import released_folders
+from qwen3llada.training.claiming import claim_destinations
 from qwen3llada.training.memory import explain_out_of_memory
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import TrainParams
@@ -90,8 +92,9 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
     Raises: ValueError or OSError in one line for bad input, a full disk, a loss that is not finite, a device out of
         memory; `Stopped` (exit status 75) after a signal, when a checkpoint has been saved.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, released_folders():
         run = start(params, seed=seed, template=template)
+        claim_destinations(params, run.accelerator, started=True)
         monitor = Monitor(run, stop)
         with explain_out_of_memory(params):
             for result in training_steps(run, stop):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwen3llada.artifacts import new_folder, read_jsonl
+from qwen3llada.artifacts import mark, new_folder, read_jsonl
 from qwen3llada.training.adapters import ADAPTER_FOLDER, merged
 from qwen3llada.training.checkpoint import checkpoint_path, rotate, write_checkpoint
 from qwen3llada.training.run import Run
@@ -74,6 +74,7 @@ def export(run: Run) -> None:
             else:
                 run.adapted.save_pretrained(temporary, state_dict=weights)
             run.tokenizer.save_pretrained(temporary)
+            mark(temporary)
     run.accelerator.wait_for_everyone()
 
 

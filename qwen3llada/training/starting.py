@@ -17,6 +17,7 @@ from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.adapters import add_adapters
 from qwen3llada.training.checkpoint import TrainerState, find_checkpoint
+from qwen3llada.training.claiming import claim_destinations
 from qwen3llada.training.fingerprint import fingerprint
 from qwen3llada.training.flops import FlopCounter, flop_counter
 from qwen3llada.training.memory import MemoryEstimate, estimate_memory
@@ -43,6 +44,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
 
     disable_progress_bar()  # of every file that is loaded or saved
     accelerator = make_accelerator(params)
+    claim_destinations(params, accelerator)
     tokenizer = load_tokenizer(params.model)
     data, held_out = _data(params, tokenizer, accelerator, seed)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch

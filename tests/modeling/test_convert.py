@@ -363,10 +363,10 @@ def test_a_destination_is_replaced_only_if_it_is_a_conversion(source, tmp_path):
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
     for target, message in [
-        (precious, "must be empty or a qwen3llada checkpoint"),
+        (precious, "holds thesis.txt, which this project did not write"),
         (precious / "thesis.txt", "must be a folder"),
-        (source, "must not be the source"),
-        (source.parent, "must not be the source .* or hold it"),
+        (source, "must not be the input src"),
+        (source.parent, "must not be the input src.*, nor hold it"),
     ]:
         with pytest.raises(ValueError, match=message):
             convert_checkpoint(source, target)

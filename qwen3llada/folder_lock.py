@@ -1,0 +1,73 @@
+"""One run at a time in a folder, by a lock that the system releases when the process ends, however it ends."""
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen3llada.destinations import LOCK_FILE
+from qwen3llada.errors import InputError
+
+_held: dict[str, int] = {}  # descriptor of the lock file, by its real path
+
+
+def hold_folder(knob: str, folder: Path, *, create: bool) -> None:
+    """Lock `folder` for this process until `released_folders` ends, or the process does. Held already: nothing is done.
+
+    The lock file stays when the lock is gone: it marks the folder as this project's.
+
+    Args:
+        knob: name of the parameter, for the error. create: make the folder and the file where they are missing; false:
+            they are taken as a sign that nobody works there.
+
+    Raises: InputError in one line that names the process which holds the folder; OSError if it cannot be written.
+    """
+    path = folder / LOCK_FILE
+    if not create and not path.is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    key = os.path.realpath(path)
+    if key in _held:
+        if path.is_file() and os.path.samestat(os.fstat(_held[key]), os.stat(path)):
+            return
+        os.close(_held.pop(key))  # the folder was removed, and another made in its place
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise InputError(
+            f"{knob}={str(folder)!r} is in use by {holder}: two runs in one folder would overwrite each other's"
+            " checkpoints; give another folder or wait"
+        ) from None
+    except OSError as error:
+        print(f"warning: {path} cannot be locked ({error.strerror}): no second run must use it", file=sys.stderr)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _held[key] = descriptor
+
+
+@contextmanager
+def released_folders() -> Iterator[None]:
+    """Release the folders that this process holds when the block ends."""
+    try:
+        yield
+    finally:
+        _close_all()
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+
+def _close_all() -> None:
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+# A worker process must not keep the lock when the run that forked it was killed. Closing a copy releases nothing.
+os.register_at_fork(after_in_child=_close_all)
