@@ -62,22 +62,25 @@ def check_destinations(
     Raises: InputError, one line that names the knob, the path and what is allowed.
     """
     inputs = {knob: Path(path).expanduser() for knob, path in reads.items() if path is not None}
-    for knob, (given, kind) in writes.items():
-        path = Path(given)
+    for knob, (path, kind) in writes.items():
+        _raise_first(knob, path, _own_problems(Path(path), kind, inputs))
+    for knob, (path, kind) in writes.items():
         others = {name: (Path(other), its) for name, (other, its) in writes.items() if name != knob}
-        try:
-            problem = next(_problems(path, kind, inputs, others), None)
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-            problem = f"cannot be used: {getattr(error, 'strerror', None) or error}"
-        if problem is not None:
-            text = str(given) if len(str(given)) <= SHOWN else f"{str(given)[:SHOWN]}…"
-            raise InputError(f"{knob}={text!r} {problem}")
+        _raise_first(knob, path, _shared_problems(Path(path), kind, others))
 
 
-def _problems(
-    path: Path, kind: Kind, inputs: Mapping[str, Path], others: Mapping[str, tuple[Path, Kind]]
-) -> Iterator[str]:
-    """What is wrong with a destination, the first first: each check relies on those before it."""
+def _raise_first(knob: str, given: str | os.PathLike, problems: Iterator[str]) -> None:
+    try:
+        problem = next(problems, None)
+    except OSError as error:
+        problem = f"cannot be used: {error.strerror or error}"
+    if problem is not None:
+        text = str(given) if len(str(given)) <= SHOWN else f"{str(given)[:SHOWN]}…"
+        raise InputError(f"{knob}={text!r} {problem}")
+
+
+def _own_problems(path: Path, kind: Kind, inputs: Mapping[str, Path]) -> Iterator[str]:
+    """What is wrong with a path itself. Each check relies on those before it, so only the first problem is meant."""
     yield from _name_problems(path)
     yield from _place_problems(path, kind)
     project = Path.cwd()
@@ -87,15 +90,17 @@ def _problems(
         if _holds(private, path):
             yield f"must not lie in {private.name}"
     for knob, source in inputs.items():
-        if "\0" in str(source) or not source.exists():
+        if not source.exists():
             continue  # whoever reads it says so
         if _holds(path, source):
             yield f"must not be the input {knob}={str(source)!r}, nor hold it: the input would be lost"
         if _holds(source, path):
             yield f"must not lie in the input {knob}={str(source)!r}"
+
+
+def _shared_problems(path: Path, kind: Kind, others: Mapping[str, tuple[Path, Kind]]) -> Iterator[str]:
+    """What would be lost at a path: another destination of the same run, or what is there."""
     for knob, (other, its) in others.items():
-        if "\0" in str(other):
-            continue  # its own error comes next
         if _same(path, other):
             yield f"must not be {knob} too"
         if _holds(other / its.replaced, path):
