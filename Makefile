@@ -31,6 +31,7 @@ use: setup  ## put a parameter set into params.yaml: make use PARAMS=configs/NAM
 	python -m qwen3llada.params $(PARAMS)
 
 repro: setup  ## run every stage that is stale
+	python -m qwen3llada.params --check  # dvc removes the outputs of a stage before the stage can look at them
 	dvc repro
 
 test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four

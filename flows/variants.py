@@ -21,6 +21,8 @@ from flows.workspace import put_parameters
 
 CLONES = Path(".dvc/tmp/sweep")
 MADE_OF = "made-of"  # in the clone's .git folder
+# A variant's name is that of a folder, a git reference and a DVC experiment.
+NAME = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(?<!\.)")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,19 @@ class Variant:
     name: str
     overrides: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name={self.name!r} must be 1 to 128 letters, digits, _, - and single dots, beginning with a letter,"
+                " a digit or _: it names a folder, a git reference and an experiment"
+            )
+
 
 def expand(grid: dict[str, list[str]], prefix: str) -> list[Variant]:
     """All combinations of the axes of a grid, the last axis fastest.
 
     An axis `a.key,b.key: [x, y]` sets several keys to the same value. A variant is named after its values.
-    Raises: ValueError for an empty grid or axis, or two variants of one name.
+    Raises: ValueError for an empty grid or axis, two variants of one name, or a name that no folder may have.
     """
     if not grid or not all(grid.values()):
         raise ValueError(f"grid={grid} must have an axis, and each axis a value")

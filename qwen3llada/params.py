@@ -22,12 +22,14 @@ from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, v
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.validation import ValidateParams
+from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.eval_loss import EvalLossParams
 from qwen3llada.evaluation.report import ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.sampler import SampleParams
 from qwen3llada.section import Section
+from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams
 
 PARAMS_FILE = Path("params.yaml")
@@ -75,6 +77,17 @@ def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
     yaml.dump(tree, text)
     with new_file(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def check(path: Path = PARAMS_FILE) -> None:
+    """Check the parameters, and the destinations in them: DVC removes the outputs of a stage before it starts the stage.
+
+    Raises: `ParamsError`; InputError naming the knob whose folder is not this project's to replace.
+    """
+    params = load(path)
+    check_destinations({"convert.dst": (params.convert.dst, MODEL)}, {"convert.src": params.convert.src})
+    check_training(params.pretrain, "pretrain.")
+    check_training(params.sft, "sft.")
 
 
 def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
@@ -183,8 +196,11 @@ def _take_params_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit(_complain(ParamsError(f"expected one parameter set, given {sys.argv[1:]}"), 2))
+        sys.exit(_complain(ParamsError(f"expected one parameter set or --check, given {sys.argv[1:]}"), 2))
     try:
-        use(Path(sys.argv[1]))
-    except (ParamsError, OSError) as error:
+        if sys.argv[1] == "--check":
+            check()
+        else:
+            use(Path(sys.argv[1]))
+    except (InputError, OSError) as error:
         sys.exit(_complain(error, 2))

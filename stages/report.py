@@ -9,10 +9,15 @@ REPORTS, SOURCE = Path("reports"), Path("data/raw/SOURCE.json")
 
 def main(params: Params) -> None:
     from qwen3llada.evaluation.report import write_report
+    from qwen3llada.training.settings import settings_hash
 
     page = write_report(
         REPORTS,
         params.report,
+        runs={
+            name: (section.reports, settings_hash(section, seed=params.seed))
+            for name, section in (("pretrain", params.pretrain), ("sft", params.sft))
+        },
         parameters=params.model_dump(mode="json", by_alias=True),
         source=SOURCE,
         model=params.sft.dst,
@@ -24,4 +29,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main, own="report", shared=("seed", "sft", "sample"))
+    run(main, own="report", shared=("seed", "pretrain", "sft", "sample"))

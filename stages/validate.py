@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from qwen3llada.destinations import OUTPUT, check_destinations
 from qwen3llada.params import Params, run
 
 RAW = Path("data/raw")
@@ -13,6 +14,8 @@ REPORTS = Path("reports")
 def main(params: Params) -> None:
     from qwen3llada.corpus.gate import InvalidConversations, validate
 
+    written = {str(path): (path, OUTPUT) for path in (VALIDATED, REPORTS / "validation")}
+    check_destinations(written, {"baseline": params.validation.baseline})
     try:
         report = validate(
             RAW / "conversations",

@@ -25,7 +25,7 @@ def claim_destinations(params: TrainParams, accelerator: "Accelerator", *, start
     if accelerator.is_main_process:
         try:
             if not started:
-                _check(params)
+                check_training(params)
             hold_folder("output_dir", params.output_dir, create=started)
         except (InputError, OSError) as error:
             refused = [str(error)]
@@ -35,13 +35,10 @@ def claim_destinations(params: TrainParams, accelerator: "Accelerator", *, start
         raise InputError(refused[0])
 
 
-def _check(params: TrainParams) -> None:
-    writes = {
-        "dst": (params.dst, MODEL),
-        "output_dir": (params.output_dir, WORK),
-        "reports": (params.reports, REPORTS),
-    }
-    check_destinations(writes, {"model": params.model, "data": params.data})
+def check_training(params: TrainParams, section: str = "") -> None:
+    """`check_destinations` of what a training run writes; `section` (`sft.`) goes before the knobs in an error."""
+    model, reports = {f"{section}dst": (params.dst, MODEL)}, {f"{section}reports": (params.reports, REPORTS)}
+    work = {f"{section}output_dir": (params.output_dir, WORK)}
+    check_destinations(model | work | reports, {f"{section}model": params.model, f"{section}data": params.data})
     if params.resume_from not in ("", "latest"):  # a checkpoint lies in output_dir, as a rule
-        resumed = {"resume_from": Path(params.resume_from)}
-        check_destinations({knob: writes[knob] for knob in ("dst", "reports")}, resumed)
+        check_destinations(model | reports, {f"{section}resume_from": Path(params.resume_from)})

@@ -13,6 +13,7 @@ from qwen3llada.training.flops import peak_flops
 from qwen3llada.training.memory import GIB
 from qwen3llada.training.peak_memory import PeakMemory
 from qwen3llada.training.run import Run
+from qwen3llada.training.settings import settings_hash
 from qwen3llada.training.stats import StepResult, StepValues
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.telemetry import Curves, Speed, progress_bar, write_summary
@@ -109,6 +110,7 @@ class Monitor:
         rate = total["tokens"] / total["seconds"] if total["seconds"] else 0.0
         best = run.state.best or {}
         self.summary |= {
+            "settings": settings_hash(run.params, seed=run.data.seed),
             "steps": run.state.global_step,
             "best_eval_loss": best.get("eval_loss"),
             "best_step": best.get("step"),

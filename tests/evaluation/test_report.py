@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3llada.artifacts import read_jsonl, write_json, write_jsonl
+from qwen3llada.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from qwen3llada.corpus.packing import new_sequences
 from qwen3llada.evaluation import report_charts as charts
 from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
@@ -20,6 +20,7 @@ from qwen3llada.evaluation.report_run import compare_with_previous
 from qwen3llada.sampling.heldout import answer_heldout
 from qwen3llada.sampling.sampler import SampleParams
 
+SETTINGS = "0123456789abcdef"
 EVIL = "</script><img src=x onerror=alert(1)>"
 RULES = {"pairs": {"severity": "error", "passed": True, "judged": 3, "broken": 0}}
 
@@ -34,7 +35,15 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
             for name in BUCKET_NAMES[:3]
         ]
         write_jsonl(reports / phase / "metrics.jsonl", points)
-        summary = {"steps": 30, "loss": 0.25, "eval_loss": 0.625, "optimizer": "adamw", "parameters": 10, "mfu": None}
+        summary = {
+            "steps": 30,
+            "loss": 0.25,
+            "eval_loss": 0.625,
+            "optimizer": "adamw",
+            "parameters": 10,
+            "mfu": None,
+            "settings": SETTINGS,
+        }
         more = {"trained_parameters": 10, "tokens_per_second": 123.4, "peak_memory_gib": 1.5}
         write_json(reports / phase / "summary.json", summary | more)
     losses = {"loss": 0.5, "loss_impl": "dllm", "guidelines": 0.875, "dllm": 0.5, "samples": 7}
@@ -59,11 +68,12 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
     return reports
 
 
-def make(root: Path, parameters=None, *, samples=24, played=0, **played_from) -> str:
+def make(root: Path, parameters=None, *, samples=24, played=0, runs=None, **played_from) -> str:
     sampled = {"model": root / "model", "heldout": root / "heldout", "sample": SampleParams(), "seed": 0}
     page = write_report(
         root / "reports",
         ReportParams(played=played, samples=samples),
+        runs={phase: (root / "reports" / phase, SETTINGS) for phase in ("pretrain", "sft")} | (runs or {}),
         parameters=parameters or {"sft": {"optim": {"lr": 0.001}}},
         source=root / "SOURCE.json",
         **(sampled | played_from),
@@ -107,6 +117,26 @@ def test_the_page_shows_the_numbers_and_loads_nothing(tmp_path):
     assert page.tags.count("svg") == 2 * 3 + 1  # loss, by noise level and rate of two runs; losses by noise level
     summary = (tmp_path / "reports/summary.md").read_text()
     assert "75 % exact of 4" in summary
+
+
+def test_the_curves_and_the_summary_are_those_of_the_run_asked_for(tmp_path, capsys):
+    reports = write_outputs(tmp_path)
+    write_jsonl(tmp_path / "mine/metrics.jsonl", [{"step": 10, "train/loss": 7.25}, {"step": 20, "train/loss": 7.5}])
+    summary = read_json(reports / "sft/summary.json") | {"trained_parameters": 987_654, "settings": "other"}
+    write_json(tmp_path / "mine/summary.json", summary)
+    stale = "mine/summary.json: of another run than the parameters of sft describe"
+    with pytest.raises(ValueError, match=stale):
+        make(tmp_path, runs={"sft": (tmp_path / "mine", SETTINGS)})
+    with pytest.raises(FileNotFoundError, match=r"none/summary\.json"):
+        make(tmp_path, runs={"pretrain": (tmp_path / "none", SETTINGS)})
+    assert not (reports / "report.html").exists()
+    html = make(tmp_path, runs={"sft": (tmp_path / "mine", "other")})
+    assert "987,654" in html
+    assert capsys.readouterr().err == ""
+    del summary["settings"]  # as an older version wrote it
+    write_json(tmp_path / "mine/summary.json", summary)
+    make(tmp_path, runs={"sft": (tmp_path / "mine", "other")})
+    assert "mine/summary.json does not say which parameters" in capsys.readouterr().err
 
 
 def test_the_next_run_is_compared_with_this_one(tmp_path):

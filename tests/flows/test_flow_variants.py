@@ -25,6 +25,19 @@ def test_losses_by_schedules():
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../..", "/tmp/x", "a/b", "a\0b", "-a", ".git", "a..b", "a.", "a.lock", "a b", "ü", "a" * 200],
+)
+def test_a_name_that_leads_out_of_the_folder_of_clones_is_refused(name):
+    with pytest.raises(ValueError, match="must be 1 to 128 letters") as error:
+        Variant(name, ())
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"name='../..-dllm' must be"):
+        expand({"pretrain.loss_impl": ["dllm"]}, "../..")
+    assert expand({"sft.optim.lr": ["0.1"]}, "lr-2.v_1")[0].name == "lr-2.v_1-0_1"
+
+
 def test_a_clone_has_changes_untracked_files_and_links(project):
     (project.root / "train.py").write_text("changed\n")
     (project.root / "folder").mkdir()

@@ -5,15 +5,19 @@ import os
 import runpy
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from vocabulary import EOS
 
-from qwen3llada.artifacts import read_jsonl
+from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.records import Exchange
+from qwen3llada.destinations import ANSWERS, PAGE, check_destinations
 from qwen3llada.sampling.ask import SampleRequest, answer_request, as_question, read_questions
 from qwen3llada.sampling.sampler import SampleParams, generate
+from qwen3llada.sampling.text import Answer
+from qwen3llada.sampling.trace import write_trace_page
 
 ROOT = Path(__file__).parents[2]
 PARAMS = SampleParams(steps=8, gen_length=8, block_length=4, batch_size=2)
@@ -178,6 +182,49 @@ def test_inputs_that_are_wrong_are_one_line(run_stage, checkpoint, tmp_path):
         assert (status, len(errors)) == (1, 1)
         assert words in errors[0]
         assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_answers_and_pages_replace_only_answers_and_pages(run_stage, checkpoint, tmp_path):
+    """Before the model is loaded: the model's folder does not matter for a refusal."""
+    own = {
+        "question.jsonl": '"1"\n',
+        "notes.txt": "mine",
+        "page.html": "<title>mine</title>",
+        "rows.jsonl": '{"a": 1}\n',
+    }
+    for name, text in own.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "link").symlink_to("new")
+    ask = ("--model", "nothing", "--prompts", "question.jsonl")
+    for argv, words in (
+        (("--out", "question.jsonl"), "out='question.jsonl' must not be the input prompts"),
+        (("--trace", "question.jsonl"), "trace='question.jsonl' must not be the input prompts"),
+        (("--out", "notes.txt"), "out='notes.txt' exists and does not hold answers"),
+        (("--out", "rows.jsonl"), "out='rows.jsonl' exists and does not hold answers"),
+        (("--out", "page.html"), "out='page.html' exists and does not hold answers"),
+        (("--trace", "page.html"), "trace='page.html' exists and is no page of this stage"),
+        (("--out", "x", "--trace", "x"), "out='x' must not be trace too"),
+        (("--out", "link"), "out='link' must not be a link"),
+        (("--out", "."), "out='.' must be a file"),
+        (("--out", "/dev/null"), "out='/dev/null' must be a file"),
+        (("--out", "notes.txt/a"), "notes.txt is none"),
+    ):
+        status, _, error = run_stage(*ask, *argv)
+        assert status == 1
+        assert words in error.splitlines()[-1]
+    status, _, error = run_stage("--model", str(checkpoint), "--prompt", "1", "--out", str(checkpoint / "a"))
+    assert "must not lie in the input model" in error
+    assert {name: (tmp_path / name).read_text() for name in own} == own
+
+
+def test_answers_and_pages_of_an_earlier_call_are_replaced(tmp_path):
+    answer = Answer(
+        prompt="1", answer="2", prompt_tokens=1, answer_tokens=1, forward_passes=1, seconds=0.5, backend="eager"
+    )
+    write_jsonl(tmp_path / "answers.jsonl", [asdict(answer)])
+    write_trace_page(tmp_path / "page.html", [], {"model": "m"})
+    writes = {"out": (tmp_path / "answers.jsonl", ANSWERS), "trace": (tmp_path / "page.html", PAGE)}
+    check_destinations(writes, {})
 
 
 def test_the_stage_chats(run_stage, checkpoint, monkeypatch, text):

@@ -167,6 +167,60 @@ def test_conversation_without_a_pair(project):
     assert not (project / "data/validated").exists()
 
 
+def test_destinations_that_are_not_the_projects(project):
+    (project / "texts").mkdir()
+    (project / "texts/a.txt").write_text("mine")
+    for dst, words in (
+        ("texts", "dst='texts' holds a.txt"),
+        ("data/raw/text", "data/raw/text' holds heldout, which this project did not write"),
+        ("data/raw/model", "must not be the input src"),
+        (".", "must not be the project's folder"),
+        ("data", "data' must not be the input src"),
+    ):
+        refused(project, "convert", "--dst", dst, status=1, words=[words])
+    # before a download begins
+    refused(project, "convert", "--src", "Nobody/Nothing", "--dst", "texts", status=1, words=["holds a.txt"])
+    edit(project, convert={"dst": "a\0b"})
+    refused(project, "convert", status=1, words=[r"dst='a\x00b' must not hold a NUL"])
+
+
+def test_a_check_before_dvc_removes_outputs(project, monkeypatch):
+    from qwen3llada.params import check
+
+    monkeypatch.chdir(project)
+    (project / "texts").mkdir()
+    (project / "texts/a.txt").write_text("mine")
+    check()
+    for section, values, words in (
+        ("convert", {"dst": "texts"}, "convert.dst='texts' holds a.txt"),
+        ("pretrain", {"dst": "texts"}, "pretrain.dst='texts' holds a.txt"),
+        ("sft", {"reports": "."}, "sft.reports='.' must not be the project's folder"),
+        ("sft", {"output_dir": "out/sft", "dst": "out/sft"}, "sft.dst='out/sft' must not be sft.output_dir too"),
+    ):
+        before = (project / "params.yaml").read_text()
+        edit(project, **{section: values})
+        with pytest.raises(ValueError, match="^" + words.replace(".", r"\.")):
+            check()
+        (project / "params.yaml").write_text(before)
+
+
+def test_sources_that_are_the_stages_own_output(project):
+    own = {"name": "data/raw/text", "heldout_fraction": 0.1}
+    words = ["data/raw/text='data/raw/text' must not be the input pretrain_data.name"]
+    edit(project, pretrain_data=own)
+    refused(project, "download", status=1, words=words)
+    edit(project, pretrain_data=own | {"name": "data/*/text/train/*.jsonl"})
+    refused(project, "download", status=1, words=words)
+    profile = project / "reports/validation/profile.json"
+    profile.parent.mkdir(parents=True)
+    profile.write_text("{}")
+    edit(project, validate={"baseline": "reports/validation/profile.json"})
+    refused(
+        project, "validate", status=1, words=["reports/validation", "must not be the input baseline", "nor hold it"]
+    )
+    assert profile.read_text() == "{}"
+
+
 def test_training_without_data(project):
     assert stage(project, "convert")[0] == 0
     refused(project, "sft", "--model", "out/qwen3llada-converted", status=1, words=["data/tokenized/sft"])

@@ -6,6 +6,8 @@ from runs import changed
 from safetensors.torch import load_file
 
 from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.artifacts import MARKER
+from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.training.adapters import merged
 from qwen3llada.training.loop import train
 
@@ -41,6 +43,8 @@ def test_lora_resumes_bit_for_bit_with_dropout(lora, tmp_path):
 
 def test_adapters_alone_are_saved_on_request(lora):
     train(changed(lora, adapter=lora.adapter.model_dump() | {"merge": False}), seed=1)
+    (lora.dst / MARKER).unlink()
+    check_destinations({"dst": (lora.dst, MODEL)}, {})  # adapters are recognised without the marker
     assert (lora.dst / "adapter_model.safetensors").is_file()
     assert not (lora.dst / "model.safetensors").exists()
 
