@@ -80,7 +80,7 @@ def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
 
 
 def check(path: Path = PARAMS_FILE) -> None:
-    """Check the parameters, and the destinations in them: DVC removes the outputs of a stage before it starts the stage.
+    """Check the parameters and the destinations in them; DVC removes the outputs of a stage before the stage starts.
 
     Raises: `ParamsError`; InputError naming the knob whose folder is not this project's to replace.
     """
