@@ -57,6 +57,7 @@ def make_loader(
     block_length: int = 1,
     eos_token_id: int | None = None,
     real_tokens: Tensor | None = None,
+    at_least_one: bool = False,
     pad_to_multiple_of: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -67,7 +68,8 @@ def make_loader(
     equally long ones. `cursors`, for a stream: what its `needed` left of the `Batch.cursors` of all processes.
     `bucket`: neighbours of similar length (`epoch_order`). `answer_padding`: how far answers that end with EOS are
     continued with `eos_token_id`: not at all, to a multiple of `block_length`, or to the step's longest sample.
-    `real_tokens` [R]: ids for noise_type=random_replace. `pad_to_multiple_of`: batch lengths are multiples of this.
+    `real_tokens` [R]: ids for noise_type=random_replace. `at_least_one`: no sample is left without a masked position.
+    `pad_to_multiple_of`: batch lengths are multiples of this.
     `num_workers`: processes that make batches ahead; 0: this one does, when asked.
     Raises ValueError on values out of range and on combinations that cannot be served.
     """
@@ -89,6 +91,7 @@ def make_loader(
         mask_token_id=mask_token_id,
         sft=isinstance(source, TokenDataset) and len(source) > 0 and source[0].prompt_length is not None,
         real_tokens=real_tokens,
+        at_least_one=at_least_one,
         answer_padding=answer_padding,
         block_length=block_length,
         eos_token_id=eos_token_id,

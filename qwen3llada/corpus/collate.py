@@ -31,6 +31,7 @@ class Collator:
     mask_token_id: int
     sft: bool
     real_tokens: Tensor | None = None  # [R] ids for random_replace
+    at_least_one: bool = False  # of the maskable positions of a sample is masked, as in `add_noise`
     answer_padding: AnswerPadding = "none"
     block_length: int = 1
     eos_token_id: int | None = None
@@ -87,6 +88,7 @@ class Collator:
             valid=real,
             prompt_lengths=prompts,
             real_tokens=self.real_tokens,
+            at_least_one=self.at_least_one,
         )
         cursors = {int(position): sample.cursor for position, sample in zip(positions, samples, strict=True)}
         return Batch(

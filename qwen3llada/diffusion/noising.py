@@ -131,12 +131,14 @@ def add_noise(
     valid: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     real_tokens: Tensor | Sequence[int] | None = None,
+    at_least_one: bool = False,
 ) -> Noised:
     """Corrupt `tokens` [B, L]; what happens to a sample depends on (seed, epoch, its index) alone.
 
     `indices` [B]: position of each sample in the epoch's order. `valid` [B, L] bool: real tokens, None = all.
     `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that `random_replace`
-    draws from. Every sequence with a maskable position gets at least one masked.
+    draws from. `at_least_one`: where the draw masks nothing, one maskable position of the sequence is masked all the
+    same. Only for losses without the weight 1/p: a forced position would keep the weight, but not the probability p.
     Raises ValueError on shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
     """
     import torch
@@ -148,13 +150,12 @@ def add_noise(
     p_mask = mask_probabilities(noise_levels(indices, seed=seed, epoch=epoch), params)
     allowed, p = maskable.cpu().numpy(), p_mask.double().numpy()
 
-    masked = _independent_mask(
-        allowed, p, position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
-    )
+    uniforms = position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
+    masked = _independent_mask(allowed, p, uniforms, at_least_one)
     if params.mask_contiguous_region_prob > 0:
         draws = _SampleDraws(*sample_uniforms(order, seed=seed, epoch=epoch).T)
         is_span = draws.span < params.mask_contiguous_region_prob
-        masked = np.where(is_span[:, None], _span_mask(allowed, p, draws.span_start), masked)
+        masked = np.where(is_span[:, None], _span_mask(allowed, p, draws.span_start, at_least_one), masked)
 
     chosen = torch.from_numpy(masked).to(tokens.device)
     if params.noise_type == "mask":
@@ -175,26 +176,31 @@ def _index_array(indices: Tensor) -> NDArray[np.int64]:
 
 
 def _independent_mask(
-    maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64]
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: each maskable position with probability p [B], and always the one with the smallest uniform.
+    """Bool [B, L]: each maskable position with probability p [B].
 
-    Given that no uniform is below p, the smallest is equally likely anywhere: the rescue of an empty mask is uniform.
+    `at_least_one`: an empty mask gets the position with the smallest uniform, which is equally likely to be any.
     """
     candidates = np.where(maskable, uniforms, 1.0)
     masked = candidates < p[:, None]  # a uniform is below 1, so p = 1 masks all; 1.0 is below no p
-    if masked.shape[1]:
+    if at_least_one and masked.shape[1]:
         empty = np.flatnonzero(~masked.any(axis=1))
         masked[empty, candidates[empty].argmin(axis=1)] = True
     return masked & maskable
 
 
 def _span_mask(
-    maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64]
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: of each row's n maskable positions a run of max(1, round(p n)), its start uniform among all."""
+    """Bool [B, L]: of each row's n maskable positions a run of round(p n), its start uniform among all.
+
+    `at_least_one`: where that is 0, the run is one position.
+    """
     count = maskable.sum(axis=1)
-    span = np.minimum(np.maximum(np.rint(p * count).astype(np.int64), 1), count)
+    span = np.rint(p * count).astype(np.int64)
+    if at_least_one:
+        span = np.minimum(np.maximum(span, 1), count)
     start = np.floor(start_uniforms * (count - span + 1)).astype(np.int64)
     rank = maskable.cumsum(axis=1) - 1
     return maskable & (rank >= start[:, None]) & (rank < (start + span)[:, None])
