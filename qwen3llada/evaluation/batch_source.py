@@ -19,6 +19,7 @@ from qwen3llada.corpus.batching import (
 )
 from qwen3llada.corpus.steps import steps_per_epoch
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import AttentionParams
@@ -43,6 +44,8 @@ class LossSettings(Protocol):
     @property
     def pad_to_multiple_of(self) -> int: ...
     @property
+    def max_length(self) -> int: ...
+    @property
     def bucket(self) -> int: ...
 
 
@@ -59,6 +62,7 @@ class BatchSource:
     at_least_one: bool
     answer_padding: AnswerPadding
     block_length: int
+    max_length: int | None
     bucket: int
     pad_to_multiple_of: int
     micro_batch_size: int
@@ -100,6 +104,7 @@ class BatchSource:
             bucket=self.bucket,
             answer_padding=self.answer_padding,
             block_length=self.block_length,
+            max_length=self.max_length,
             eos_token_id=self.eos_token_id,
             real_tokens=self.real_tokens,
             at_least_one=self.at_least_one,
@@ -153,10 +158,11 @@ def batch_source(
         noise=settings.noise,
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        real_tokens=real_token_ids(tokenizer) if settings.noise.noise_type == "random_replace" else None,
+        real_tokens=real_token_ids(tokenizer) if NOISE_TYPES[settings.noise.noise_type].draws else None,
         answer_padding=getattr(settings, "answer_padding", "none"),  # of SFT alone
         bucket=settings.bucket,
         block_length=settings.attention.block_length,
+        max_length=settings.max_length,
         pad_to_multiple_of=settings.pad_to_multiple_of,
         **layout,
     )
