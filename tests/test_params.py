@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from qwen3llada.commandline import ParamsError, read_yaml
 from qwen3llada.params import Params, load, load_stage, use
+from qwen3llada.training.params import AdapterParams
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "params.yaml"
@@ -50,6 +51,49 @@ def test_every_knob_is_explained():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_parameter_set_loads(path):
     load(FILE, path)
+
+
+# Knobs of training that do not decide what is learnt or how it is measured: a set may leave them to params.yaml.
+UNLEARNT = {
+    *("model", "data", "dst", "output_dir", "reports", "save_steps", "save_total_limit", "resume_from"),
+    *("bf16", "fp16", "param_dtype", "gradient_checkpointing", "compile", "cuda_graphs", "deterministic"),
+    *("pad_to_multiple_of", "bucket", "num_workers", "logging_steps", "peak_tflops", "attention.implementation"),
+    *(f"adapter.{name}" for name in AdapterParams.model_fields),
+}
+
+
+def unstated(overlay: Path) -> set[str]:
+    """Knobs of learning that a set for a model or texts of one's own leaves at the values of the built-in default."""
+    params, stated = load(FILE, overlay), leaves(read_yaml(overlay))
+    if {params.model.source, params.pretrain_data.name, params.sft_data.name} == {"builtin"}:
+        return set()
+    learnt = {f"eval_loss.{name}" for name in knobs(type(params.eval_loss))}
+    for section in ("pretrain", "sft"):
+        learnt |= {f"{section}.{name}" for name in knobs(type(getattr(params, section))) - UNLEARNT}
+    return learnt - stated
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sets_for_other_data_state_every_knob_of_learning(path):
+    """The values in params.yaml are tuned to the built-in world, and good for nothing else."""
+    assert unstated(path) == set()
+
+
+def test_a_knob_left_out_is_found(tmp_path):
+    (tmp_path / "set.yaml").write_text("model: {source: some/model}\npretrain: {noise: {eps: 0.01}, max_steps: 3}\n")
+    found = unstated(tmp_path / "set.yaml")
+    assert {"pretrain.noise.min_masking_rate", "sft.noise.eps", "sft.optim.lr", "pretrain.eval_samples"} < found
+    assert {"eval_loss.rounds", "sft.answer_padding", "pretrain.attention.policy"} < found
+    assert not found & {"pretrain.noise.eps", "pretrain.max_steps", "pretrain.bf16", "sft.dst"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("qwen3-*.yaml")), ids=lambda path: path.stem)
+def test_real_runs_see_every_noise_level(path):
+    params = load(FILE, path)
+    for section in (params.pretrain, params.sft):
+        assert (section.noise.min_masking_rate, section.noise.eps) == (0.0, 1e-3)
+        assert section.eval_samples > 64
+    assert params.pretrain.noise.random_length_prob == 0.01
 
 
 def test_a_parameter_set_is_put_into_the_file_with_its_comments(tmp_path):

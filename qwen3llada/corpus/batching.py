@@ -55,8 +55,10 @@ def make_loader(
     bucket: int = 1,
     answer_padding: AnswerPadding = "none",
     block_length: int = 1,
+    max_length: int | None = None,
     eos_token_id: int | None = None,
     real_tokens: Tensor | None = None,
+    at_least_one: bool = False,
     pad_to_multiple_of: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -66,8 +68,9 @@ def make_loader(
     `source`: samples with random access, all of them with a `prompt_length` (SFT) or none, or an endless stream of
     equally long ones. `cursors`, for a stream: what its `needed` left of the `Batch.cursors` of all processes.
     `bucket`: neighbours of similar length (`epoch_order`). `answer_padding`: how far answers that end with EOS are
-    continued with `eos_token_id`: not at all, to a multiple of `block_length`, or to the step's longest sample.
-    `real_tokens` [R]: ids for noise_type=random_replace. `pad_to_multiple_of`: batch lengths are multiples of this.
+    continued with `eos_token_id`: not at all, to a multiple of `block_length`, or to the step's longest sample, and
+    never beyond `max_length`. `real_tokens` [R]: ids for the noise types that draw some. `at_least_one`: no sample is
+    left without a masked position. `pad_to_multiple_of`: batch lengths are multiples of this.
     `num_workers`: processes that make batches ahead; 0: this one does, when asked.
     Raises ValueError on values out of range and on combinations that cannot be served.
     """
@@ -89,8 +92,10 @@ def make_loader(
         mask_token_id=mask_token_id,
         sft=isinstance(source, TokenDataset) and len(source) > 0 and source[0].prompt_length is not None,
         real_tokens=real_tokens,
+        at_least_one=at_least_one,
         answer_padding=answer_padding,
         block_length=block_length,
+        max_length=max_length,
         eos_token_id=eos_token_id,
         pad_to_multiple_of=pad_to_multiple_of,
     )

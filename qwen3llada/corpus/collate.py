@@ -30,9 +30,11 @@ class Collator:
     epoch: int
     mask_token_id: int
     sft: bool
-    real_tokens: Tensor | None = None  # [R] ids for random_replace
+    real_tokens: Tensor | None = None  # [R] ids for the noise types that draw some
+    at_least_one: bool = False  # of the maskable positions of a sample is masked, as in `add_noise`
     answer_padding: AnswerPadding = "none"
     block_length: int = 1
+    max_length: int | None = None  # tokens that no answer is continued beyond
     eos_token_id: int | None = None
     pad_to_multiple_of: int = 1
 
@@ -87,6 +89,7 @@ class Collator:
             valid=real,
             prompt_lengths=prompts,
             real_tokens=self.real_tokens,
+            at_least_one=self.at_least_one,
         )
         cursors = {int(position): sample.cursor for position, sample in zip(positions, samples, strict=True)}
         return Batch(
@@ -115,6 +118,8 @@ class Collator:
             missing = longest_in_step - len(tokens)
         else:
             missing = -answer_length % self.block_length
+        if self.max_length is not None:
+            missing = min(missing, max(0, self.max_length - len(tokens)))
         return np.concatenate([tokens, np.full(missing, self.eos_token_id, dtype=tokens.dtype)])
 
     def _padding_only(self, step: StepFacts) -> Batch:

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 class MaskedLoss:
     """A loss over corrupted positions; calling it gives the plain form, from the logits of all positions.
 
-    `weigh(noised, target [B, L] bool, sft, mask_token_id, reweight_cap)` gives the weights [B, L]. `by_sample`: the
-    denominator is the number of samples in pretraining too, not that of tokens. `smoothed`: CE_i is label-smoothed.
+    `weigh(noised, target [B, L] bool, sft, mask_token_id, reweight_cap)` gives the weights [B, L].
+    `weighs_by_inverse_p`: whether these hold the factor 1/p; if so, training never forces a mask on a sequence whose
+    draw masks nothing, and otherwise always. `by_sample`: the denominator is the number of samples in pretraining too,
+    not that of tokens. `smoothed`: CE_i is label-smoothed.
     """
 
     weigh: Callable[..., Tensor]
+    weighs_by_inverse_p: bool
     by_sample: bool = False
     smoothed: bool = False
 
@@ -105,7 +108,7 @@ def inverse_probability(
 ) -> Tensor:
     """min(1/p, cap) where masked, in SFT divided by the answer's length (LLaDA, arXiv 2502.09992, algorithms 1 and 2).
 
-    Where each position is masked with probability p and no cap binds, a position's mean weight is 1 whatever p is.
+    Each position is masked with probability p, so where no cap binds its mean weight is 1, whatever p is.
     """
     weight = noised.p_mask.float().reciprocal()
     if reweight_cap is not None:
@@ -130,7 +133,7 @@ def mean_over_corrupted(
 
 
 LOSSES: dict[str, MaskedLoss] = {
-    "guidelines": MaskedLoss(weigh=inverse_probability),
-    "dllm": MaskedLoss(weigh=mean_over_corrupted, by_sample=True),
-    "soft_ce": MaskedLoss(weigh=inverse_probability, smoothed=True),
+    "guidelines": MaskedLoss(weigh=inverse_probability, weighs_by_inverse_p=True),
+    "dllm": MaskedLoss(weigh=mean_over_corrupted, weighs_by_inverse_p=False, by_sample=True),
+    "soft_ce": MaskedLoss(weigh=inverse_probability, weighs_by_inverse_p=True, smoothed=True),
 }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from qwen3llada.diffusion.keyed_random import Purpose, golden_ratio_levels, position_uniforms, sample_uniforms
+from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.schedules import SCHEDULES
-from qwen3llada.section import Section
+from qwen3llada.section import Section, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 class NoiseParams(Section):
     """How a sequence is corrupted. The formulas: p(t) of the schedule, then p <- (1 - eps) p + eps, then the clamp."""
 
-    schedule: str = Field(
+    schedule: Annotated[str, one_of(SCHEDULES)] = Field(
         default="uniform", description=f"Mask probability p(t) at noise level t: {', '.join(SCHEDULES)}"
     )
     power: float = Field(
         default=2.0, gt=0, description="Exponent k of the schedule 'power', p = 1-(1-t)^k; others ignore it"
     )
-    noise_type: Literal["mask", "random_replace"] = Field(
+    noise_type: Annotated[str, one_of(NOISE_TYPES)] = Field(
         default="mask",
-        description="Corrupted positions become the mask token, or uniformly random tokens of the vocabulary",
+        description="Corrupted positions become the mask token (mask), or uniformly random tokens of the vocabulary"
+        " (random_replace: such a training never shows the mask token, which sampling starts from)",
     )
     eps: float = Field(
         default=1e-3, gt=0, le=1, description="Smallest p of every schedule: p <- (1-eps)p + eps; in (0, 1]"
@@ -51,13 +53,6 @@ class NoiseParams(Section):
     random_length_prob: float = Field(
         default=0.01, ge=0, le=1, description="Share of pretraining sequences cut to a uniformly random length"
     )
-
-    @field_validator("schedule")
-    @classmethod
-    def _known_schedule(cls, schedule: str) -> str:
-        if schedule not in SCHEDULES:
-            raise ValueError(f"{schedule=} must be one of {', '.join(SCHEDULES)}")
-        return schedule
 
 
 class Noised(NamedTuple):
@@ -131,12 +126,14 @@ def add_noise(
     valid: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     real_tokens: Tensor | Sequence[int] | None = None,
+    at_least_one: bool = False,
 ) -> Noised:
     """Corrupt `tokens` [B, L]; what happens to a sample depends on (seed, epoch, its index) alone.
 
     `indices` [B]: position of each sample in the epoch's order. `valid` [B, L] bool: real tokens, None = all.
-    `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that `random_replace`
-    draws from. Every sequence with a maskable position gets at least one masked.
+    `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that noise types draw
+    from. `at_least_one`: where the draw masks nothing, one maskable position of the sequence is masked all the
+    same. Only for losses without the weight 1/p: a forced position would keep the weight, but not the probability p.
     Raises ValueError on shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
     """
     import torch
@@ -148,22 +145,21 @@ def add_noise(
     p_mask = mask_probabilities(noise_levels(indices, seed=seed, epoch=epoch), params)
     allowed, p = maskable.cpu().numpy(), p_mask.double().numpy()
 
-    masked = _independent_mask(
-        allowed, p, position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
-    )
+    uniforms = position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
+    masked = _independent_mask(allowed, p, uniforms, at_least_one)
     if params.mask_contiguous_region_prob > 0:
         draws = _SampleDraws(*sample_uniforms(order, seed=seed, epoch=epoch).T)
         is_span = draws.span < params.mask_contiguous_region_prob
-        masked = np.where(is_span[:, None], _span_mask(allowed, p, draws.span_start), masked)
+        masked = np.where(is_span[:, None], _span_mask(allowed, p, draws.span_start, at_least_one), masked)
 
     chosen = torch.from_numpy(masked).to(tokens.device)
-    if params.noise_type == "mask":
-        noisy = tokens.masked_fill(chosen, mask_token_id)
-    else:
-        ids = _replacement_ids(real_tokens, mask_token_id)
+
+    def draw() -> Tensor:
+        ids = _replacement_ids(real_tokens, mask_token_id, params.noise_type)
         uniforms = position_uniforms(order, tokens.shape[1], Purpose.REPLACEMENT, seed=seed, epoch=epoch)
-        drawn = ids[torch.from_numpy((uniforms * len(ids)).astype(np.int64))]
-        noisy = torch.where(chosen, drawn.to(tokens), tokens)
+        return ids[torch.from_numpy((uniforms * len(ids)).astype(np.int64))]
+
+    noisy = NOISE_TYPES[params.noise_type].corrupt(tokens, chosen, mask_token_id, draw)
     return Noised(noisy, chosen, p_mask.to(tokens.device))
 
 
@@ -175,38 +171,43 @@ def _index_array(indices: Tensor) -> NDArray[np.int64]:
 
 
 def _independent_mask(
-    maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64]
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: each maskable position with probability p [B], and always the one with the smallest uniform.
+    """Bool [B, L]: each maskable position with probability p [B].
 
-    Given that no uniform is below p, the smallest is equally likely anywhere: the rescue of an empty mask is uniform.
+    `at_least_one`: an empty mask gets the position with the smallest uniform, which is equally likely to be any.
     """
     candidates = np.where(maskable, uniforms, 1.0)
     masked = candidates < p[:, None]  # a uniform is below 1, so p = 1 masks all; 1.0 is below no p
-    if masked.shape[1]:
+    if at_least_one and masked.shape[1]:
         empty = np.flatnonzero(~masked.any(axis=1))
         masked[empty, candidates[empty].argmin(axis=1)] = True
     return masked & maskable
 
 
 def _span_mask(
-    maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64]
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: of each row's n maskable positions a run of max(1, round(p n)), its start uniform among all."""
+    """Bool [B, L]: of each row's n maskable positions a run of round(p n), its start uniform among all.
+
+    `at_least_one`: where that is 0, the run is one position.
+    """
     count = maskable.sum(axis=1)
-    span = np.minimum(np.maximum(np.rint(p * count).astype(np.int64), 1), count)
+    span = np.rint(p * count).astype(np.int64)
+    if at_least_one:
+        span = np.minimum(np.maximum(span, 1), count)
     start = np.floor(start_uniforms * (count - span + 1)).astype(np.int64)
     rank = maskable.cumsum(axis=1) - 1
     return maskable & (rank >= start[:, None]) & (rank < (start + span)[:, None])
 
 
-def _replacement_ids(real_tokens: Tensor | Sequence[int] | None, mask_token_id: int) -> Tensor:
-    """The ids [R] that `random_replace` draws from, checked."""
+def _replacement_ids(real_tokens: Tensor | Sequence[int] | None, mask_token_id: int, noise_type: str) -> Tensor:
+    """The ids [R] that a noise type draws from, checked."""
     import torch
 
     ids = torch.as_tensor([] if real_tokens is None else real_tokens, dtype=torch.long, device="cpu")
     if not len(ids):
-        raise ValueError("real_tokens must hold at least one token id for noise_type=random_replace")
+        raise ValueError(f"real_tokens must hold at least one token id for {noise_type=}")
     if (ids == mask_token_id).any():
         raise ValueError(f"real_tokens must not hold the mask token {mask_token_id}")
     return ids

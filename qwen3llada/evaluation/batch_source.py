@@ -18,6 +18,8 @@ from qwen3llada.corpus.batching import (
     step_plan,
 )
 from qwen3llada.corpus.steps import steps_per_epoch
+from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import AttentionParams
@@ -42,6 +44,8 @@ class LossSettings(Protocol):
     @property
     def pad_to_multiple_of(self) -> int: ...
     @property
+    def max_length(self) -> int: ...
+    @property
     def bucket(self) -> int: ...
 
 
@@ -55,8 +59,10 @@ class BatchSource:
     mask_token_id: int
     eos_token_id: int | None
     real_tokens: "Tensor | None"
+    at_least_one: bool
     answer_padding: AnswerPadding
     block_length: int
+    max_length: int | None
     bucket: int
     pad_to_multiple_of: int
     micro_batch_size: int
@@ -98,8 +104,10 @@ class BatchSource:
             bucket=self.bucket,
             answer_padding=self.answer_padding,
             block_length=self.block_length,
+            max_length=self.max_length,
             eos_token_id=self.eos_token_id,
             real_tokens=self.real_tokens,
+            at_least_one=self.at_least_one,
             pad_to_multiple_of=self.pad_to_multiple_of,
             num_workers=self.num_workers,
         )
@@ -133,24 +141,28 @@ class BatchSource:
 
 
 def batch_source(
-    dataset: "TokenDataset | TokenStream", settings: LossSettings, tokenizer: Any, **layout: Any
+    dataset: "TokenDataset | TokenStream", settings: LossSettings, tokenizer: Any, *, training: bool, **layout: Any
 ) -> BatchSource:
     """`dataset` under the knobs of a training section.
 
+    `training`: whether the batches are trained on. Then no sequence is left without a masked position, unless the loss
+    weighs by 1/p. Evaluation takes the noise as it is drawn, whatever the loss, so that losses can be compared.
     `layout`: seed, micro_batch_size, and what else of `BatchSource` differs from its default.
     Raises: ValueError if the tokenizer lacks a token that the knobs need.
     """
     if tokenizer.mask_token_id is None:
         raise InputError("the model's tokenizer must have a mask token; convert adds it")
     return BatchSource(
+        at_least_one=training and not LOSSES[settings.loss_impl].weighs_by_inverse_p,
         dataset=dataset,
         noise=settings.noise,
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        real_tokens=real_token_ids(tokenizer) if settings.noise.noise_type == "random_replace" else None,
+        real_tokens=real_token_ids(tokenizer) if NOISE_TYPES[settings.noise.noise_type].draws else None,
         answer_padding=getattr(settings, "answer_padding", "none"),  # of SFT alone
         bucket=settings.bucket,
         block_length=settings.attention.block_length,
+        max_length=settings.max_length,
         pad_to_multiple_of=settings.pad_to_multiple_of,
         **layout,
     )

@@ -83,7 +83,8 @@ def evaluate_model(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(model)
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
-    source = batch_source(dataset, settings, tokenizer, seed=seed, micro_batch_size=params.micro_batch_size)
+    layout = {"seed": seed, "micro_batch_size": params.micro_batch_size}
+    source = batch_source(dataset, settings, tokenizer, training=False, **layout)
     used = batch_loss(settings, tokenizer, device)
     language_model = Qwen3LLadaForMaskedLM.from_pretrained(model, attn_implementation=used.implementation)
     objective = MaskedDiffusionObjective(language_model).to(device)

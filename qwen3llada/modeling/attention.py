@@ -7,30 +7,19 @@ pairs of positions at once; the same function serves tensors and FlexAttention's
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import Section
+from qwen3llada.section import Section, one_of
 
 if TYPE_CHECKING:  # FlexAttention takes a second to import, and only `block_mask` needs it
     from torch.nn.attention.flex_attention import BlockMask
 
 PROMPT = -1  # the block number of every prompt position
-
-
-class AttentionParams(Section):
-    """Who sees whom in training. Stored with the checkpoint, and the sampler's default."""
-
-    policy: Literal["full", "block"] = Field(
-        "full",
-        description="full: every position sees every other; block: the prompt sees itself, an answer block sees the "
-        "prompt and itself",
-    )
-    block_length: int = Field(32, ge=1, description="tokens of an answer block")
 
 
 def full(query: Tensor, key: Tensor) -> Tensor:
@@ -50,6 +39,19 @@ def block_causal(query: Tensor, key: Tensor) -> Tensor:
 
 # name -> (query's block number, key's block number), broadcastable -> True where the query sees the key
 POLICIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"full": full, "block": block, "block_causal": block_causal}
+# A block would have to be trained against clean earlier blocks, where training has one corrupted copy of a sequence.
+SAMPLED_ONLY = {"block_causal"}
+
+
+class AttentionParams(Section):
+    """Who sees whom in training. Stored with the checkpoint, and the sampler's default."""
+
+    policy: Annotated[str, one_of(POLICIES, but=SAMPLED_ONLY)] = Field(
+        "full",
+        description="full: every position sees every other; block: the prompt sees itself, an answer block sees the "
+        "prompt and itself",
+    )
+    block_length: int = Field(32, ge=1, description="tokens of an answer block")
 
 
 def block_numbers(positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:

@@ -19,6 +19,7 @@ class Qwen3LLadaConfig(Qwen3Config):
 
     mask_token_id: the id that stands for a corrupted token; in [0, vocab_size). None only where there is no model yet.
     attention_policy, block_length: who saw whom in training (see `attention.POLICIES`), and the tokens of a block.
+    noise_type: what corrupted tokens became in that training (see `noise_types.NOISE_TYPES`).
     prompt_template: how a question was turned into a prompt in training, `plain` or `chat`.
     Raises ValueError for a mask id outside the vocabulary, a block length below 1, causal or sliding-window attention.
     """
@@ -30,6 +31,7 @@ class Qwen3LLadaConfig(Qwen3Config):
     is_causal: bool = False
     attention_policy: str = "full"
     block_length: int = 32
+    noise_type: str = "mask"
     prompt_template: str = "plain"
     auto_map: dict | None = None
 

@@ -1,11 +1,11 @@
 """The knobs of the sampler."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from qwen3llada.sampling.remasking import SCORES
-from qwen3llada.section import Section
+from qwen3llada.section import Section, one_of
 
 
 class DecodeParams(Section):
@@ -20,9 +20,9 @@ class DecodeParams(Section):
         0.0, ge=0, description="Temperature of the tokens' Gumbel noise, 0 or more; 0 takes the most likely token"
     )
     cfg_scale: float = Field(0.0, ge=0, description="Classifier-free guidance, 0 or more; 0 is off, else costs double")
-    remasking: str = Field(
+    remasking: Annotated[str, one_of(SCORES)] = Field(
         "low_confidence",
-        description=f"Score by which masked positions are committed: {', '.join(sorted(SCORES))}",
+        description=f"Score by which masked positions are committed: {', '.join(SCORES)}",
     )
     remasking_temperature: float = Field(
         1.0, ge=0, description="random_topk: noise on the score at a block's start, annealed to 0; 0 or more"
@@ -47,13 +47,6 @@ class DecodeParams(Section):
         "auto",
         description="graph: each step is one CUDA graph; eager: one operation after the other; auto: graph on GPU",
     )
-
-    @field_validator("remasking")
-    @classmethod
-    def _is_a_score(cls, remasking: str) -> str:
-        if remasking not in SCORES:
-            raise ValueError(f"{remasking=} must be one of {', '.join(sorted(SCORES))}")
-        return remasking
 
     @model_validator(mode="after")
     def _agree(self) -> "DecodeParams":

@@ -1,17 +1,21 @@
 """From what a caller asks for to a checked canvas: everything that can be wrong with a request is found here."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.canvas import Canvas, lay_out
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import Schedule
 
+log = logging.getLogger(__name__)
 Prompts: TypeAlias = Sequence[Sequence[int]] | Tensor
 
 
@@ -106,6 +110,17 @@ def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[
     return [r[:i] for r, i in zip(rows, first, strict=True)], [r[i:] for r, i in zip(rows, first, strict=True)]
 
 
+@cache  # once for all requests
+def warn_of_noise(noise_type: str) -> None:
+    """Say so where the training that the checkpoint comes from never showed the mask token."""
+    if noise_type in NOISE_TYPES and not NOISE_TYPES[noise_type].shows_mask:
+        log.warning(
+            "the model was trained with noise_type=%s, which never shows the mask token: sampling starts from mask"
+            " tokens, so its answers mean nothing unless an earlier training taught them",
+            noise_type,
+        )
+
+
 def make_request(
     model: Any,
     rows: tuple[list[list[int]], list[list[int]]],
@@ -114,6 +129,7 @@ def make_request(
     eos_token_ids: Sequence[int],
 ) -> Request:
     """Lay the rows out on the model's device. Raises ValueError where the parameters do not fit them."""
+    warn_of_noise(model.config.noise_type)
     policy = resolve_policy(model.config, params)
     block_length = params.block_length or model.config.block_length
     canvas = lay_out(*rows, model.config.mask_token_id, block_length)

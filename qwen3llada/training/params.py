@@ -1,14 +1,14 @@
 """The knobs of training: one section for pretraining and one for SFT, which differ in defaults and answer padding."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
-from qwen3llada.section import Section
+from qwen3llada.section import Section, one_of
 
 
 class OptimParams(Section):
@@ -96,7 +96,7 @@ class TrainParams(Section):
     )
     reports: Path = Field(Path("reports/pretrain"), description="Folder for curves, metrics and the summary")
 
-    loss_impl: str = Field("guidelines", description=f"Training loss: {', '.join(LOSSES)}")
+    loss_impl: Annotated[str, one_of(LOSSES)] = Field("guidelines", description=f"Training loss: {', '.join(LOSSES)}")
     loss_smoothing: float = Field(
         0.1, ge=0, lt=1, description="Label smoothing of soft_ce, in [0, 1); the other losses have none"
     )
@@ -159,13 +159,6 @@ class TrainParams(Section):
         0.0, ge=0, description="The device's peak for FLOP utilisation, in TFLOP/s; 0: from a table of known GPUs"
     )
 
-    @field_validator("loss_impl")
-    @classmethod
-    def _known_loss(cls, value: str) -> str:
-        if value not in LOSSES:
-            raise ValueError(f"loss_impl={value!r} must be one of {', '.join(LOSSES)}")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.bf16 and self.fp16:
@@ -196,5 +189,5 @@ class SftParams(TrainParams):
     answer_padding: Literal["none", "block", "batch"] = Field(
         "block",
         description="How far an answer goes on with EOS tokens that belong to it: not at all, to the next multiple of"
-        " the block length, or to the longest sample of the step",
+        " the block length, or to the longest sample of the step; never beyond max_length, where the last block is cut",
     )

@@ -68,7 +68,7 @@ def export(run: Run) -> None:
                 run.adapted.save_pretrained(temporary / ADAPTER_FOLDER, state_dict=weights)
                 dtype = DTYPES[run.params.param_dtype]
                 whole: Any = merged(run.params.model, temporary / ADAPTER_FOLDER, dtype)
-                for name in ("attention_policy", "block_length", "prompt_template"):
+                for name in ("attention_policy", "block_length", "noise_type", "prompt_template"):
                     setattr(whole.config, name, getattr(run.model.config, name))
                 whole.save_pretrained(temporary)
             else:

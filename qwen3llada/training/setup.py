@@ -72,6 +72,7 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     model.config.use_cache = False
     model.config.attention_policy = params.attention.policy
     model.config.block_length = params.attention.block_length
+    model.config.noise_type = params.noise.noise_type
     if params.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

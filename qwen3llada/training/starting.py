@@ -93,11 +93,12 @@ def _data(
         "num_workers": params.num_workers,
     }
     accumulation = params.gradient_accumulation_steps
-    data = batch_source(_train_data(params, tokenizer), params, tokenizer, accumulation=accumulation, **layout)
+    dataset = _train_data(params, tokenizer)
+    data = batch_source(dataset, params, tokenizer, training=True, accumulation=accumulation, **layout)
     if not params.do_eval_loss:
         return data, None
     samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
-    return data, batch_source(samples, params, tokenizer, **layout)
+    return data, batch_source(samples, params, tokenizer, training=False, **layout)
 
 
 def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":

@@ -339,6 +339,8 @@ def test_answers_are_continued():
     by_block, _ = rows(answer_padding="block", block_length=4)
     # Answers of 3 and 1 tokens become 4; the second, truncated, is never continued with EOS.
     assert by_block == [[5, 6, 7, EOS, EOS], stored[1], [5, EOS, EOS, EOS, EOS]]
+    short, _ = rows(answer_padding="block", block_length=4, max_length=4)
+    assert short == [[5, 6, 7, EOS], stored[1], [5, EOS, EOS, EOS]]  # the second is longer already
     by_batch, batch = rows(answer_padding="batch")
     assert by_batch == [[5, 6, 7, EOS, EOS, EOS], stored[1], [5, EOS, EOS, EOS, EOS, EOS]]
     assert not batch.padded

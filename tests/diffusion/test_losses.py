@@ -228,13 +228,39 @@ def test_cross_entropy_is_in_float32(name, dtype):
     assert torch.equal(loss, LOSSES[name](noised=noised, mask_token_id=MASK, **arguments))
 
 
-def test_a_positions_mean_weight_is_one():
-    """Why 1/p: where no empty mask has to be rescued, each position counts once on average, whatever p is."""
-    tokens = torch.zeros(4000, 64, dtype=torch.long)
-    params = NoiseParams(min_masking_rate=0.2)
-    noised = add_noise(tokens, params, mask_token_id=MASK, indices=torch.arange(4000), seed=0, epoch=0)
-    weights = LOSSES["guidelines"].token_weights(tokens, noised, mask_token_id=MASK)
-    assert weights.mean().item() == pytest.approx(1, abs=0.01)
+@pytest.mark.parametrize("length", [1, 4, 16])
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.weighs_by_inverse_p])
+def test_a_positions_mean_weight_is_one(name, length):
+    """Why 1/p: each position counts once on average, whatever p is, in short sequences too.
+
+    Given p, a weight is 1/p with probability p, so its variance is 1/p - 1.
+    """
+    rows = 20_000
+    tokens = torch.zeros(rows, length, dtype=torch.long)
+    noised = add_noise(tokens, NoiseParams(), mask_token_id=MASK, indices=torch.arange(rows), seed=0, epoch=0)
+    weights = LOSSES[name].token_weights(tokens, noised, mask_token_id=MASK)
+    error = (1 / noised.p_mask.double() - 1).sum().div(length).sqrt().item() / rows
+    assert error < 0.02
+    assert weights.double().mean().item() == pytest.approx(1, abs=3 * error)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_without_a_mask_adds_zero(name, kind):
+    """It counts in the denominator all the same; a batch of nothing else has the loss 0 and the gradient 0."""
+    arguments = case(kind)
+    noised = noise_for(arguments, NoiseParams(min_masking_rate=0.5))
+    masked = noised.masked & (torch.arange(5) != 1)[:, None]
+    for kept in (masked, torch.zeros_like(masked)):
+        whole = Noised(arguments["tokens"].masked_fill(kept, MASK), kept, noised.p_mask)
+        logits = arguments["logits"].clone().requires_grad_()
+        loss = LOSSES[name](**arguments | {"logits": logits}, noised=whole, mask_token_id=MASK, smoothing=SMOOTHING)
+        loss.backward()
+        settings = (arguments["valid"], arguments["prompt_lengths"], None)
+        assert loss.item() == pytest.approx(by_hand(name, logits.detach(), arguments["tokens"], whole, *settings))
+        assert logits.grad is not None
+        assert not logits.grad[1].any()
+        assert bool(loss) == bool(logits.grad.any()) == bool(kept.any())
 
 
 # --- The exact expectation of a model of three tokens, over the noise level and every mask ---
@@ -251,7 +277,7 @@ def toy_model(noisy: torch.Tensor) -> torch.Tensor:
 def exact_expectation(name: str, prompt: int | None, eps: float) -> float:
     """Integral over t of the sum over masks of their probability times the loss, computed without the package.
 
-    An empty mask gets one position instead, each with the same probability.
+    An empty mask has the loss 0.
     """
     maskable = range(prompt or 0, 3)
     smoothing = SMOOTHING if name == "soft_ce" else 0.0
@@ -267,10 +293,7 @@ def exact_expectation(name: str, prompt: int | None, eps: float) -> float:
         p, size, total = (1 - eps) * t + eps, len(maskable), 0.0
         for mask, loss in losses.items():
             count = sum(mask)
-            probability = p**count * (1 - p) ** (size - count)
-            if count == 1:
-                probability += (1 - p) ** size / size
-            total += probability * loss / p / size
+            total += p**count * (1 - p) ** (size - count) * loss / p / size
         return total
 
     return integrate.quad(integrand, 0, 1, epsabs=1e-12)[0]

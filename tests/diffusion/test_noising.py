@@ -100,10 +100,35 @@ def test_p_mask_is_the_probability_used():
     assert noised.p_mask.dtype == torch.float32
 
 
-def test_at_least_one_is_masked_uniformly():
-    noised = noise(tokens(4000, 5), constant_p(1e-6))
+@pytest.mark.parametrize("span_probability", [0.0, 1.0])
+def test_no_mask_is_forced(span_probability):
+    """Of 4000 sequences of 5 tokens that are masked with p = 0.05 a binomial number stays whole; a span is of 0."""
+    clean = tokens(4000, 5)
+    noised = noise(clean, constant_p(0.05, mask_contiguous_region_prob=span_probability))
+    whole = int((~noised.masked.any(1)).sum())
+    if span_probability:
+        assert whole == 4000
+    else:
+        assert stats.binomtest(whole, 4000, 0.95**5).pvalue > ALPHA
+    assert torch.equal(noised.tokens[~noised.masked], clean[~noised.masked])
+
+
+@pytest.mark.parametrize("span_probability", [0.0, 1.0])
+def test_at_least_one_is_masked_uniformly(span_probability):
+    params = constant_p(1e-6, mask_contiguous_region_prob=span_probability)
+    noised = noise(tokens(4000, 5), params, at_least_one=True)
     assert (noised.masked.sum(1) == 1).all()
     assert stats.chisquare(noised.masked.sum(0).numpy()).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("span_probability", [0.0, 0.5])
+def test_at_least_one_changes_empty_masks_alone(span_probability):
+    clean, params = tokens(2000, 5), NoiseParams(mask_contiguous_region_prob=span_probability)
+    drawn, forced = noise(clean, params).masked, noise(clean, params, at_least_one=True).masked
+    empty = ~drawn.any(1)
+    assert 100 < empty.sum() < 1000
+    assert torch.equal(drawn[~empty], forced[~empty])
+    assert (forced[empty].sum(1) == 1).all()
 
 
 def test_min_masking_rate_one_masks_everything():
@@ -119,9 +144,13 @@ def test_eps_one_masks_everything():
 @pytest.mark.parametrize("span_probability", [0.0, 1.0])
 def test_one_maskable_position_is_masked(span_probability):
     params = NoiseParams(mask_contiguous_region_prob=span_probability)
-    assert noise(tokens(50, 1), params).masked.all()
+    assert noise(tokens(50, 1), params, at_least_one=True).masked.all()
     noised = noise(
-        tokens(50, 9), params, prompt_lengths=torch.full((50,), 4), valid=(torch.arange(9) < 5).expand(50, 9)
+        tokens(50, 9),
+        params,
+        prompt_lengths=torch.full((50,), 4),
+        valid=(torch.arange(9) < 5).expand(50, 9),
+        at_least_one=True,
     )
     assert torch.equal(noised.masked, (torch.arange(9) == 4).expand(50, 9))
 
@@ -132,7 +161,7 @@ def test_nothing_maskable_nothing_masked(span_probability, noise_type):
     params = NoiseParams(mask_contiguous_region_prob=span_probability, noise_type=noise_type)
     clean = tokens(6, 7)
     for untouchable in ({"prompt_lengths": torch.full((6,), 7)}, {"valid": torch.zeros(6, 7, dtype=torch.bool)}):
-        noised = noise(clean, params, **untouchable)
+        noised = noise(clean, params, at_least_one=True, **untouchable)
         assert not noised.masked.any()
         assert torch.equal(noised.tokens, clean)
 
@@ -150,6 +179,7 @@ def test_prompt_and_padding_are_untouched(noise_type, span_probability):
         NoiseParams(noise_type=noise_type, mask_contiguous_region_prob=span_probability),
         valid=valid,
         prompt_lengths=prompts,
+        at_least_one=True,
     )
     answer = valid & (columns >= prompts[:, None])
     assert not (noised.masked & ~answer).any()
@@ -161,7 +191,8 @@ def test_prompt_and_padding_are_untouched(noise_type, span_probability):
         assert torch.isin(noised.tokens[noised.masked], REAL).all()
 
 
-def test_spans_are_contiguous_and_as_long_as_p_says():
+@pytest.mark.parametrize("at_least_one", [False, True])
+def test_spans_are_contiguous_and_as_long_as_p_says(at_least_one):
     prompts = torch.arange(500) % 7
     lengths = 12 + torch.arange(500) % 29
     noised = noise(
@@ -169,11 +200,12 @@ def test_spans_are_contiguous_and_as_long_as_p_says():
         NoiseParams(mask_contiguous_region_prob=1.0),
         prompt_lengths=prompts,
         valid=torch.arange(40) < lengths[:, None],
+        at_least_one=at_least_one,
     )
     for masked, p, maskable in zip(noised.masked, noised.p_mask.tolist(), (lengths - prompts).tolist(), strict=True):
         where = masked.nonzero().flatten()
-        assert len(where) == max(1, round(p * maskable))
-        assert where[-1] - where[0] == len(where) - 1
+        assert len(where) == max(int(at_least_one), round(p * maskable))
+        assert not len(where) or where[-1] - where[0] == len(where) - 1
 
 
 def test_spans_start_anywhere():

@@ -45,7 +45,8 @@ def cross_entropies(params, rows):
     tokenizer = load_tokenizer(params.model)
     loss = batch_loss(params, tokenizer, torch.device("cpu"))
     model = Qwen3LLadaForMaskedLM.from_pretrained(params.model, attn_implementation=loss.implementation)
-    batch = next(batch_source(Rows(rows), params, tokenizer, seed=0, micro_batch_size=len(rows)).steps(0))[0]
+    source = batch_source(Rows(rows), params, tokenizer, training=True, seed=0, micro_batch_size=len(rows))
+    batch = next(source.steps(0))[0]
     prepared = loss.prepare(batch)
     with torch.no_grad():
         _, found = loss(MaskedDiffusionObjective(model), prepared)
@@ -74,7 +75,8 @@ def test_training_and_evaluation_keep_to_it(settings):
     steps, losses = [], []
     for within in (True, False):
         run = start(changed(settings, attention={"within_documents": within}), seed=1, template="plain")
-        run.data = run.held_out = batch_source(packed, run.params, run.tokenizer, seed=1, micro_batch_size=2)
+        layout = {"seed": 1, "micro_batch_size": 2}
+        run.data = run.held_out = batch_source(packed, run.params, run.tokenizer, training=True, **layout)
         losses.append(evaluate(run)[0])
         steps.append(next(training_steps(run, StopRequest())).read().loss)
     assert abs(losses[0] - losses[1]) > 1e-4 < abs(steps[0] - steps[1])

@@ -1,0 +1,54 @@
+"""A new entry in a registry is all that a new value of its knob takes: nothing else lists the names."""
+
+import pytest
+from pydantic import ValidationError
+
+from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.diffusion.noise_types import NOISE_TYPES
+from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.diffusion.schedules import SCHEDULES
+from qwen3llada.modeling.attention import POLICIES, AttentionParams
+from qwen3llada.params import load_stage
+from qwen3llada.sampling.params import DecodeParams, SampleParams
+from qwen3llada.sampling.remasking import SCORES
+from qwen3llada.training.params import KernelParams, PretrainParams, SftParams
+
+KNOBS = [
+    (SCHEDULES, NoiseParams, "schedule"),
+    (NOISE_TYPES, NoiseParams, "noise_type"),
+    (LOSSES, PretrainParams, "loss_impl"),
+    (LOSSES, SftParams, "loss_impl"),
+    (POLICIES, AttentionParams, "policy"),
+    (POLICIES, KernelParams, "policy"),
+    (SCORES, DecodeParams, "remasking"),
+    (SCORES, SampleParams, "remasking"),
+]
+
+
+@pytest.mark.parametrize(("registry", "section", "knob"), KNOBS)
+def test_a_new_entry_is_accepted(registry, section, knob, monkeypatch):
+    with pytest.raises(ValidationError, match=rf"{knob}='mine' must be one of \w+"):
+        section.model_validate({knob: "mine"})
+    monkeypatch.setitem(registry, "mine", next(iter(registry.values())))
+    assert getattr(section.model_validate({knob: "mine"}), knob) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("registry", "section", "flag"),
+    [
+        (SCHEDULES, "pretrain", "noise.schedule"),
+        (NOISE_TYPES, "pretrain", "noise.noise_type"),
+        (LOSSES, "sft", "loss_impl"),
+        (POLICIES, "sft", "attention.policy"),
+        (SCORES, "sample", "remasking"),
+    ],
+)
+def test_it_is_accepted_on_the_command_line(registry, section, flag, monkeypatch):
+    with pytest.raises(ValueError, match=f"{flag}: .*='mine' must be one of"):
+        load_stage([f"--{flag}", "mine"], own=section)
+    monkeypatch.setitem(registry, "mine", next(iter(registry.values())))
+    params, _ = load_stage([f"--{flag}", "mine"], own=section)
+    value = getattr(params, section)
+    for name in flag.split("."):
+        value = getattr(value, name)
+    assert value == "mine"
