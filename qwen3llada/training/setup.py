@@ -9,6 +9,7 @@ import torch
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
+from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
 from qwen3llada.training.params import TrainParams
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def make_accelerator(params: TrainParams) -> "Accelerator":
     """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
 
-    Raises ValueError for a precision that the device does not have, and where the launcher's processes do not find each
-    other: each would train alone, into the same folders.
+    Raises InputError for a precision that the device does not have, and where the launcher's environment would change
+    the arithmetic, or its processes do not find each other (see `launcher.py`).
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -37,12 +38,12 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     if params.fp16 and not torch.cuda.is_available():
         raise InputError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    check_launcher(params)
+    variable, launched = launched_processes()
     # Left to itself Accelerate joins processes only where there is a device for each.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp])
-    if accelerator.num_processes != launched:
-        raise InputError(f"WORLD_SIZE={launched} processes were launched, of which {accelerator.num_processes} met")
+    check_processes(accelerator, variable, launched)
     device = accelerator.device
     check_adapters(params.adapter, device)
     if accelerator.is_fsdp2:
