@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from qwen3llada.commandline import ParamsError, merge, parse_environment, parse_flags, read_yaml, validated, with_default
+from qwen3llada.commandline import (
+    ParamsError,
+    merge,
+    parse_environment,
+    parse_flags,
+    read_yaml,
+    validated,
+    with_default,
+)
 from qwen3llada.section import Section
 
 

@@ -85,8 +85,8 @@ def check_processes(
         raise InputError(f"{name}={launched} processes were launched, of which {accelerator.num_processes} met")
     if asks_for_fsdp(environ) and not accelerator.is_fsdp2:
         raise InputError(
-            f"ACCELERATE_USE_FSDP={environ['ACCELERATE_USE_FSDP']} asks for FSDP2, which accelerate launch starts on GPUs"
-            f" alone; this would run without it on {accelerator.device.type}"
+            f"ACCELERATE_USE_FSDP={environ['ACCELERATE_USE_FSDP']} asks for FSDP2, which Accelerate starts on GPUs; this"
+            f" would run without it on {accelerator.device.type}"
         )
 
 

@@ -10,6 +10,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
+from qwen3llada.training.optimizer import optimizer_that_runs
 from qwen3llada.training.params import TrainParams
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     check_processes(accelerator, variable, launched)
     device = accelerator.device
     check_adapters(params.adapter, device)
+    if params.adapter.method == "qlora" and accelerator.is_fsdp2:
+        raise InputError(
+            "adapter.method=qlora does not work under FSDP2, which cannot shard 4-bit weights: use"
+            " adapter.method=lora, or launch/ddp.yaml"
+        )
     if accelerator.is_fsdp2:
         set_fsdp_precision(accelerator, params)
     if params.deterministic and device.type == "cuda":
@@ -53,6 +59,15 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return accelerator
+
+
+def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") -> TrainParams:
+    """`params` with the optimiser that runs here, which the fingerprint, the estimate and the summary then hold.
+
+    Raises InputError, as `optimizer_that_runs`.
+    """
+    name = optimizer_that_runs(params.optim, accelerator.device, sharded=accelerator.is_fsdp2)
+    return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
 
 
 def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:

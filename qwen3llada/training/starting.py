@@ -25,7 +25,13 @@ from qwen3llada.training.params import TrainParams
 from qwen3llada.training.reduction import GradientSum
 from qwen3llada.training.run import Run
 from qwen3llada.training.saving import restore
-from qwen3llada.training.setup import compile_layers, graph_layers, load_model, make_accelerator
+from qwen3llada.training.setup import (
+    compile_layers,
+    graph_layers,
+    load_model,
+    make_accelerator,
+    with_optimizer_that_runs,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,6 +49,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
 
     disable_progress_bar()  # of every file that is loaded or saved
     accelerator = make_accelerator(params)
+    params = with_optimizer_that_runs(params, accelerator)
     tokenizer = load_tokenizer(params.model)
     data, held_out = _data(params, tokenizer, accelerator, seed)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
@@ -151,8 +158,8 @@ def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Pr
     objective = MaskedDiffusionObjective(model)
     if not accelerator.is_fsdp2:
         objective.to(accelerator.device)
-    optimizer, name = build_optimizer(objective, params.optim)
+    optimizer = build_optimizer(objective, params.optim)
     objective, prepared = accelerator.prepare(objective, optimizer)
     reduction = GradientSum(objective) if isinstance(objective, DistributedDataParallel) else None
     graphs = graph_layers(model, params, accelerator, reduction) if compiled else None
-    return _Prepared(objective, prepared, name, compiled, graphs)
+    return _Prepared(objective, prepared, params.optim.name, compiled, graphs)

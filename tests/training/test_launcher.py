@@ -81,7 +81,7 @@ def test_any_launchers_number_of_processes_counts(name):
 def test_fsdp2_that_would_not_run_is_refused():
     """As on a machine without a GPU, where Accelerate takes DDP."""
     ddp = SimpleNamespace(num_processes=2, is_fsdp2=False, device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="ACCELERATE_USE_FSDP=true asks for FSDP2.* without it on cpu"):
+    with pytest.raises(ValueError, match=r"ACCELERATE_USE_FSDP=true asks for FSDP2.* without it on cpu"):
         check_processes(ddp, "WORLD_SIZE", 2, FSDP2)
     ddp.is_fsdp2 = True
     check_processes(ddp, "WORLD_SIZE", 2, FSDP2)
