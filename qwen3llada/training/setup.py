@@ -83,6 +83,7 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
         folder,
         dtype=DTYPES[params.param_dtype],
         attn_implementation=resolve_implementation(params.attention, device),
+        trust_remote_code=False,
         **placement,
     )
     model.config.use_cache = False
