@@ -84,9 +84,10 @@ def check_processes(
     if accelerator.num_processes != launched:
         raise InputError(f"{name}={launched} processes were launched, of which {accelerator.num_processes} met")
     if asks_for_fsdp(environ) and not accelerator.is_fsdp2:
+        value, device = environ["ACCELERATE_USE_FSDP"], accelerator.device.type
         raise InputError(
-            f"ACCELERATE_USE_FSDP={environ['ACCELERATE_USE_FSDP']} asks for FSDP2, which Accelerate starts on GPUs; this"
-            f" would run without it on {accelerator.device.type}"
+            f"ACCELERATE_USE_FSDP={value} asks for FSDP2, which Accelerate starts on GPUs; this would run without it on"
+            f" {device}"
         )
 
 

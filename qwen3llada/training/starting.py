@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada.corpus.stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.corpus.tokenizer import check_data, load_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
@@ -52,6 +52,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     params = with_optimizer_that_runs(params, accelerator)
     tokenizer = load_tokenizer(params.model)
     data, held_out = _data(params, tokenizer, accelerator, seed)
+    _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
     ours = fingerprint(params, seed=seed, step_size=data.step_size, total_steps=total_steps, template=template)
     found = find_checkpoint(params.resume_from, params.output_dir, ours)
@@ -103,6 +104,16 @@ def _data(
         return data, None
     samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
     return data, batch_source(samples, params, tokenizer, **layout)
+
+
+def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
+    """Raises InputError unless the data were made with the model's tokenizer and template.
+
+    A stream is encoded by the model's tokenizer while training.
+    """
+    streamed = (params.data / "train" / STREAM_FILE).is_file()
+    for split in [*([] if streamed else ["train"]), *(["heldout"] if params.do_eval_loss else [])]:
+        check_data(params.data / split, tokenizer, template)
 
 
 def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":
