@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from bench.measure import MIB
-from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.artifacts import write_json
+from qwen3llada.corpus.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokenizer import identity, load_tokenizer
 
 GIB = 1024 * MIB
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,6 +63,8 @@ def write_data(folder: Path, config: dict[str, Any], samples: int, length: int) 
     with new_sequences(folder / "data" / "train") as writer:
         writer.add(tokens, np.full(samples, length))
         writer.close()
+    tokenizer = load_tokenizer(folder / "model")
+    write_json(folder / "data" / "train" / MANIFEST, identity(tokenizer) | {"template": None})
 
 
 def clean() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, create_model
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -61,8 +61,40 @@ def with_default(instance: BaseModel, name: str) -> tuple[Any, Any]:
     return field.annotation, field
 
 
-def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str, env_prefix: str) -> dict[str, Any]:
-    """Values of `fields` (name -> (type, field)): defaults, then environment, then the flags in `argv`.
+def parse_environment(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Values of `fields` (name -> (type, field)): defaults, then the variables PREFIX_NAME, PREFIX_NAME__KEY.
+
+    Raises: `ParamsError`.
+    """
+    config = SettingsConfigDict(
+        env_prefix=prefix,
+        env_nested_delimiter="__",
+        extra="forbid",
+        nested_model_default_partial_update=True,
+        protected_namespaces=(),
+    )
+    base = type("EnvironmentBase", (BaseSettings,), {"model_config": config, "__module__": __name__})
+    settings: Any = create_model("Environment", __base__=base, **fields)
+    try:
+        return settings().model_dump()
+    except SettingsError as error:
+        raise ParamsError(f"environment: {prefix}…: {error}") from error
+    except ValidationError as error:
+        raise ParamsError(f"environment: {prefix}…: {_first_error(error, settings)}") from error
+
+
+class _FlagsAlone(BaseSettings):
+    """The base of the settings that flags fill: pydantic-settings would look for them in the environment, too."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dict[str, Any]:
+    """Values of `fields` (name -> (type, field)): defaults, then the flags in `argv`.
 
     Raises: `ParamsError`; `SystemExit` after `--help`.
     """
@@ -73,13 +105,11 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str, env_pr
         cli_hide_none_type=True,
         cli_parse_none_str="null",  # as in YAML
         cli_prog_name=_program(),
-        env_prefix=env_prefix,
-        env_nested_delimiter="__",
         extra="forbid",
         nested_model_default_partial_update=True,
         protected_namespaces=(),
     )
-    base = type("StageBase", (BaseSettings,), {"model_config": config, "__module__": __name__})
+    base = type("StageBase", (_FlagsAlone,), {"model_config": config, "__module__": __name__})
     settings: Any = create_model("Stage", __base__=base, __doc__=doc, **fields)
     lists, rest = _take_lists(fields, argv)
     try:

@@ -3,6 +3,7 @@
 A stage sees the whole of `params.yaml`; its own section's keys are plain flags (`--loss_impl dllm`,
 `--noise.schedule cosine`), the shared sections that it reads are prefixed (`--pretrain_data.num_proc 4`).
 Priority, lowest first: params.yaml, the parameter set given by `--params`, environment (`QWEN3LLADA_…`), command line.
+What the environment sets is printed. Under DVC it may set nothing (see `environment.py`).
 """
 
 import os
@@ -18,11 +19,20 @@ from pydantic import ConfigDict, Field
 from ruamel.yaml import YAML
 
 from qwen3llada.artifacts import new_file
-from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, validated, with_default
+from qwen3llada.commandline import (
+    ParamsError,
+    merge,
+    parse_environment,
+    parse_flags,
+    read_yaml,
+    validated,
+    with_default,
+)
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.validation import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
+from qwen3llada.environment import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.eval_loss import EvalLossParams
 from qwen3llada.evaluation.report import ReportParams
@@ -33,7 +43,6 @@ from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams
 
 PARAMS_FILE = Path("params.yaml")
-ENV_PREFIX = "QWEN3LLADA_"
 
 
 class Params(Section):
@@ -119,15 +128,14 @@ def load_stage(
     Raises: `ParamsError` with one line naming the place, the key, what was given and what is allowed.
     """
     overlay, rest = _take_params_flag(list(argv))
-    base = load(PARAMS_FILE, overlay)
+    base = _from_environment(load(PARAMS_FILE, overlay), [*([own] if own else []), *shared])
     section = getattr(base, own) if own else None
     fields = {name: with_default(section, name) for name in type(section).model_fields} if section else {}
     fields |= {name: with_default(base, name) for name in shared}
     if request is not None:
         fields |= {name: (field.annotation, field) for name, field in request.model_fields.items()}
-    prefix = f"{ENV_PREFIX}{_key(own)}__".upper() if own else ENV_PREFIX
     doc = f"{doc.strip()}\n\n--params FILE puts a parameter set (configs/…) on top of {PARAMS_FILE}."
-    given = parse_flags(fields, rest, doc=doc, env_prefix=prefix)
+    given = parse_flags(fields, rest, doc=doc)
 
     tree = base.model_dump(by_alias=True)
     if section is not None:
@@ -170,10 +178,27 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _complain(error: Exception, status: int) -> int:
-    if os.environ.get(f"{ENV_PREFIX}TRACEBACK"):
+    if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return status
+
+
+def _from_environment(base: Params, read: Sequence[str]) -> Params:
+    """`base` with the environment's values in the entries `read`. Raises `ParamsError`."""
+    variables = knob_variables(Params, os.environ)
+    announce(variables, os.environ, [_key(name) for name in read])
+    tree, set_ = base.model_dump(by_alias=True), {keys[0] for _, keys in variables}
+    for name in read:
+        entry = getattr(base, name)
+        if _key(name) not in set_:
+            continue
+        if isinstance(entry, Section):
+            fields = {key: with_default(entry, key) for key in type(entry).model_fields}
+            tree[_key(name)] = parse_environment(fields, f"{PREFIX}{_key(name)}__".upper())
+        else:
+            tree |= parse_environment({name: with_default(base, name)}, PREFIX)
+    return validated(Params, tree, "environment")
 
 
 def _key(name: str | None) -> str:

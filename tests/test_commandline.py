@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from qwen3llada.commandline import ParamsError, merge, parse_flags, read_yaml, validated, with_default
+from qwen3llada.commandline import (
+    ParamsError,
+    merge,
+    parse_environment,
+    parse_flags,
+    read_yaml,
+    validated,
+    with_default,
+)
 from qwen3llada.section import Section
 
 
@@ -32,7 +40,12 @@ class Request(Section):
 def flags(instance: Section, *argv: str) -> dict:
     fields = {name: with_default(instance, name) for name in type(instance).model_fields}
     fields |= {name: (f.annotation, f) for name, f in Request.model_fields.items()}
-    return parse_flags(fields, argv, doc="Trains.", env_prefix="Q3LTEST_")
+    return parse_flags(fields, argv, doc="Trains.")
+
+
+def from_environment(instance: Section) -> Train:
+    fields = {name: with_default(instance, name) for name in type(instance).model_fields}
+    return Train.model_validate(parse_environment(fields, "Q3LTEST_"))
 
 
 def test_file_values_are_the_defaults_of_flags():
@@ -46,9 +59,16 @@ def test_file_values_are_the_defaults_of_flags():
 def test_flag_beats_environment_beats_file(monkeypatch):
     monkeypatch.setitem(os.environ, "Q3LTEST_LR", "0.25")
     monkeypatch.setitem(os.environ, "Q3LTEST_NOISE__CAP", "3")
-    assert flags(Train(lr=0.5))["lr"] == 0.25
-    assert flags(Train(lr=0.5), "--lr", "0.125")["lr"] == 0.125
-    assert flags(Train(lr=0.5))["noise"] == {"schedule": "uniform", "cap": 3.0}
+    train = from_environment(Train(lr=0.5))
+    assert (train.lr, train.noise) == (0.25, Noise(cap=3.0))
+    assert flags(train, "--lr", "0.125")["lr"] == 0.125
+    assert flags(Train(lr=0.5))["lr"] == 0.5  # flags alone do not look there
+
+
+def test_a_wrong_value_in_the_environment_is_one_line(monkeypatch):
+    monkeypatch.setitem(os.environ, "Q3LTEST_NOISE__CAP", "-1")
+    with pytest.raises(ParamsError, match=r"environment: Q3LTEST_…: noise.cap: given '-1', .*greater than 0$"):
+        from_environment(Train())
 
 
 def test_booleans_tuples_and_null():

@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
 from test_layers import ROOT, imported
 
+from qwen3llada.environment import DVC_STAGE
+
 # Every stage reads its parameters through these; DVC tracks the values instead (`params:`).
 BY_VALUE = {"qwen3llada/params.py", "qwen3llada/commandline.py", "qwen3llada/section.py"}
+BY_VALUE |= {"qwen3llada/environment.py"}  # which sets nothing under DVC
 BY_VALUE |= {"qwen3llada/errors.py"}  # one class that computes nothing
 # They refuse to run; no output depends on them.
 BY_VALUE |= {"qwen3llada/destinations.py", "qwen3llada/folder_lock.py"}
@@ -75,6 +79,14 @@ def test_parameters_are_what_is_read(stage):
     read = {"validate" if name == "validation" else name for name in read} & set(PARAMS)
     declared = {str(key).split(".")[0] for key in PIPELINE[stage].get("params", [])}
     assert read == declared
+
+
+def test_dvc_tells_a_command_which_stage_it_is():
+    """By the variable that `environment.py` looks for."""
+    from dvc.stage.run import prepare_kwargs
+
+    stage = SimpleNamespace(wdir=".", repo=SimpleNamespace(root_dir="."), addressing="pretrain")
+    assert prepare_kwargs(stage)["env"][DVC_STAGE] == "pretrain"
 
 
 def test_every_stage_has_its_module_and_every_module_its_stage():

@@ -1,5 +1,6 @@
 """params.yaml and every parameter set: they load, and params.yaml leaves no knob out."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -133,3 +134,65 @@ def test_help_explains_knobs_with_their_present_values(monkeypatch, capsys):
     assert "Fine-tune." in text
     assert "--noise.schedule" in text
     assert "--params FILE" in text
+
+
+LR = "QWEN3LLADA_PRETRAIN__OPTIM__LR"
+
+
+@pytest.fixture
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in [name for name in os.environ if name.startswith(("QWEN3LLADA_", "DVC_"))]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_variable_is_the_same_in_every_stage_and_is_printed(in_root, capsys):
+    in_root.setenv(LR, "0.25")
+    in_root.setenv("QWEN3LLADA_SEED", "7")
+    own, _ = load_stage([], own="pretrain", shared=("seed",))
+    assert (own.pretrain.optim.lr, own.seed) == (0.25, 7)
+    lines = [f"environment: {LR}=0.25 sets pretrain.optim.lr", "environment: QWEN3LLADA_SEED=7 sets seed"]
+    assert capsys.readouterr().err.splitlines() == lines
+    shared, _ = load_stage(["--seed", "8"], own="eval_loss", shared=("seed", "pretrain"))
+    assert (shared.pretrain.optim.lr, shared.seed) == (0.25, 8)
+
+
+def test_a_variable_of_another_stage_is_said_to_have_no_effect(in_root, capsys):
+    in_root.setenv(LR, "0.25")
+    params, _ = load_stage([], own="sft")
+    assert params == load(FILE)
+    assert capsys.readouterr().err == f"environment: {LR} has no effect: this stage does not read pretrain\n"
+
+
+def test_the_section_validate_has_its_name_of_the_file(in_root):
+    in_root.setenv("QWEN3LLADA_VALIDATE__ON_INVALID", "quarantine")
+    params, _ = load_stage([], own="validation")
+    assert params.validation.on_invalid == "quarantine" != load(FILE).validation.on_invalid
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("QWEN3LLADA_PRETRAIN__OPTIM__LRR", f"did you mean {LR}?"),
+        ("QWEN3LLADA_PRETRAIN__LR", "allowed: QWEN3LLADA_ and a knob's keys"),
+        ("QWEN3LLADA_PRETRAIN", "allowed: QWEN3LLADA_ and a knob's keys"),
+        ("qwen3llada_sed", "did you mean QWEN3LLADA_SEED?"),
+    ],
+)
+def test_a_variable_that_is_no_knob_is_an_error(name, hint, in_root):
+    in_root.setenv(name, "1")
+    with pytest.raises(ParamsError) as caught:
+        load_stage([], own="sft")
+    assert f"environment: {name}: unknown variable" in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_under_dvc_no_variable_changes_a_knob(in_root):
+    in_root.setenv("DVC_STAGE", "pretrain")
+    in_root.setenv("QWEN3LLADA_TRACEBACK", "1")
+    params, _ = load_stage([], own="pretrain", shared=("seed",))
+    assert params == load(FILE)
+    in_root.setenv(LR, "0.25")
+    with pytest.raises(ParamsError, match=f"{LR} must not be set while DVC runs the stage pretrain: dvc.lock"):
+        load_stage([], own="pretrain", shared=("seed",))

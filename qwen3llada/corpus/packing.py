@@ -11,6 +11,7 @@ import pyarrow as pa
 from qwen3llada.artifacts import new_file
 
 TOKENS_FILE = "tokens.arrow"
+MANIFEST = "manifest.json"  # beside it
 #: Tokens in a record batch of the file: what is held in memory while writing, 4 MiB.
 BATCH_TOKENS = 1 << 20
 

@@ -11,7 +11,7 @@ from qwen3llada.corpus.locate import is_local, local_files
 from qwen3llada.corpus.sources import TextData
 from qwen3llada.corpus.splits import parse_split
 from qwen3llada.corpus.stream import CODE, STREAM_FILE
-from qwen3llada.corpus.tokenizer import fingerprint
+from qwen3llada.corpus.tokenizer import identity
 from qwen3llada.errors import InputError
 
 
@@ -51,7 +51,7 @@ def write_stream(raw: Path, out: Path, tokenizer: Any, params: TextData, *, max_
     code = hashlib.sha256()
     for name in CODE:
         code.update((Path(__file__).parent / f"{name}.py").read_bytes())
-    hashes = {"tokenizer_sha256": fingerprint(tokenizer), "code_sha256": code.hexdigest()}
+    hashes = identity(tokenizer) | {"code_sha256": code.hexdigest()}
     write_json(out / STREAM_FILE, described | settings | hashes)
     size = sum(shard["bytes"] for shard in described["shards"])
     return {"shards": len(described["shards"]), "shard_bytes": size, "max_length": max_length}

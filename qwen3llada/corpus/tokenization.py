@@ -11,12 +11,12 @@ from typing import Any
 from qwen3llada.artifacts import new_file, new_folder, write_json
 from qwen3llada.corpus.conversation_tokens import encode_records, write_conversation_samples
 from qwen3llada.corpus.histogram import Histogram
-from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.corpus.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.sources import ConversationData, TextData
 from qwen3llada.corpus.stream_source import write_stream
 from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
 from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
-from qwen3llada.corpus.tokenizer import fingerprint, load_tokenizer
+from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.errors import InputError
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "tokenize_text",
 ]
 
-MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,8 @@ def tokenize_text(raw: Path, out: Path, tokenizer: Any, params: TextData, *, max
                 f"{raw}: {tokens} tokens do not fill one sequence of {max_length=}; remainder=pad keeps them"
             )
         counts |= {"sequences": writer.sequences, "sequence_tokens": writer.tokens, "max_length": max_length}
-        return _write_manifest(folder, counts, lengths, digest, tokenizer)
+        made_with = identity(tokenizer) | {"template": None}
+        return _write_manifest(folder, counts | {"sha256": digest} | made_with, lengths)
 
 
 def tokenize_conversations(
@@ -112,13 +112,11 @@ def tokenize_conversations(
         if not writer.sequences:
             raise InputError(f"{validated}: all {counts['exchanges']} samples are longer than {max_length=}")
         counts |= {"samples": writer.sequences, "sample_tokens": writer.tokens, "max_length": max_length}
-        return _write_manifest(folder, counts, lengths, digest, tokenizer)
+        made_with = identity(tokenizer) | template_identity(tokenizer, params.template)
+        return _write_manifest(folder, counts | {"sha256": digest} | made_with, lengths)
 
 
-def _write_manifest(
-    folder: Path, counts: dict[str, int], lengths: dict[str, Histogram], digest: str, tokenizer: Any
-) -> dict[str, Any]:
-    manifest: dict[str, Any] = {**counts, "sha256": digest, "tokenizer_sha256": fingerprint(tokenizer)}
+def _write_manifest(folder: Path, manifest: dict[str, Any], lengths: dict[str, Histogram]) -> dict[str, Any]:
     manifest["histograms"] = {name: histogram.rows() for name, histogram in lengths.items()}
     write_json(folder / MANIFEST, manifest)
     return manifest

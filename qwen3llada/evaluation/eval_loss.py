@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qwen3llada.corpus.batching import Batch
 from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.corpus.tokenizer import check_data, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
@@ -27,7 +27,10 @@ class EvalLossParams(Section):
     micro_batch_size: int = Field(16, ge=1, description="Sequences in one forward pass, 1 or more")
     samples: int = Field(0, ge=0, description="Held-out samples, at even distances; 0: all")
     rounds: int = Field(4, ge=1, description="Passes over them, each with other noise, always the same; 1 or more")
-    bf16: bool = Field(False, description="Compute in bfloat16 (losses stay in float32)")
+    bf16: bool = Field(
+        False,
+        description="Compute in bfloat16 (losses stay in float32); false: in float32, whatever the checkpoint has",
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def evaluate_model(
         model: folder of the model. data: folder with heldout/. settings: the training section of the loss in use.
 
     Returns: {"loss": of the loss in use, each loss by name, "by_noise_level": …, "samples": …}.
-    Raises: ValueError in one line if the model or the data are missing.
+    Raises: InputError if the model or the data are missing, or do not belong together.
     """
     from qwen3llada import Qwen3LLadaForMaskedLM
 
@@ -86,7 +89,14 @@ def evaluate_model(
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size}
     source = batch_source(dataset, settings, tokenizer, training=False, **layout)
     used = batch_loss(settings, tokenizer, device)
-    language_model = Qwen3LLadaForMaskedLM.from_pretrained(model, attn_implementation=used.implementation)
+    language_model = Qwen3LLadaForMaskedLM.from_pretrained(
+        model,
+        # Left to itself, Transformers takes the checkpoint's type, and a bfloat16 one would be measured in bfloat16.
+        dtype="auto" if params.bf16 else torch.float32,
+        attn_implementation=used.implementation,
+        trust_remote_code=False,
+    )
+    check_data(data / "heldout", tokenizer, language_model.config.prompt_template)
     objective = MaskedDiffusionObjective(language_model).to(device)
 
     results: dict[str, Any] = {}

@@ -95,7 +95,7 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     qwen3 = read_qwen3_config(source)
     if (kind := model_type(converted)) != Qwen3LLadaConfig.model_type:
         raise InputError(f"{converted}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one")
-    config = Qwen3LLadaConfig.from_pretrained(converted)
+    config = Qwen3LLadaConfig.from_pretrained(converted, trust_remote_code=False)
     before, after = find_shards(source), find_shards(converted)
     names = [*before.tensors, *(name for name in after.tensors if name not in before.tensors)]
     mask = _mask_facts(source, converted, config.mask_token_id, after)

@@ -14,6 +14,11 @@ MASK = "<|mask|>"
 FILLER = "<|unused_{}|>"  # names the ids between the tokenizer's last and the mask, as its files have no gaps
 GROWTH_MULTIPLE = 64  # rows of a grown embedding, as matrix kernels like them
 
+OWN_CODE = (
+    "its tokenizer needs code that lies in the folder (auto_map in tokenizer_config.json), which is never run; save it"
+    " as a tokenizer.json of a class in Transformers"
+)
+
 Origin = Literal["tokenizer", "added", "given"]
 
 log = logging.getLogger(__name__)
@@ -34,14 +39,19 @@ class MaskToken:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a checkpoint folder. Raises ValueError in one line if there is none, or it is broken."""
+    """The tokenizer of a checkpoint folder. Code that lies in the folder is never run.
+
+    Raises InputError if there is no tokenizer, it is broken, or it needs code of its own.
+    """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise InputError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for files that it cannot read
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{folder}: {OWN_CODE}") from error
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
 
 

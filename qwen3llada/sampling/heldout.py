@@ -8,6 +8,7 @@ import numpy as np
 
 from qwen3llada.artifacts import write_json, write_jsonl
 from qwen3llada.corpus.token_data import load_tokens
+from qwen3llada.corpus.tokenizer import check_data
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.text import TextModel
@@ -25,7 +26,7 @@ def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams,
         model: folder of the checkpoint. data: folder of tokenized prompts and answers.
 
     Returns: the content of sample.json.
-    Raises: ValueError in one line if the model or the data are missing, or the data have no prompts.
+    Raises: InputError if the model or the data are missing or do not belong together, or the data have no prompts.
     """
     text = TextModel.load(model, bf16=params.bf16)
     dataset = load_tokens(data)
@@ -33,6 +34,7 @@ def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams,
     chosen = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
     if any(sample.prompt_length is None for sample in chosen):
         raise InputError(f"{data}: must hold prompts with answers, not plain text")
+    check_data(data, text.tokenizer, text.model.config.prompt_template)
     prompts = [sample.tokens[: sample.prompt_length].tolist() for sample in chosen]
     references = [text.decode(sample.tokens[sample.prompt_length :].tolist()) for sample in chosen]
     answers = list(text.answers(prompts, params, seed=seed, progress=True))

@@ -62,7 +62,8 @@ class TextModel:
 
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder}: no model: config.json is missing")
-        model: Any = Qwen3LLadaForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        model: Any = Qwen3LLadaForMaskedLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device=device).eval()
         return cls(model, load_tokenizer(folder))

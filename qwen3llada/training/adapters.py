@@ -77,5 +77,5 @@ def merged(model_folder: Path, adapter_folder: Path, dtype: torch.dtype) -> nn.M
 
     from qwen3llada import Qwen3LLadaForMaskedLM
 
-    base = Qwen3LLadaForMaskedLM.from_pretrained(model_folder, dtype=dtype)
+    base = Qwen3LLadaForMaskedLM.from_pretrained(model_folder, dtype=dtype, trust_remote_code=False)
     return PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()

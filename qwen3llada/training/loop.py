@@ -93,7 +93,8 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
         memory; `Stopped` (exit status 75) after a signal, when a checkpoint has been saved.
     """
     with StopRequest() as stop, released_folders():
-        run = start(params, seed=seed, template=template)
+        with explain_out_of_memory(params, loading=True):
+            run = start(params, seed=seed, template=template)
         claim_destinations(params, run.accelerator, started=True)
         monitor = Monitor(run, stop)
         with explain_out_of_memory(params):

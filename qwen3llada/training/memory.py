@@ -9,10 +9,11 @@ import torch
 
 from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from qwen3llada.errors import InputError
+from qwen3llada.training.optimizers import OPTIMIZERS
 from qwen3llada.training.params import TrainParams
 
 GIB = 2**30
-MOMENT_BYTES = {"adamw8bit": 2, "lion8bit": 1}  # of a parameter; adamw keeps two moments in the parameter's dtype
+QLORA = "adapter.method=qlora (4-bit base weights; not under FSDP2)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stored_weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rounded = count * computed if computed < stored else 0
-    moments = MOMENT_BYTES.get(params.optim.name, 2 * stored)
+    optimizer = OPTIMIZERS[params.optim.name]
+    moments = optimizer.moments * (optimizer.moment_bytes or stored)
 
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     layer = 4 * config.hidden_size + 3 * queries + 3 * keys + 3 * config.intermediate_size
@@ -74,16 +76,23 @@ class OutOfDeviceMemoryError(InputError):
 
 
 @contextmanager
-def explain_out_of_memory(params: TrainParams) -> Iterator[None]:
-    """Turn the device's out-of-memory error into one line that names the knobs to turn, the cheapest first."""
+def explain_out_of_memory(params: TrainParams, *, loading: bool = False) -> Iterator[None]:
+    """Turn the device's out-of-memory error into one line that names the knobs to turn, the cheapest first.
+
+    `loading`: the error comes while the model is loaded and prepared, before a batch is there.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemoryError(f"the device is out of memory; {advice(params)}") from error
+    except RuntimeError as error:  # torch's allocator has a class of its own, CUDA's and bitsandbytes' errors have not
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+            raise
+        where = " while the model is loaded" if loading else ""
+        ways = loading_advice(params) if loading else advice(params)
+        raise OutOfDeviceMemoryError(f"the device is out of memory{where}; {ways}") from error
 
 
 def advice(params: TrainParams) -> str:
-    """The knobs that save memory and are not turned yet, the cheapest first."""
+    """The knobs that save memory in a step and are not turned yet, the cheapest first."""
     half = max(1, params.micro_batch_size // 2)
     doubled = params.gradient_accumulation_steps * 2
     ways = []
@@ -96,8 +105,26 @@ def advice(params: TrainParams) -> str:
     if not (params.bf16 or params.fp16):
         ways.append("bf16=true")
     if params.optim.name == "adamw":
-        ways.append("optim.name=adamw8bit")
+        ways.append("optim.name=adamw8bit (not under FSDP2)")
     if params.adapter.method == "none":
         ways.append("adapter.method=lora")
-    ways.append("more GPUs with launch/fsdp2.yaml")
-    return "try, in this order: " + "; ".join(ways)
+    elif params.adapter.method == "lora":
+        ways.append(QLORA)
+    return "try, in this order: " + "; ".join([*ways, _more_gpus(params)])
+
+
+def loading_advice(params: TrainParams) -> str:
+    """The knobs that make the model itself smaller on each device and are not turned yet."""
+    ways = []
+    if params.param_dtype == "float32" and params.adapter.method != "qlora":
+        ways.append("param_dtype=bfloat16 with bf16=true (rounds small updates)")
+    if params.adapter.method != "qlora":
+        ways.append(QLORA)
+    return "try, in this order: " + "; ".join([*ways, _more_gpus(params)])
+
+
+def _more_gpus(params: TrainParams) -> str:
+    """FSDP2, and what has to be changed for it."""
+    changes = ["optim.name=adamw"] if OPTIMIZERS[params.optim.name].bitsandbytes else []
+    changes += ["adapter.method=lora"] if params.adapter.method == "qlora" else []
+    return "more GPUs with launch/fsdp2.yaml" + (f" and {' and '.join(changes)}" if changes else "")

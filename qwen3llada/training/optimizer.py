@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from qwen3llada.errors import InputError
+from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS
 from qwen3llada.training.params import OptimParams
 
 log = logging.getLogger(__name__)
@@ -27,25 +29,33 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, params: OptimParams) -> tuple[torch.optim.Optimizer, str]:
-    """The optimiser of `params.name` over the trainable parameters of `model`, which must be on their device.
-
-    Returns: the optimiser, and the name of what it is: "adamw" where an 8-bit one was asked for and cannot run here,
-    for lack of a GPU or of bitsandbytes. The caller records the name.
-    """
+def build_optimizer(model: nn.Module, params: OptimParams) -> torch.optim.Optimizer:
+    """The optimiser of `params.name` over the trainable parameters of `model`."""
     groups = parameter_groups(model, params.weight_decay)
-    device = groups[0]["params"][0].device
-    reason = None if params.name == "adamw" else _why_not_8bit(device)
-    if reason:
-        log.warning("optim.name=%s cannot run here: %s; adamw runs instead", params.name, reason)
-    if params.name == "adamw" or reason:
-        fused = device.type in ("cuda", "cpu", "mps")
-        return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, eps=params.eps, fused=fused), "adamw"
-    import bitsandbytes
+    return OPTIMIZERS[params.name].build(groups, params.lr, params.betas, params.eps)
 
-    if params.name == "lion8bit":
-        return bitsandbytes.optim.Lion8bit(groups, lr=params.lr, betas=params.betas), params.name
-    return bitsandbytes.optim.AdamW8bit(groups, lr=params.lr, betas=params.betas, eps=params.eps), params.name
+
+def optimizer_that_runs(params: OptimParams, device: torch.device, *, sharded: bool) -> str:
+    """The name of the optimiser that runs on `device` for `params.name`; `sharded`: under FSDP2.
+
+    Without a GPU, adamw runs in place of bitsandbytes' optimisers, which is logged once. The caller records the name.
+    Raises InputError where one of them was asked for under FSDP2 (its kernels do not take DTensors), and where
+    bitsandbytes is not installed.
+    """
+    name = params.name
+    if not OPTIMIZERS[name].bitsandbytes:
+        return name
+    if sharded:
+        raise InputError(
+            f"optim.name={name} does not work under FSDP2, which shards the parameters: use optim.name={FALL_BACK}, or"
+            " launch/ddp.yaml"
+        )
+    if device.type != "cuda":
+        log.warning("optim.name=%s needs a CUDA device, this runs on %s; %s runs instead", name, device.type, FALL_BACK)
+        return FALL_BACK
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"optim.name={name} needs bitsandbytes, which is not installed")
+    return name
 
 
 def build_schedule(
@@ -75,11 +85,3 @@ def _embeddings(model: nn.Module) -> Iterator[nn.Module]:
         head = getattr(module, "get_output_embeddings", lambda: None)()
         if head is not None:
             yield head
-
-
-def _why_not_8bit(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"it needs a CUDA device, the model is on {device.type}"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return "bitsandbytes is not installed"
-    return None

@@ -9,15 +9,16 @@ from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
 from qwen3llada.section import Section, one_of
+from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS
 
 
 class OptimParams(Section):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adamw", "adamw8bit", "lion8bit"] = Field(
+    name: str = Field(
         "adamw",
-        description="Optimiser. The 8-bit ones are bitsandbytes' and need a GPU; without it adamw runs instead, which"
-        " is logged and recorded in the summary",
+        description=f"Optimiser: {', '.join(OPTIMIZERS)}. The 8-bit ones are bitsandbytes', need a GPU, and are"
+        f" refused under FSDP2; without a GPU {FALL_BACK} runs instead, which is logged and recorded in the summary",
     )
     lr: float = Field(1e-4, gt=0, description="Peak learning rate, above 0")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moment averages, each in [0, 1)")
@@ -34,6 +35,13 @@ class OptimParams(Section):
     decay_ratio: float = Field(
         0.2, ge=0, le=1, description="Share of the steps with falling rate at the end of warmup_stable_decay, 0 to 1"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        if value not in OPTIMIZERS:
+            raise ValueError(f"name={value!r} must be one of {', '.join(OPTIMIZERS)}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

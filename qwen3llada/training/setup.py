@@ -9,6 +9,8 @@ import torch
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
 from qwen3llada.training.adapters import check_adapters, quantization
+from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
+from qwen3llada.training.optimizer import optimizer_that_runs
 from qwen3llada.training.params import TrainParams
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def make_accelerator(params: TrainParams) -> "Accelerator":
     """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
 
-    Raises ValueError for a precision that the device does not have, and where the launcher's processes do not find each
-    other: each would train alone, into the same folders.
+    Raises InputError for a precision that the device does not have, and where the launcher's environment would change
+    the arithmetic, or its processes do not find each other (see `launcher.py`).
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -37,14 +39,19 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     if params.fp16 and not torch.cuda.is_available():
         raise InputError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    check_launcher(params)
+    variable, launched = launched_processes()
     # Left to itself Accelerate joins processes only where there is a device for each.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp])
-    if accelerator.num_processes != launched:
-        raise InputError(f"WORLD_SIZE={launched} processes were launched, of which {accelerator.num_processes} met")
+    check_processes(accelerator, variable, launched)
     device = accelerator.device
     check_adapters(params.adapter, device)
+    if params.adapter.method == "qlora" and accelerator.is_fsdp2:
+        raise InputError(
+            "adapter.method=qlora does not work under FSDP2, which cannot shard 4-bit weights: use"
+            " adapter.method=lora, or launch/ddp.yaml"
+        )
     if accelerator.is_fsdp2:
         set_fsdp_precision(accelerator, params)
     if params.deterministic and device.type == "cuda":
@@ -52,6 +59,15 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return accelerator
+
+
+def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") -> TrainParams:
+    """`params` with the optimiser that runs here, which the fingerprint, the estimate and the summary then hold.
+
+    Raises InputError, as `optimizer_that_runs`.
+    """
+    name = optimizer_that_runs(params.optim, accelerator.device, sharded=accelerator.is_fsdp2)
+    return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
 
 
 def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
@@ -67,6 +83,7 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
         folder,
         dtype=DTYPES[params.param_dtype],
         attn_implementation=resolve_implementation(params.attention, device),
+        trust_remote_code=False,
         **placement,
     )
     model.config.use_cache = False

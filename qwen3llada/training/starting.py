@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada.corpus.stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.corpus.tokenizer import check_data, load_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
@@ -26,7 +26,13 @@ from qwen3llada.training.params import TrainParams
 from qwen3llada.training.reduction import GradientSum
 from qwen3llada.training.run import Run
 from qwen3llada.training.saving import restore
-from qwen3llada.training.setup import compile_layers, graph_layers, load_model, make_accelerator
+from qwen3llada.training.setup import (
+    compile_layers,
+    graph_layers,
+    load_model,
+    make_accelerator,
+    with_optimizer_that_runs,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,8 +51,10 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     disable_progress_bar()  # of every file that is loaded or saved
     accelerator = make_accelerator(params)
     claim_destinations(params, accelerator)
+    params = with_optimizer_that_runs(params, accelerator)
     tokenizer = load_tokenizer(params.model)
     data, held_out = _data(params, tokenizer, accelerator, seed)
+    _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
     ours = fingerprint(params, seed=seed, step_size=data.step_size, total_steps=total_steps, template=template)
     found = find_checkpoint(params.resume_from, params.output_dir, ours)
@@ -99,6 +107,16 @@ def _data(
         return data, None
     samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
     return data, batch_source(samples, params, tokenizer, training=False, **layout)
+
+
+def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
+    """Raises InputError unless the data were made with the model's tokenizer and template.
+
+    A stream is encoded by the model's tokenizer while training.
+    """
+    streamed = (params.data / "train" / STREAM_FILE).is_file()
+    for split in [*([] if streamed else ["train"]), *(["heldout"] if params.do_eval_loss else [])]:
+        check_data(params.data / split, tokenizer, template)
 
 
 def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":
@@ -154,8 +172,8 @@ def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Pr
     objective = MaskedDiffusionObjective(model)
     if not accelerator.is_fsdp2:
         objective.to(accelerator.device)
-    optimizer, name = build_optimizer(objective, params.optim)
+    optimizer = build_optimizer(objective, params.optim)
     objective, prepared = accelerator.prepare(objective, optimizer)
     reduction = GradientSum(objective) if isinstance(objective, DistributedDataParallel) else None
     graphs = graph_layers(model, params, accelerator, reduction) if compiled else None
-    return _Prepared(objective, prepared, name, compiled, graphs)
+    return _Prepared(objective, prepared, params.optim.name, compiled, graphs)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from qwen3llada.artifacts import read_json, read_jsonl, write_json, write_jsonl
-from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.corpus.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.evaluation import report_charts as charts
 from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
 from qwen3llada.evaluation.report import ReportParams, write_report
@@ -320,6 +321,8 @@ def test_the_first_answers_can_be_played(tmp_path, checkpoint):
         lengths = np.array([len(prompt) + 2 for prompt in prompts])
         writer.add(tokens, lengths, lengths - 2)
         writer.close()
+    tokenizer = load_tokenizer(checkpoint)
+    write_json(heldout / MANIFEST, identity(tokenizer) | template_identity(tokenizer, "plain"))
     params = SampleParams(steps=8, gen_length=8, block_length=4, samples=3)
     answer_heldout(checkpoint, heldout, tmp_path / "sampled", params, seed=3)
     answers = list(read_jsonl(tmp_path / "sampled/samples.jsonl"))

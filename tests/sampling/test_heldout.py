@@ -1,11 +1,14 @@
 """Exact match over held-out prompts, against a count by hand."""
 
+import shutil
+
 import numpy as np
 import pytest
 from vocabulary import EOS
 
-from qwen3llada.artifacts import read_json, read_jsonl
-from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.artifacts import read_json, read_jsonl, write_json
+from qwen3llada.corpus.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokenizer import identity, template_identity
 from qwen3llada.sampling.heldout import answer_heldout
 from qwen3llada.sampling.sampler import SampleParams, generate
 
@@ -14,17 +17,19 @@ PROMPTS = [[3, 5, 7], [1, 2, 3], [40, 41, 42], [9, 6], [20, 22]]
 RIGHT = [True, False, True, True, False]
 
 
-def write(folder, samples, prompt_lengths):
+def write(folder, samples, prompt_lengths, tokenizer=None):
     with new_sequences(folder, prompts=prompt_lengths is not None) as writer:
         lengths = np.array([len(sample) for sample in samples])
         tokens = np.concatenate([np.array(sample, np.int32) for sample in samples])
         writer.add(tokens, lengths, None if prompt_lengths is None else np.array(prompt_lengths))
         writer.close()
+    if tokenizer is not None:
+        write_json(folder / MANIFEST, identity(tokenizer) | template_identity(tokenizer, "plain"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def heldout(model, tmp_path_factory):
+def heldout(model, text, tmp_path_factory):
     """Five prompts. The references are the model's own answers, two of them spoilt."""
     model.config.attention_policy = "full"
     samples = []
@@ -32,7 +37,7 @@ def heldout(model, tmp_path_factory):
         (tokens,) = generate(model, [prompt], PARAMS, seed=3, row_keys=[number]).tokens
         answer = tokens.tolist()
         samples.append([*prompt, *(answer if right else [(answer[0] + 1) % EOS, *answer[1:]])])
-    return write(tmp_path_factory.mktemp("heldout"), samples, [len(prompt) for prompt in PROMPTS])
+    return write(tmp_path_factory.mktemp("heldout"), samples, [len(prompt) for prompt in PROMPTS], text.tokenizer)
 
 
 def test_exact_match_is_what_a_count_gives(checkpoint, heldout, tmp_path):
@@ -62,4 +67,12 @@ def test_data_without_answers_are_refused(checkpoint, tmp_path):
     folder = write(tmp_path / "text", [[1, 2, 3], [4, 5]], None)
     with pytest.raises(ValueError, match="must hold prompts with answers, not plain text"):
         answer_heldout(checkpoint, folder, tmp_path / "reports", PARAMS, seed=3)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_data_of_another_template_are_refused(checkpoint, heldout, tmp_path):
+    shutil.copytree(heldout, tmp_path / "chats")
+    write_json(tmp_path / "chats" / MANIFEST, read_json(heldout / MANIFEST) | {"template": "chat"})
+    with pytest.raises(ValueError, match="its prompts have template=chat, the model's have plain"):
+        answer_heldout(checkpoint, tmp_path / "chats", tmp_path / "reports", PARAMS, seed=3)
     assert not (tmp_path / "reports").exists()

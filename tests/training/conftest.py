@@ -7,7 +7,9 @@ import pytest
 import torch
 from tiny_settings import WORDS, common, write_model
 
-from qwen3llada.corpus.packing import new_sequences
+from qwen3llada.artifacts import write_json
+from qwen3llada.corpus.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.training.params import PretrainParams, SftParams
 
 
@@ -25,11 +27,14 @@ def tiny(tmp_path_factory) -> Path:
     """A folder with model/, pretrain/{train,heldout} and sft/{train,heldout}."""
     folder = tmp_path_factory.mktemp("tiny")
     write_model(folder / "model")
+    tokenizer = load_tokenizer(folder / "model")
     rng = np.random.default_rng(0)
     for split, samples in (("train", 22), ("heldout", 6)):
         write_sequences(folder / "pretrain" / split, [sentence(rng, 16) for _ in range(samples)])
         answers = [sentence(rng, int(length)) for length in rng.integers(6, 16, samples)]
         write_sequences(folder / "sft" / split, answers, prompts=[3 + i % 2 for i in range(samples)])
+        for kind, form in (("pretrain", {"template": None}), ("sft", template_identity(tokenizer, "plain"))):
+            write_json(folder / kind / split / MANIFEST, identity(tokenizer) | form)
     return folder
 
 

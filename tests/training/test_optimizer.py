@@ -1,19 +1,25 @@
 """Parameter groups, learning rates, and what runs in place of an optimiser that cannot."""
 
 import itertools
+import json
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from runs import changed, curves, weights
 from test_resume import elsewhere
 
 from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.training import setup
 from qwen3llada.training.loop import train
-from qwen3llada.training.optimizer import build_optimizer, build_schedule, parameter_groups
+from qwen3llada.training.optimizer import build_optimizer, build_schedule, optimizer_that_runs, parameter_groups
+from qwen3llada.training.optimizers import OPTIMIZERS, Optimizer
 from qwen3llada.training.params import OptimParams, PretrainParams
 from qwen3llada.training.run import Run
+from qwen3llada.training.setup import with_optimizer_that_runs
 
 
 def test_norms_and_embeddings_do_not_decay(tiny):
@@ -69,12 +75,62 @@ def test_warmup_stable_decay_is_flat_in_the_middle_and_falls_at_the_end():
     assert len(rates(3, scheduler="warmup_stable_decay", warmup_ratio=0.5, decay_ratio=0.5)) == 3  # both round up
 
 
-@pytest.mark.parametrize("name", ["adamw8bit", "lion8bit"])
-def test_8_bit_optimisers_fall_back_on_a_cpu_and_say_so_once(name, caplog):
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+EIGHT_BIT = [name for name, optimizer in OPTIMIZERS.items() if optimizer.bitsandbytes]
+
+
+@pytest.mark.parametrize("name", EIGHT_BIT)
+def test_8_bit_optimisers_fall_back_without_a_gpu_and_say_so_once(name, caplog):
     with caplog.at_level(logging.WARNING):
-        optimizer, used = build_optimizer(torch.nn.Linear(4, 4), OptimParams(name=name))
-    assert (type(optimizer), used) == (torch.optim.AdamW, "adamw")
-    assert caplog.text.count(f"optim.name={name} cannot run here") == 1
+        assert optimizer_that_runs(OptimParams(name=name), CPU, sharded=False) == "adamw"
+    assert caplog.text.count(f"optim.name={name} needs a CUDA device, this runs on cpu; adamw runs instead") == 1
+    assert optimizer_that_runs(OptimParams(name=name), CUDA, sharded=False) == name
+
+
+@pytest.mark.parametrize("name", EIGHT_BIT)
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_8_bit_optimisers_are_refused_under_fsdp2_by_name(name, device):
+    """The model is still on the CPU then; that is not the reason."""
+    with pytest.raises(ValueError, match=f"optim.name={name} does not work under FSDP2.* use optim.name=adamw"):
+        optimizer_that_runs(OptimParams(name=name), device, sharded=True)
+    assert optimizer_that_runs(OptimParams(name="adamw"), device, sharded=True) == "adamw"
+
+
+def test_fsdp2_refuses_a_run_with_them_before_the_model_is_loaded(pretraining, monkeypatch):
+    sharded = SimpleNamespace(device=CUDA, is_fsdp2=True)
+    with pytest.raises(ValueError, match=r"optim.name=adamw8bit does not work under FSDP2"):
+        with_optimizer_that_runs(changed(pretraining, optim={"name": "adamw8bit"}), sharded)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    monkeypatch.setattr(setup, "check_adapters", lambda *_: None)  # its device
+    with pytest.raises(ValueError, match=r"adapter.method=qlora does not work under FSDP2"):
+        train(changed(pretraining, adapter={"method": "qlora"}, bf16=True), seed=1)
+
+
+def test_8_bit_optimisers_need_bitsandbytes(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"optim.name=lion8bit needs bitsandbytes, which is not installed"):
+        optimizer_that_runs(OptimParams(name="lion8bit"), CUDA, sharded=False)
+
+
+def test_what_runs_is_in_the_fingerprint_and_the_summary(pretraining):
+    """Asked for 8 bits on a CPU: the checkpoint is one of AdamW's, and a run that asks for AdamW goes on from it."""
+    asked = changed(pretraining, optim={"name": "adamw8bit"}, max_steps=2, save_steps=2, do_eval_loss=False)
+    assert train(asked, seed=1)["optimizer"] == "adamw"
+    state = json.loads((asked.output_dir / "checkpoints/step-2/trainer_state.json").read_text())
+    assert state["fingerprint"]["optim.name"] == "adamw"
+
+
+def test_a_new_entry_is_an_allowed_name_and_is_built(monkeypatch):
+    def sgd(groups, lr, betas, eps):
+        return torch.optim.SGD(groups, lr=lr)
+
+    with pytest.raises(ValueError, match="name='sgd' must be one of adamw, adamw8bit, lion8bit"):
+        OptimParams(name="sgd")
+    monkeypatch.setitem(OPTIMIZERS, "sgd", Optimizer(build=sgd, moments=0))
+    params = OptimParams(name="sgd", lr=0.5)
+    assert optimizer_that_runs(params, CPU, sharded=True) == "sgd"
+    built = build_optimizer(torch.nn.Linear(4, 4), params)
+    assert (type(built), built.defaults["lr"]) == (torch.optim.SGD, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -35,3 +35,19 @@ def test_a_folder_without_a_model(pretraining, tmp_path):
     refused(
         changed(pretraining, model=tmp_path / "other"), "must be the folder of a Qwen3-LLaDA model: it has no config"
     )
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_data_of_another_tokenizer(pretraining, tmp_path, split):
+    shutil.copytree(pretraining.data, tmp_path / "data")
+    path = tmp_path / "data" / split / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_sha256": "0" * 64}))
+    other = changed(pretraining, data=tmp_path / "data")
+    refused(other, f"{split}: was made with another tokenizer than that of the model .*: the vocabulary or its rules")
+
+
+def test_prompts_of_another_template(fine_tuning, tmp_path):
+    shutil.copytree(fine_tuning.data, tmp_path / "data")
+    path = tmp_path / "data/train/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"template": "chat"}))
+    refused(changed(fine_tuning, data=tmp_path / "data"), "its prompts have template=chat, the model's have plain")

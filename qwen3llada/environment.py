@@ -1,0 +1,73 @@
+"""Knobs from environment variables: which there are, and when none may be used. Knows no section by name.
+
+The variable of a knob is `QWEN3LLADA_` and the knob's keys in params.yaml, in capitals, joined by two underscores:
+`QWEN3LLADA_SEED`, `QWEN3LLADA_PRETRAIN__OPTIM__LR`. It is the same variable in every stage.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from qwen3llada.commandline import ParamsError
+
+PREFIX = "QWEN3LLADA_"
+TRACEBACK = f"{PREFIX}TRACEBACK"
+NO_KNOBS = {TRACEBACK}  # they have the prefix and change no result
+DVC_STAGE = "DVC_STAGE"  # DVC sets it to the stage's name for the command of a stage
+
+
+class KnobVariable(NamedTuple):
+    """A variable that is set, and the keys of the knob that it stands for."""
+
+    name: str
+    keys: tuple[str, ...]
+
+
+def knob_variables(cls: type[BaseModel], environ: Mapping[str, str]) -> list[KnobVariable]:
+    """The variables in `environ` that set a knob of `cls`, the model of all parameters.
+
+    Raises: `ParamsError` for a variable with our prefix that stands for no knob, and for any such variable under DVC:
+    dvc.lock would record the value in params.yaml while the stage ran with another.
+    """
+    given = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in NO_KNOBS)
+    if given and (stage := environ.get(DVC_STAGE)):
+        raise ParamsError(
+            f"environment: {', '.join(given)} must not be set while DVC runs the stage {stage}: dvc.lock would record"
+            " another value; unset it and put the value into params.yaml"
+        )
+    known = {variable(keys): keys for keys in _knobs(cls)}
+    for name in given:
+        if name.upper() not in known:
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ParamsError(
+                f"environment: {name}: unknown variable{hint}; allowed: {PREFIX} and a knob's keys in params.yaml, in"
+                f" capitals, joined by __"
+            )
+    return [KnobVariable(name, known[name.upper()]) for name in given]
+
+
+def announce(variables: list[KnobVariable], environ: Mapping[str, str], sections: list[str]) -> None:
+    """Say on stderr what each variable does to a stage that reads `sections` of params.yaml."""
+    for name, keys in variables:
+        if keys[0] in sections:
+            print(f"environment: {name}={environ[name]} sets {'.'.join(keys)}", file=sys.stderr)
+        else:
+            print(f"environment: {name} has no effect: this stage does not read {keys[0]}", file=sys.stderr)
+
+
+def variable(keys: tuple[str, ...]) -> str:
+    """The variable of the knob at `keys`."""
+    return PREFIX + "__".join(keys).upper()
+
+
+def _knobs(cls: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in cls.model_fields.items():
+        keys, kind = (*above, field.alias or name), field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _knobs(kind, keys)
+        else:
+            yield keys

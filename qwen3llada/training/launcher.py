@@ -1,0 +1,112 @@
+"""What a launcher may say through the environment: processes and strategy, but nothing that changes the arithmetic.
+
+Accelerate reads settings from variables that `accelerate launch` sets and that a shell may hold from elsewhere. Those
+that would change a result behind the parameters are refused by name. Read: Accelerate 1.15, `accelerator.py`,
+`state.py`, `utils/dataclasses.py` (the plug-ins) and `utils/launch.py` (what the launcher sets).
+"""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qwen3llada.errors import InputError
+from qwen3llada.training.params import TrainParams
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+OFF = ("", "0", "false", "no", "none")
+# Where a run computes, what it prints, and FSDP, which has a check of its own.
+HARMLESS = {
+    "ACCELERATE_CPU_AFFINITY",
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_ENABLE_RICH",
+    "ACCELERATE_LOG_LEVEL",
+    "ACCELERATE_TORCH_DEVICE",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_USE_FSDP",
+}
+# How torch.compile would run the whole model; without a backend none of them has an effect.
+DYNAMO_DETAILS = {f"ACCELERATE_DYNAMO_{name}" for name in ("MODE", "USE_FULLGRAPH", "USE_DYNAMIC")}
+DYNAMO_DETAILS |= {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"}
+# Why a variable is refused, or which knob takes its place.
+INSTEAD = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; use launch/fsdp2.yaml",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; use launch/fsdp2.yaml",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context and sequence parallelism are not supported",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism is not supported",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "the knob is gradient_accumulation_steps",
+    "ACCELERATE_GRADIENT_CLIPPING": "the knob is max_grad_norm",
+    "ACCELERATE_MIXED_PRECISION": "the knobs are bf16 and fp16",
+    "ACCELERATE_DYNAMO_BACKEND": "the knob is compile",
+    "FSDP_ACTIVATION_CHECKPOINTING": "the knob is gradient_checkpointing",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "the knob is gradient_checkpointing",
+    "FSDP_IGNORED_MODULES": "gradients of these modules would not be summed over processes",
+}
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # in Accelerate's order
+
+
+def check_launcher(params: TrainParams, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises InputError, naming the variable, if `environ` holds one that would change the arithmetic of a run."""
+    for name in sorted(environ):
+        if name.startswith("ACCELERATE_") and not _allowed(name, environ[name], params):
+            raise _refusal(name, environ[name])
+    if not asks_for_fsdp(environ):
+        return
+    version = environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise InputError(f"FSDP_VERSION={version} must be 2: FSDP{version} is not supported; use launch/fsdp2.yaml")
+    for name in sorted(INSTEAD.keys() & environ.keys()):
+        if name.startswith("FSDP_") and not _off(environ[name]):
+            raise _refusal(name, environ[name])
+
+
+def launched_processes(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """The variable that says how many processes were launched, and the number: ("WORLD_SIZE", 1) without a launcher.
+
+    Raises InputError for a number that is none.
+    """
+    name = next((name for name in WORLD_SIZES if name in environ), WORLD_SIZES[0])
+    text = environ.get(name, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{name}={text!r} must be the number of processes, 1 or more")
+    return name, int(text)
+
+
+def check_processes(
+    accelerator: "Accelerator", name: str, launched: int, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Raises InputError if the launcher's processes did not meet, or do not run under the strategy asked for.
+
+    Each would train alone into the same folders, or under DDP instead of FSDP2. `name` and `launched` are what
+    `launched_processes` gave before Accelerate was started, which may set WORLD_SIZE itself.
+    """
+    if accelerator.num_processes != launched:
+        raise InputError(f"{name}={launched} processes were launched, of which {accelerator.num_processes} met")
+    if asks_for_fsdp(environ) and not accelerator.is_fsdp2:
+        value, device = environ["ACCELERATE_USE_FSDP"], accelerator.device.type
+        raise InputError(
+            f"ACCELERATE_USE_FSDP={value} asks for FSDP2, which Accelerate starts on GPUs; this would run without it on"
+            f" {device}"
+        )
+
+
+def asks_for_fsdp(environ: Mapping[str, str]) -> bool:
+    return environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes", "y", "t", "on")
+
+
+def _allowed(name: str, value: str, params: TrainParams) -> bool:
+    if name == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS":
+        return value == "1"  # gradients are divided by it
+    if name == "ACCELERATE_MIXED_PRECISION":
+        return {"no": True, "bf16": params.bf16, "fp16": params.fp16}.get(value.lower(), False)
+    return name in HARMLESS or name in DYNAMO_DETAILS or _off(value)
+
+
+def _off(value: str) -> bool:
+    return value.lower() in OFF
+
+
+def _refusal(name: str, value: str) -> InputError:
+    reason = INSTEAD.get(name, "Accelerate would change the run behind its parameters")
+    return InputError(f"environment: {name}={value} must not be set: {reason}")

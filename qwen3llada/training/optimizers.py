@@ -1,0 +1,52 @@
+"""The optimisers by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How an optimiser is made, and what it keeps for each parameter.
+
+    build: (parameter groups, lr, betas, eps) to the optimiser. moments: averages that it keeps of each parameter.
+    moment_bytes: of one of them; None: they have the parameter's dtype. bitsandbytes: its kernels come from there,
+    which takes a CUDA device and whole parameters.
+    """
+
+    build: Callable[[Groups, float, tuple[float, float], float], torch.optim.Optimizer]
+    moments: int
+    moment_bytes: int | None = None
+    bitsandbytes: bool = False
+
+
+def adamw(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), in one kernel where torch has one."""
+    fused = groups[0]["params"][0].device.type in ("cuda", "cpu", "mps")
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def adamw8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """AdamW with moments of 8 bits (Dettmers et al., arXiv 2110.02861)."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=betas, eps=eps)
+
+
+def lion8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """Lion (Chen et al., arXiv 2302.06675) with its one moment of 8 bits. It has no `eps`."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.Lion8bit(groups, lr=lr, betas=betas)
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw": Optimizer(build=adamw, moments=2),
+    "adamw8bit": Optimizer(build=adamw8bit, moments=2, moment_bytes=1, bitsandbytes=True),
+    "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True),
+}
+FALL_BACK = "adamw"  # what runs in place of bitsandbytes' optimisers where there is no GPU
