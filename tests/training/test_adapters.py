@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from runs import changed
+from runs import changed, checkpoint
 from safetensors.torch import load_file
 
 from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.training.adapters import merged
+from qwen3llada.modeling.loading import merged
 from qwen3llada.training.loop import train
 
 pytest.importorskip("peft")
@@ -25,7 +25,7 @@ def test_lora_trains_adapters_alone_and_merges_them(lora, tiny):
     assert base.keys() == final.keys()
     moved = {name.split(".")[-2] for name in base if not torch.equal(base[name], final[name])}
     assert moved == {"q_proj", "down_proj"}
-    again = merged(tiny / "model", lora.dst / "adapter", torch.float32).state_dict()
+    again = merged(tiny / "model", lora.dst / "adapter", dtype=torch.float32).state_dict()
     torch.testing.assert_close({name: again[name] for name in final}, final)
     Qwen3LLadaForMaskedLM.from_pretrained(lora.dst)
 
@@ -33,7 +33,7 @@ def test_lora_trains_adapters_alone_and_merges_them(lora, tiny):
 def test_lora_resumes_bit_for_bit_with_dropout(lora, tmp_path):
     train(lora, seed=1)
     paths = {"dst": tmp_path / "other/model", "reports": tmp_path / "other/reports", "output_dir": tmp_path / "other"}
-    resumed = changed(lora, **paths, resume_from=str(lora.output_dir / "checkpoints/step-3"))
+    resumed = changed(lora, **paths, resume_from=str(checkpoint(lora, 3)))
     train(resumed, seed=1)
     whole, again = (load_file(params.dst / "model.safetensors") for params in (lora, resumed))
     torch.testing.assert_close(again, whole, rtol=0, atol=0)
