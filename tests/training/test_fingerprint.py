@@ -87,7 +87,7 @@ def f(x: "B"):
 def g():
     """Not there yet."""
 '''
-PLAIN = '''
+PLAIN = """
 from typing import TYPE_CHECKING
 class Knobs(Section):
     size: int = Field(3, ge=1)
@@ -97,7 +97,7 @@ def f(x: 'B'):
             x)
 def g():
     pass
-'''
+"""
 
 
 def test_comments_docstrings_and_layout_do_not_count():
