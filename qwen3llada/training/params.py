@@ -92,7 +92,7 @@ class TrainParams(Section):
     data: Path = Field(Path("data/tokenized/pretrain"), description="Tokenized data: a folder with train/ and heldout/")
     dst: Path = Field(Path("out/qwen3llada-base"), description="Folder for the final model, Hugging Face format")
     output_dir: Path = Field(
-        Path("out/pretrain"), description="Working folder; checkpoints go to its checkpoints/step-N"
+        Path("out/pretrain"), description="Working folder; checkpoints go to its checkpoints/RUN/step-N"
     )
     reports: Path = Field(Path("reports/pretrain"), description="Folder for curves, metrics and the summary")
 
@@ -144,12 +144,16 @@ class TrainParams(Section):
         " compile is never; a CPU always gives them",
     )
 
-    save_steps: int = Field(500, ge=0, description="Steps between checkpoints; 0: none but when stopped")
+    save_steps: int = Field(
+        500,
+        ge=0,
+        description="Steps between checkpoints, beside those of the lowest held-out loss; 0: none but when stopped",
+    )
     save_total_limit: int = Field(2, ge=1, description="Newest checkpoints kept, beside the best; 1 or more")
     resume_from: str = Field(
         "latest",
-        description="'': start anew; latest: newest whole checkpoint of output_dir that was made with the same"
-        " parameters, data and code, if any; or a checkpoint's folder, which must match",
+        description="'': start anew; latest: go on from the newest checkpoint of the same parameters, data and code;"
+        " an error if an unfinished run in output_dir differs; or the folder of a checkpoint to go on from",
     )
     do_eval_loss: bool = Field(True, description="Measure the loss on data/heldout while training")
     eval_every_steps: int = Field(500, ge=1, description="Steps between these measurements, 1 or more")
@@ -191,7 +195,9 @@ class SftParams(TrainParams):
     model: Path = Field(Path("out/qwen3llada-base"), description="Folder of the model to start from")
     data: Path = Field(Path("data/tokenized/sft"), description="Tokenized data: a folder with train/ and heldout/")
     dst: Path = Field(Path("out/qwen3llada-sft"), description="Folder for the final model, Hugging Face format")
-    output_dir: Path = Field(Path("out/sft"), description="Working folder; checkpoints go to its checkpoints/step-N")
+    output_dir: Path = Field(
+        Path("out/sft"), description="Working folder; checkpoints go to its checkpoints/RUN/step-N"
+    )
     reports: Path = Field(Path("reports/sft"), description="Folder for curves, metrics and the summary")
     answer_padding: Literal["none", "block", "batch"] = Field(
         "block",

@@ -1,6 +1,8 @@
 """Which checkpoint is gone on from: none is passed over in silence, and what differs is named with the ways on."""
 
+import errno
 import logging
+import os
 
 import pytest
 from runs import changed, checkpoint, saved_steps, weights
@@ -10,8 +12,11 @@ from qwen3llada.artifacts import read_json
 from qwen3llada.training import loop
 from qwen3llada.training.checkpoint import CheckpointError, finish, read_outcome, read_state
 from qwen3llada.training.loop import train
+from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.resuming import find_checkpoint, schedule_conflict
 from qwen3llada.training.starting import start
+from qwen3llada.training.stopping import Stopped
+from qwen3llada.training.telemetry import Curves
 
 SCHEDULE = {"optim.warmup_ratio": 0.1, "optim.decay_ratio": 0.2, "total_steps": 100}
 CONSTANT = OURS | SCHEDULE | {"optim.scheduler": "constant_with_warmup"}
@@ -122,9 +127,10 @@ def test_a_finished_run_trains_anew_and_more_steps_go_on(pretraining, monkeypatc
     assert all((weights(params)[name] == tensor).all() for name, tensor in before.items())
 
     # killed between the last step and the export: the summary is still that of the whole run
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed:
         killed.setattr(loop, "export", interrupt)
-        train(params, seed=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(params, seed=1)
     assert read_outcome(checkpoint(params, 6).parent) is None
     ended = train(params, seed=1)
     assert ended["resumed_from"] == str(checkpoint(params, 6))
@@ -162,13 +168,15 @@ def test_a_named_checkpoint_goes_on_with_a_changed_learning_rate(pretraining):
 def test_a_run_that_starts_anew_replaces_what_an_earlier_attempt_saved(pretraining, monkeypatch):
     """Else a later attempt would go on from the abandoned one's newest checkpoint."""
     params = changed(pretraining, save_steps=2, do_eval_loss=False)
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed:
         killed.setattr(loop, "export", interrupt)
-        train(params, seed=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(params, seed=1)
     assert saved_steps(params.output_dir) == [4, 6]
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed:
         killed.setattr(loop, "is_due", due_at_2_killed_at_3)
-        train(changed(params, resume_from=""), seed=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(changed(params, resume_from=""), seed=1)
     assert saved_steps(params.output_dir) == [2]
     assert find_checkpoint("latest", params.output_dir, state_at(params, 2).fingerprint)[0] == checkpoint(params, 2)
 
@@ -181,6 +189,26 @@ def due_at_2_killed_at_3(every, step):
 
 def state_at(params, step):
     return read_state(checkpoint(params, step))
+
+
+def test_a_stop_saves_and_says_so(pretraining, monkeypatch, capsys):
+    monkeypatch.setattr(Monitor, "stop_requested", property(lambda self: self.run.state.global_step == 3))
+    with pytest.raises(Stopped) as stopped:
+        train(pretraining, seed=1)
+    assert stopped.value.code == 75
+    assert saved_steps(pretraining.output_dir) == [3]
+    assert f"after step 3, saved {checkpoint(pretraining, 3)}" in capsys.readouterr().err
+
+
+def test_a_full_disk_of_reports_names_the_folder(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    curves = Curves(tmp_path / "reports")
+    monkeypatch.setattr(curves, "_write", full)
+    with pytest.raises(OSError, match=f"no space left on the disk for {tmp_path}/reports") as error:
+        curves.add(1, {"train/loss": 1.0})
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_save_steps_0_saves_nothing(pretraining):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from runs import changed
 
 from qwen3llada.training.starting import start
@@ -35,3 +36,9 @@ def test_a_folder_without_a_model(pretraining, tmp_path):
     refused(
         changed(pretraining, model=tmp_path / "other"), "must be the folder of a Qwen3-LLaDA model: it has no config"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the kernel")
+def test_flex_attention_without_a_gpu(pretraining):
+    attention = pretraining.attention.model_dump() | {"implementation": "flex_attention"}
+    refused(changed(pretraining, attention=attention), "attention.implementation=flex_attention needs a CUDA device")

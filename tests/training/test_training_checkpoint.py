@@ -120,9 +120,11 @@ def test_what_a_killed_process_left_is_collected(tmp_path, monkeypatch):
     partial = kept.with_name(".step-4.partial")
     shutil.copytree(kept, partial)
     os.rename(aside, aside.with_name(".step-3.old"))
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killed:
+        fifth = write(tmp_path, 5)
         killed.setattr(shutil, "rmtree", interrupt_after(1))
-        remove(write(tmp_path, 5))
+        with pytest.raises(KeyboardInterrupt):
+            remove(fifth)
     collect_remains(tmp_path)
     assert sorted(path.name for path in kept.parent.iterdir()) == ["step-1", "step-3"]
     assert [read_state(folder).global_step for folder in checkpoints(kept.parent)] == [1, 3]
