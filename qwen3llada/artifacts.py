@@ -129,16 +129,27 @@ def full_disk_named(path: str | os.PathLike, size: int | None = None) -> Iterato
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
     except Exception as error:
-        # safetensors reports the system's error as text, in an exception of its own
-        text_of_rust = any(f"os error {number})" in str(error) for number in FULL_DISK)
-        number = getattr(error, "errno", None)
-        if isinstance(error, FullDiskError) or (not text_of_rust and number not in FULL_DISK):
+        number = _full_disk_number(error)
+        if isinstance(error, FullDiskError) or number is None:
             raise
         needed = f", {size:,} bytes to write" if size is not None else ""
         free = shutil.disk_usage(folder).free
         clear = FullDiskError(f"no space left on the disk for {path}{needed}, {free:,} bytes free")
-        clear.errno = number if number in FULL_DISK else errno.ENOSPC
+        clear.errno = number
         raise clear from error
+
+
+def _full_disk_number(error: BaseException | None) -> int | None:
+    """The system's number of the full disk that `error` comes from; None if it comes from something else.
+
+    safetensors reports the system's error as text in an exception of its own, torch as the context of one.
+    """
+    while error is not None:
+        for number in FULL_DISK:
+            if getattr(error, "errno", None) == number or f"os error {number})" in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

@@ -13,10 +13,10 @@ from qwen3llada.corpus.batching import Batch
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenizer import check_data, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
 from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
+from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.section import Section
 
@@ -79,22 +79,17 @@ def evaluate_model(
     Returns: {"loss": of the loss in use, each loss by name, "by_noise_level": …, "samples": …}.
     Raises: InputError if the model or the data are missing, or do not belong together.
     """
-    from qwen3llada import Qwen3LLadaForMaskedLM
-
-    if not (model / "config.json").is_file():
-        raise InputError(f"{model}: no model: config.json is missing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(model)
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size}
     source = batch_source(dataset, settings, tokenizer, training=False, **layout)
     used = batch_loss(settings, tokenizer, device)
-    language_model = Qwen3LLadaForMaskedLM.from_pretrained(
+    language_model = load_pretrained(
         model,
         # Left to itself, Transformers takes the checkpoint's type, and a bfloat16 one would be measured in bfloat16.
         dtype="auto" if params.bf16 else torch.float32,
         attn_implementation=used.implementation,
-        trust_remote_code=False,
     )
     check_data(data / "heldout", tokenizer, language_model.config.prompt_template)
     objective = MaskedDiffusionObjective(language_model).to(device)

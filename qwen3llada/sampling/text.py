@@ -12,7 +12,7 @@ from torch import Tensor
 from qwen3llada.corpus.conversations import encode_prompts
 from qwen3llada.corpus.records import Exchange
 from qwen3llada.corpus.tokenizer import load_tokenizer
-from qwen3llada.errors import InputError
+from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.sampling.recording import Decided, Recorder
 from qwen3llada.sampling.request import end_tokens
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
@@ -58,12 +58,7 @@ class TextModel:
     @classmethod
     def load(cls, folder: Path, *, bf16: bool = False) -> "TextModel":
         """The checkpoint in `folder`, on the GPU if there is one. Raises ValueError if it is not one."""
-        from qwen3llada import Qwen3LLadaForMaskedLM
-
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: no model: config.json is missing")
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        model: Any = Qwen3LLadaForMaskedLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        model = load_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device=device).eval()
         return cls(model, load_tokenizer(folder))

@@ -71,11 +71,11 @@ def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path |
     return wrapped
 
 
-def merged(model_folder: Path, adapter_folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of `model_folder`, unquantised, with the adapters of `adapter_folder` added to its weights."""
-    from peft import PeftModel
+def save_adapters(adapted: Any, model: Any, folder: Path, *, base: Path, weights: Any) -> None:
+    """Write the adapters of `adapted` alone, the config of `model` around them, and the folder of their base.
 
-    from qwen3llada import Qwen3LLadaForMaskedLM
-
-    base = Qwen3LLadaForMaskedLM.from_pretrained(model_folder, dtype=dtype, trust_remote_code=False)
-    return PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()
+    `qwen3llada.modeling.loading.load_pretrained` makes a model of them again.
+    """
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder, state_dict=weights)
+    model.config.save_pretrained(folder)

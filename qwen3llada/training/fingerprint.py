@@ -1,17 +1,58 @@
 """What a checkpoint was made from: the parameters that matter, and hashes of the data, the first model and the code."""
 
+import ast
 import hashlib
+import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qwen3llada.artifacts import read_json
 from qwen3llada.corpus.packing import TOKENS_FILE
+from qwen3llada.corpus.stream import CODE as STREAM_MODULES
 from qwen3llada.corpus.stream import STREAM_FILE
 from qwen3llada.training.params import TrainParams
 
+if TYPE_CHECKING:
+    from qwen3llada.evaluation.batch_source import BatchSource
+
 PACKAGE = Path(__file__).parents[1]
-# The code that decides which weights come out of a run.
-CODE = ("artifacts.py", "section.py", "diffusion", "modeling", "corpus", "evaluation/batch_loss.py", "training")
+# The code that decides which weights come out of a run: the order of the data, noise, loss, model, optimiser, and what
+# a checkpoint stores of them. A test follows the imports of the loop: each module is here, or in its list of those that
+# decide nothing.
+CODE = (
+    "corpus/batch.py",
+    "corpus/batching.py",
+    "corpus/collate.py",
+    "corpus/micro_batches.py",
+    "corpus/samples.py",
+    "corpus/steps.py",
+    "corpus/token_data.py",
+    "diffusion",
+    "evaluation/batch_loss.py",
+    "evaluation/batch_source.py",
+    "modeling/attention.py",
+    "modeling/configuration_qwen3llada.py",
+    "modeling/loading.py",
+    "modeling/modeling_qwen3llada.py",
+    "modeling/objective.py",
+    "training/adapters.py",
+    "training/fused_attention.py",
+    "training/graph_recorder.py",
+    "training/layer_graphs.py",
+    "training/loop.py",
+    "training/optimizer.py",
+    "training/reduction.py",
+    "training/rotary_kernels.py",
+    "training/run.py",
+    "training/saving.py",
+    "training/setup.py",
+    "training/sharding.py",
+    "training/starting.py",
+)
+# The code that makes tokens while training. Data that were tokenized before are compared as files.
+STREAM_CODE = tuple(f"corpus/{name}.py" for name in STREAM_MODULES)
 
 # Knobs that change nothing in the weights: where files go, how often something is saved, shown or measured, and how
 # the work of a step is divided and computed (the number of samples in a step is compared in their place).
@@ -26,48 +67,112 @@ FREE = {
 Fingerprint = dict[str, Any]
 
 
-def fingerprint(params: TrainParams, *, seed: int, step_size: int, total_steps: int, template: str) -> Fingerprint:
+def fingerprint(params: TrainParams, *, seed: int, data: "BatchSource", total_steps: int, template: str) -> Fingerprint:
     """What a run's weights depend on, flat. Equal fingerprints: the one may go on from the other's checkpoints.
 
     Args:
-        step_size: samples in an optimiser step, over all micro-batches and processes.
+        data: of training; its samples in an optimiser step, over all micro-batches and processes, are compared, and
+            the special tokens that it puts into sequences.
         total_steps: optimiser steps of the whole run, which the learning rate depends on.
         template: prompt template of the data.
     """
     knobs = {key: value for key, value in _flat(params.model_dump(mode="json")) if key not in FREE}
+    streamed = (params.data / "train" / STREAM_FILE).is_file()
+    replacements = None if data.real_tokens is None else data.real_tokens.tolist()
     return knobs | {
         "seed": seed,
-        "step_size": step_size,
+        "step_size": data.step_size,
         "total_steps": total_steps,
         "template": template,
-        "data files": hash_files([params.data / "train" / name for name in (TOKENS_FILE, STREAM_FILE)]),
-        "model files": hash_files(sorted(params.model.glob("*.safetensors"))),
-        "code": hash_files([PACKAGE / name for name in CODE], suffix=".py"),
+        "mask_token_id": data.mask_token_id,
+        "eos_token_id": data.eos_token_id,
+        "replacement tokens": None if replacements is None else _sha256(json.dumps(replacements)),
+        "data files": _hash_stream(params.data / "train" / STREAM_FILE)
+        if streamed
+        else hash_files([params.data / "train" / TOKENS_FILE]),
+        "model files": hash_files([params.model / "config.json", *sorted(params.model.glob("*.safetensors"))]),
+        "code": hash_code([PACKAGE / name for name in CODE + (STREAM_CODE if streamed else ())]),
     }
 
 
 def differences(ours: Fingerprint, theirs: Fingerprint) -> str:
     """One line that names what differs, "" if nothing does."""
-    names = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
-    return ", ".join(_difference(name, theirs.get(name), ours.get(name)) for name in sorted(names))
+    return ", ".join(_difference(name, theirs.get(name), ours.get(name)) for name in differing(ours, theirs))
 
 
-def hash_files(paths: Iterable[Path], suffix: str = "") -> str:
-    """SHA-256 over the names, relative to each path, and the bytes of all files at and under `paths`."""
+def differing(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
+    """The names of what differs, sorted."""
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def short(fingerprint: Fingerprint) -> str:
+    """Twelve hexadecimal digits that stand for the fingerprint, as the name of a folder."""
+    return _sha256(json.dumps(fingerprint, sort_keys=True))[:12]
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and the bytes of those of `paths` that are files."""
     digest = hashlib.sha256()
-    for root in paths:
-        files = [root] if root.is_file() else sorted(root.rglob(f"*{suffix}"))
-        for file in files:
-            if file.is_file():
-                with open(file, "rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                name = file.relative_to(root.parent).as_posix()
-                digest.update(f"{name}\0{content}\n".encode())
+    for path in paths:
+        if path.is_file():
+            with open(path, "rb") as stream:
+                digest.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
+def hash_code(paths: Iterable[Path]) -> str:
+    """SHA-256 over what the modules at and under `paths` do: comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for root in paths:
+        for file in [root] if root.is_file() else sorted(root.rglob("*.py")):
+            name = file.relative_to(root.parent).as_posix()
+            digest.update(f"{name}\0{bare_code(file.read_text(encoding='utf-8'))}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def bare_code(source: str) -> str:
+    """`source` without comments, docstrings, descriptions of fields, and imports for type checkers, in one layout."""
+    return ast.unparse(_Bare().visit(ast.parse(source)))
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes out what computes nothing."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [statement for statement in body if not _does_nothing(statement)] or [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        typing_only = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if typing_only and not node.orelse else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "Field":
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
+        return self.generic_visit(node)
+
+
+def _does_nothing(statement: ast.AST) -> bool:
+    """Whether it is a docstring or `pass`."""
+    text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return text or isinstance(statement, ast.Pass)
+
+
+def _hash_stream(path: Path) -> str:
+    """Of what is streamed. The code that makes the tokens is compared as the other code is."""
+    described = {key: value for key, value in read_json(path).items() if key != "code_sha256"}
+    return _sha256(json.dumps(described, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _difference(name: str, theirs: Any, ours: Any) -> str:
-    if name in ("data files", "model files", "code"):
+    if name in ("data files", "model files", "replacement tokens", "code"):
         return f"other {name}"
     return f"{name} is {theirs!r} there and {ours!r} here"
 

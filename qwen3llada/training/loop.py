@@ -1,8 +1,8 @@
 """The training loop: a generator of step results, and `train`, which looks at them, saves, evaluates and stops."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from qwen3llada.corpus.batching import Batch
 from qwen3llada.evaluation.batch_loss import to_device
 from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
+from qwen3llada.training.checkpoint import finish
 from qwen3llada.training.claiming import claim_destinations
 from qwen3llada.training.memory import explain_out_of_memory
 from qwen3llada.training.monitor import Monitor
@@ -106,15 +107,21 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
                 if params.do_eval_loss and (last or result.step % params.eval_every_steps == 0):
                     with monitor.pause():
                         improved = monitor.evaluated(*evaluate(run))
-                if improved or stopping or is_due(params.save_steps, result.step):
+                if stopping or (improved and params.save_steps > 0) or is_due(params.save_steps, result.step):
                     with monitor.pause():
-                        run.state.telemetry = asdict(monitor.window)
+                        run.state.telemetry = monitor.state()
                         save(run, monitor.points)
                 if stopping:
-                    raise Stopped(f"stopped by {stop.signal} after step {result.step}, saved {run.last_checkpoint}")
+                    monitor.bar.close()
+                    message = f"stopped by {stop.signal} after step {result.step}, saved {run.last_checkpoint}"
+                    run.accelerator.print(message, file=sys.stderr)
+                    raise Stopped(message)
             monitor.flush()
             export(run)
-        return monitor.finish()
+        summary = monitor.finish()
+        if run.accelerator.is_main_process:
+            finish(params.output_dir, run.fingerprint)
+        return summary
 
 
 def is_due(every: int, step: int) -> bool:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -46,14 +46,25 @@ class Monitor:
         params = run.params
         self.run, self.stop, self.main = run, stop, run.accelerator.is_main_process
         self.curves = Curves(params.reports, run.points) if self.main else None
+        before = run.state.telemetry
         self.bar = progress_bar(run.total_steps, run.state.global_step, name=params.reports.name, shown=self.main)
-        self.speed = Speed()
-        self.window = Window(**run.state.telemetry)
+        self.speed = Speed(before.get("speed"))
+        self.window = Window(**before.get("window", {}))
         self.peak_memory = PeakMemory(run.device, run.graphs)
-        self.summary: dict[str, Any] = {}
+        self.summary: dict[str, Any] = before.get("figures", {})
+        self._peak_before = before.get("peak_memory", 0)
         self._peak = peak_flops(run.device, params.peak_tflops)
         self._pending: StepResult | None = None
         self._stop_agreed = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, so that the summary of a resumed run is that of the whole run."""
+        return {
+            "window": asdict(self.window),
+            "speed": self.speed.so_far(),
+            "figures": self.summary,
+            "peak_memory": self._peak_bytes(),
+        }
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -125,7 +136,7 @@ class Monitor:
             "tokens_per_second": round(rate, 1),
             "mfu": self._utilisation(total["flops"] / total["seconds"]) if total["seconds"] else None,
             "estimated_memory_gib": round(run.memory.total / GIB, 2),
-            "peak_memory_gib": round(self.peak_memory.read() / GIB, 2),
+            "peak_memory_gib": round(self._peak_bytes() / GIB, 2),
         }
         self.bar.close()
         if self.curves:
@@ -168,6 +179,10 @@ class Monitor:
             f"step {result.step}: loss {values.loss} with gradient norm {values.grad_norm} is not finite; dataset"
             f" indices of the step's samples: {samples}; last good checkpoint: {last or 'none'}"
         )
+
+    def _peak_bytes(self) -> int:
+        """Of the processes before it was resumed, too."""
+        return max(self._peak_before, self.peak_memory.read())
 
     def _utilisation(self, flops_per_second: float) -> float | None:
         """Share of the peak of all devices, None where that is not known."""

@@ -64,10 +64,8 @@ def build_schedule(
     """Learning rate as a function of the step, by transformers' formulas; `total_steps` counts optimiser steps."""
     from transformers import get_scheduler
 
-    warmup = round(params.warmup_ratio * total_steps)
-    special = {}
-    if params.scheduler == "warmup_stable_decay":
-        special = {"num_decay_steps": min(round(params.decay_ratio * total_steps), total_steps - warmup)}
+    warmup, decay = warmup_and_decay(params.scheduler, params.warmup_ratio, params.decay_ratio, total_steps)
+    special = {"num_decay_steps": decay} if params.scheduler == "warmup_stable_decay" else {}
     return get_scheduler(
         params.scheduler,
         optimizer,
@@ -75,6 +73,24 @@ def build_schedule(
         num_training_steps=total_steps,
         scheduler_specific_kwargs=special,
     )
+
+
+def set_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Put a new schedule, and the learning rate of its optimiser, after so many steps."""
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule.load_state_dict(schedule.state_dict() | {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates})
+
+
+def warmup_and_decay(scheduler: str, warmup_ratio: float, decay_ratio: float, total_steps: int) -> tuple[int, int]:
+    """How many of `total_steps` have a rising, and how many a falling learning rate."""
+    warmup = round(warmup_ratio * total_steps)
+    if scheduler == "constant_with_warmup":
+        return warmup, 0
+    if scheduler == "warmup_stable_decay":
+        return warmup, min(round(decay_ratio * total_steps), total_steps - warmup)
+    return warmup, total_steps - warmup
 
 
 def _embeddings(model: nn.Module) -> Iterator[nn.Module]:

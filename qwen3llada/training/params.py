@@ -15,7 +15,7 @@ from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS
 class OptimParams(Section):
     """Optimiser and learning-rate schedule."""
 
-    name: str = Field(
+    name: Annotated[str, one_of(OPTIMIZERS)] = Field(
         "adamw",
         description=f"Optimiser: {', '.join(OPTIMIZERS)}. The 8-bit ones are bitsandbytes', need a GPU, and are"
         f" refused under FSDP2; without a GPU {FALL_BACK} runs instead, which is logged and recorded in the summary",
@@ -35,13 +35,6 @@ class OptimParams(Section):
     decay_ratio: float = Field(
         0.2, ge=0, le=1, description="Share of the steps with falling rate at the end of warmup_stable_decay, 0 to 1"
     )
-
-    @field_validator("name")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        if value not in OPTIMIZERS:
-            raise ValueError(f"name={value!r} must be one of {', '.join(OPTIMIZERS)}")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -100,7 +93,7 @@ class TrainParams(Section):
     data: Path = Field(Path("data/tokenized/pretrain"), description="Tokenized data: a folder with train/ and heldout/")
     dst: Path = Field(Path("out/qwen3llada-base"), description="Folder for the final model, Hugging Face format")
     output_dir: Path = Field(
-        Path("out/pretrain"), description="Working folder; checkpoints go to its checkpoints/step-N"
+        Path("out/pretrain"), description="Working folder; checkpoints go to its checkpoints/RUN/step-N"
     )
     reports: Path = Field(Path("reports/pretrain"), description="Folder for curves, metrics and the summary")
 
@@ -152,12 +145,16 @@ class TrainParams(Section):
         " compile is never; a CPU always gives them",
     )
 
-    save_steps: int = Field(500, ge=0, description="Steps between checkpoints; 0: none but when stopped")
+    save_steps: int = Field(
+        500,
+        ge=0,
+        description="Steps between checkpoints, beside those of the lowest held-out loss; 0: none but when stopped",
+    )
     save_total_limit: int = Field(2, ge=1, description="Newest checkpoints kept, beside the best; 1 or more")
     resume_from: str = Field(
         "latest",
-        description="'': start anew; latest: newest whole checkpoint of output_dir that was made with the same"
-        " parameters, data and code, if any; or a checkpoint's folder, which must match",
+        description="'': start anew; latest: go on from the newest checkpoint of the same parameters, data and code;"
+        " an error if an unfinished run in output_dir differs; or the folder of a checkpoint to go on from",
     )
     do_eval_loss: bool = Field(True, description="Measure the loss on data/heldout while training")
     eval_every_steps: int = Field(500, ge=1, description="Steps between these measurements, 1 or more")
@@ -192,7 +189,9 @@ class SftParams(TrainParams):
     model: Path = Field(Path("out/qwen3llada-base"), description="Folder of the model to start from")
     data: Path = Field(Path("data/tokenized/sft"), description="Tokenized data: a folder with train/ and heldout/")
     dst: Path = Field(Path("out/qwen3llada-sft"), description="Folder for the final model, Hugging Face format")
-    output_dir: Path = Field(Path("out/sft"), description="Working folder; checkpoints go to its checkpoints/step-N")
+    output_dir: Path = Field(
+        Path("out/sft"), description="Working folder; checkpoints go to its checkpoints/RUN/step-N"
+    )
     reports: Path = Field(Path("reports/sft"), description="Folder for curves, metrics and the summary")
     answer_padding: Literal["none", "block", "batch"] = Field(
         "block",

@@ -47,6 +47,8 @@ class Run:
     points: list[dict[str, Any]]  # of the curves, from the checkpoint
     resumed_from: Path | None
     last_checkpoint: Path | None
+    began_after: int = 0  # steps of the checkpoint that it went on from
+    has_saved: bool = False  # a checkpoint, since then
 
     @property
     def device(self) -> torch.device:

@@ -1,14 +1,27 @@
 """A run's checkpoints and its final model: written by all processes together, and read at the start."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwen3llada.artifacts import mark, new_folder, read_jsonl
-from qwen3llada.training.adapters import ADAPTER_FOLDER, merged
-from qwen3llada.training.checkpoint import checkpoint_path, rotate, write_checkpoint
+from qwen3llada.modeling.loading import merged
+from qwen3llada.training.adapters import ADAPTER_FOLDER, save_adapters
+from qwen3llada.training.checkpoint import (
+    OUTCOME_FILE,
+    CheckpointError,
+    checkpoints,
+    remove,
+    rotate,
+    run_folder,
+    step_folder,
+    step_of,
+    write_checkpoint,
+)
+from qwen3llada.training.optimizer import set_schedule
 from qwen3llada.training.run import Run
 from qwen3llada.training.setup import DTYPES
 from qwen3llada.training.sharding import load_optimizer_state, model_state, optimizer_state, reshard
@@ -25,7 +38,8 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
     from accelerate.utils import gather_object
 
     main = run.accelerator.is_main_process
-    folder = checkpoint_path(run.params.output_dir, run.state.global_step)
+    own = run_folder(run.params.output_dir, run.fingerprint)
+    folder = step_folder(own, run.state.global_step)
     reshard(run.objective)
     weights = model_state(run.adapted or run.model, keep=main)
     optimizer = {
@@ -42,17 +56,21 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
         (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save_pretrained(temporary)
         for name, content in (("optimizer.pt", optimizer), ("random.pt", random)):
-            with open(temporary / name, "wb") as file:  # torch would hide the system's error where it opens the file
+            # Torch would hide the system's error where it opens the file, and keeps it as the context where it writes.
+            with open(temporary / name, "wb") as file:
                 torch.save(content, file)
         lines = "".join(json.dumps(point) + "\n" for point in points)
         (temporary / "curves.jsonl").write_text(lines, encoding="utf-8")
 
     if main:
+        for later in (c for c in checkpoints(own) if step_of(c) > run.began_after and not run.has_saved):
+            remove(later)  # of an earlier attempt, which this one takes the place of
         write_checkpoint(folder, run.state, write_files, size=_checkpoint_bytes(run))
+        (own / OUTCOME_FILE).unlink(missing_ok=True)
         best = int(run.state.best["step"]) if run.state.best else None
-        rotate(run.params.output_dir, run.fingerprint, keep=run.params.save_total_limit, best_step=best)
+        rotate(own, keep=run.params.save_total_limit, best_step=best)
     run.accelerator.wait_for_everyone()
-    run.last_checkpoint = folder
+    run.last_checkpoint, run.has_saved = folder, True
 
 
 def export(run: Run) -> None:
@@ -67,25 +85,32 @@ def export(run: Run) -> None:
             elif run.params.adapter.merge:
                 run.adapted.save_pretrained(temporary / ADAPTER_FOLDER, state_dict=weights)
                 dtype = DTYPES[run.params.param_dtype]
-                whole: Any = merged(run.params.model, temporary / ADAPTER_FOLDER, dtype)
+                whole: Any = merged(run.params.model, temporary / ADAPTER_FOLDER, dtype=dtype)
                 for name in ("attention_policy", "block_length", "noise_type", "prompt_template"):
                     setattr(whole.config, name, getattr(run.model.config, name))
                 whole.save_pretrained(temporary)
             else:
-                run.adapted.save_pretrained(temporary, state_dict=weights)
+                save_adapters(run.adapted, run.model, temporary, base=run.params.model, weights=weights)
             run.tokenizer.save_pretrained(temporary)
             mark(temporary)
     run.accelerator.wait_for_everyone()
 
 
 def restore(run: Run, checkpoint: Path) -> None:
-    """Put the run where `checkpoint` was saved: everything but the weights, which were loaded with the model."""
-    stored = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    """Put the run where `checkpoint` was saved: everything but the weights, which were loaded with the model.
+
+    The optimiser's settings and the learning rate are those of the run's own parameters.
+    Raises: CheckpointError in one line if a file holds other things than tensors and plain values.
+    """
+    stored = _load(checkpoint / "optimizer.pt")
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in run.inner_optimizer.param_groups]
     load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"])
-    run.schedule.load_state_dict(stored["schedule"])
+    for group, own in zip(run.inner_optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    set_schedule(run.schedule, run.state.global_step)
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(stored["scaler"])
-    random = torch.load(checkpoint / "random.pt", weights_only=True)
+    random = _load(checkpoint / "random.pt")
     if len(random) == run.accelerator.num_processes:
         mine = random[run.accelerator.process_index]
         torch.set_rng_state(mine["cpu"])
@@ -96,6 +121,15 @@ def restore(run: Run, checkpoint: Path) -> None:
         torch.manual_seed(run.data.seed + run.state.global_step)
     run.points = list(read_jsonl(checkpoint / "curves.jsonl"))
     run.state.processes = run.accelerator.num_processes
+
+
+def _load(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU. Nothing in the file is run. Raises: CheckpointError, one line."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not tensors and plain values, nothing of it is run: {reason}") from error
 
 
 def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
+from qwen3llada.modeling.loading import is_adapters_alone
 from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
 from qwen3llada.training.optimizer import optimizer_that_runs
@@ -76,6 +77,11 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
 
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
+    if is_adapters_alone(folder):
+        raise InputError(
+            f"model={str(folder)!r} holds adapters alone, which cannot be trained on; adapter.merge=true in the"
+            " training that wrote it gives a whole model"
+        )
     device = accelerator.device
     quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
     placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}

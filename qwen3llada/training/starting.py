@@ -16,7 +16,7 @@ from qwen3llada.evaluation.batch_loss import batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.training.adapters import add_adapters
-from qwen3llada.training.checkpoint import TrainerState, find_checkpoint
+from qwen3llada.training.checkpoint import TrainerState, collect_remains, describe_others
 from qwen3llada.training.claiming import claim_destinations
 from qwen3llada.training.fingerprint import fingerprint
 from qwen3llada.training.flops import FlopCounter, flop_counter
@@ -24,6 +24,7 @@ from qwen3llada.training.memory import MemoryEstimate, estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.reduction import GradientSum
+from qwen3llada.training.resuming import find_checkpoint
 from qwen3llada.training.run import Run
 from qwen3llada.training.saving import restore
 from qwen3llada.training.setup import (
@@ -52,11 +53,21 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     accelerator = make_accelerator(params)
     claim_destinations(params, accelerator)
     params = with_optimizer_that_runs(params, accelerator)
+    if params.attention.implementation == "flex_attention" and accelerator.device.type != "cuda":
+        raise InputError(
+            f"attention.implementation=flex_attention needs a CUDA device to train on, the model would be on"
+            f" {accelerator.device.type}; auto, sdpa and eager work there"
+        )
     tokenizer = load_tokenizer(params.model)
     data, held_out = _data(params, tokenizer, accelerator, seed)
     _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
-    ours = fingerprint(params, seed=seed, step_size=data.step_size, total_steps=total_steps, template=template)
+    ours = fingerprint(params, seed=seed, data=data, total_steps=total_steps, template=template)
+    if accelerator.is_main_process:
+        collect_remains(params.output_dir)
+        if others := describe_others(params.output_dir, ours):
+            print(others, file=sys.stderr)
+    accelerator.wait_for_everyone()
     found = find_checkpoint(params.resume_from, params.output_dir, ours)
     checkpoint, state = found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
@@ -83,6 +94,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         points=[],
         resumed_from=checkpoint,
         last_checkpoint=checkpoint,
+        began_after=state.global_step,
     )
     if checkpoint is not None:
         restore(run, checkpoint)

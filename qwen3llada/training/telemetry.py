@@ -4,11 +4,11 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import write_json
+from qwen3llada.artifacts import full_disk_named, write_json
 
 SUMMARY = "summary.json"
 TERMINAL_REFRESH = 0.5  # seconds between two states of the progress bar on a terminal,
@@ -26,25 +26,28 @@ class Curves:
         self.folder = folder
         self.points: list[dict[str, Any]] = []
         self._file = folder / "metrics.jsonl"
-        # A file of an earlier run may be hard-linked into DVC's cache, so it is removed and not written to again.
-        # DVCLive does the same with its own.
-        for old in (self._file, folder / SUMMARY):
-            old.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._live = _dvclive(folder)
-        self.writer = "dvclive" if self._live else self._file.name
-        for point in points:
-            self._write(point)
+        with full_disk_named(folder / "plots"):
+            # A file of an earlier run may be hard-linked into DVC's cache, so it is removed and not written to again.
+            # DVCLive does the same with its own.
+            for old in (self._file, folder / SUMMARY):
+                old.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._live = _dvclive(folder)
+            self.writer = "dvclive" if self._live else self._file.name
+            for point in points:
+                self._write(point)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Append one point to each curve in `values`; names with a slash are grouped in folders."""
-        self._write({"step": step, **values})
-        if self._live:
-            self._live.make_summary()
+        with full_disk_named(self.folder / "plots"):
+            self._write({"step": step, **values})
+            if self._live:
+                self._live.make_summary()
 
     def close(self) -> None:
         if self._live:
-            self._live.end()
+            with full_disk_named(self.folder / "plots"):
+                self._live.end()
 
     def _write(self, point: dict[str, Any]) -> None:
         self.points.append(point)
@@ -61,11 +64,12 @@ class Curves:
 class Speed:
     """Tokens and floating-point operations per second over windows of steps, pauses left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: Mapping[str, float] | None = None) -> None:
+        """`total`: what `so_far` gave, of the same run before it was resumed."""
         self._start = time.perf_counter()
         self._paused = 0.0
         self._window = {"tokens": 0.0, "flops": 0.0}
-        self.total = {"tokens": 0.0, "flops": 0.0, "seconds": 0.0}
+        self.total = {"tokens": 0.0, "flops": 0.0, "seconds": 0.0, **(total or {})}
 
     def count(self, tokens: float, flops: float) -> None:
         self._window["tokens"] += tokens
@@ -77,14 +81,19 @@ class Speed:
 
     def window(self) -> tuple[float, float]:
         """(tokens/s, FLOP/s) since the last call."""
-        now = time.perf_counter()
-        seconds = max(now - self._start - self._paused, 1e-9)
+        seconds = self._seconds()
         rates = self._window["tokens"] / seconds, self._window["flops"] / seconds
-        self.total["seconds"] += seconds
-        for name, value in self._window.items():
-            self.total[name] += value
-        self._start, self._paused, self._window = now, 0.0, {"tokens": 0.0, "flops": 0.0}
+        self.total = self.so_far()
+        self._start, self._paused, self._window = time.perf_counter(), 0.0, {"tokens": 0.0, "flops": 0.0}
         return rates
+
+    def so_far(self) -> dict[str, float]:
+        """Tokens, operations and seconds of the run, the window that is open included."""
+        window = self._window | {"seconds": self._seconds()}
+        return {name: value + window[name] for name, value in self.total.items()}
+
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self._start - self._paused, 1e-9)
 
 
 def progress_bar(total: int, done: int, *, name: str, shown: bool) -> Any:

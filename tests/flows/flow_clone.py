@@ -25,7 +25,7 @@ class Clone(Workspace):
         return psutil.Process(pids[0]) if pids else None
 
     def saved(self) -> set[str]:
-        return {path.name for path in (self.root / "out/pretrain/checkpoints").glob("step-*")}
+        return {path.name for path in (self.root / "out/pretrain/checkpoints").glob("*/step-*")}
 
     def wait_for_training(self, seen=frozenset()) -> psutil.Process:
         """Until the trainer runs and has saved a checkpoint that was not there before."""
@@ -38,6 +38,6 @@ class Clone(Workspace):
         """Of the models, and of the optimiser's state at the end of both trainings."""
         files = [self.root / f"out/qwen3llada-{name}/model.safetensors" for name in ("base", "sft")]
         for phase in ("pretrain", "sft"):
-            checkpoints = (self.root / "out" / phase / "checkpoints").glob("step-*")
+            checkpoints = (self.root / "out" / phase / "checkpoints").glob("*/step-*")
             files.append(max(checkpoints, key=lambda path: int(path.name[5:])) / "optimizer.pt")
         return {str(f.relative_to(self.root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

@@ -12,6 +12,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from qwen3llada.training.checkpoint import checkpoints, runs, step_of
 from qwen3llada.training.loop import train
 from qwen3llada.training.params import TrainParams
 
@@ -66,13 +67,24 @@ def weights(params: TrainParams) -> dict[str, torch.Tensor]:
     return load_file(params.dst / "model.safetensors")
 
 
+def checkpoint(params: TrainParams, step: int) -> Path:
+    """That of the only run in `output_dir`."""
+    (found,) = params.output_dir.glob(f"checkpoints/*/step-{step}")
+    return found
+
+
+def saved_steps(output_dir: Path) -> list[int]:
+    """Steps of all checkpoints of all runs in `output_dir`."""
+    return sorted(step_of(folder) for run in runs(output_dir) for folder in checkpoints(run))
+
+
 def optimizer(params: TrainParams, step: int) -> dict[str, Any]:
-    return torch.load(params.output_dir / f"checkpoints/step-{step}/optimizer.pt", weights_only=True)
+    return torch.load(checkpoint(params, step) / "optimizer.pt", weights_only=True)
 
 
 def curves(params: TrainParams, step: int) -> list[dict[str, Any]]:
     """The points as a checkpoint holds them, without what depends on the time of day."""
-    lines = (params.output_dir / f"checkpoints/step-{step}/curves.jsonl").read_text().splitlines()
+    lines = (checkpoint(params, step) / "curves.jsonl").read_text().splitlines()
     points = [json.loads(line) for line in lines]
     return [{k: v for k, v in point.items() if not k.endswith(UNREPEATABLE)} for point in points]
 

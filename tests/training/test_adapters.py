@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from runs import changed
+from runs import changed, checkpoint
 from safetensors.torch import load_file
 
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.artifacts import MARKER
 from qwen3llada.destinations import MODEL, check_destinations
-from qwen3llada.training.adapters import merged
+from qwen3llada.evaluation.eval_loss import EvalLossParams, evaluate_model
+from qwen3llada.modeling.loading import merged
+from qwen3llada.sampling.text import TextModel
 from qwen3llada.training.loop import train
 
 pytest.importorskip("peft")
@@ -27,7 +29,7 @@ def test_lora_trains_adapters_alone_and_merges_them(lora, tiny):
     assert base.keys() == final.keys()
     moved = {name.split(".")[-2] for name in base if not torch.equal(base[name], final[name])}
     assert moved == {"q_proj", "down_proj"}
-    again = merged(tiny / "model", lora.dst / "adapter", torch.float32).state_dict()
+    again = merged(tiny / "model", lora.dst / "adapter", dtype=torch.float32).state_dict()
     torch.testing.assert_close({name: again[name] for name in final}, final)
     Qwen3LLadaForMaskedLM.from_pretrained(lora.dst)
 
@@ -35,18 +37,41 @@ def test_lora_trains_adapters_alone_and_merges_them(lora, tiny):
 def test_lora_resumes_bit_for_bit_with_dropout(lora, tmp_path):
     train(lora, seed=1)
     paths = {"dst": tmp_path / "other/model", "reports": tmp_path / "other/reports", "output_dir": tmp_path / "other"}
-    resumed = changed(lora, **paths, resume_from=str(lora.output_dir / "checkpoints/step-3"))
+    resumed = changed(lora, **paths, resume_from=str(checkpoint(lora, 3)))
     train(resumed, seed=1)
     whole, again = (load_file(params.dst / "model.safetensors") for params in (lora, resumed))
     torch.testing.assert_close(again, whole, rtol=0, atol=0)
 
 
-def test_adapters_alone_are_saved_on_request(lora):
-    train(changed(lora, adapter=lora.adapter.model_dump() | {"merge": False}), seed=1)
+def test_adapters_alone_are_saved_on_request_and_read_with_their_base(lora, tmp_path):
+    params = changed(lora, adapter=lora.adapter.model_dump() | {"merge": False}, attention={"block_length": 4})
+    train(params, seed=1, template="chat")
     (lora.dst / MARKER).unlink()
     check_destinations({"dst": (lora.dst, MODEL)}, {})  # adapters are recognised without the marker
     assert (lora.dst / "adapter_model.safetensors").is_file()
     assert not (lora.dst / "model.safetensors").exists()
+    paths = {"dst": tmp_path / "whole", "reports": tmp_path / "other/reports", "output_dir": tmp_path / "other"}
+    whole = changed(params, **paths, adapter=lora.adapter.model_dump())
+    train(whole, seed=1, template="chat")
+    adapters, full = TextModel.load(lora.dst).model, TextModel.load(whole.dst).model
+    for name, tensor in full.state_dict().items():
+        torch.testing.assert_close(adapters.state_dict()[name], tensor)
+    for name in ("attention_policy", "block_length", "prompt_template", "mask_token_id"):
+        assert getattr(adapters.config, name) == getattr(full.config, name)
+    assert adapters.config.block_length == 4
+    losses = [
+        evaluate_model(model, lora.data, params, EvalLossParams(rounds=1), seed=0)["loss"]
+        for model in (lora.dst, whole.dst, lora.model)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # the base without them
+
+    with pytest.raises(ValueError, match="holds adapters alone, which cannot be trained on"):
+        train(changed(lora, model=lora.dst, resume_from=""), seed=1)
+    config = lora.dst / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(lora.model), "out/gone"))
+    with pytest.raises(ValueError, match="adapters for the model out/gone, which is not there"):
+        TextModel.load(lora.dst)
 
 
 def test_unknown_target_and_qlora_without_gpu_are_refused(lora):

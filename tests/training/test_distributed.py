@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate.state import PartialState
-from runs import changed, curves, train_together, weights
+from runs import changed, checkpoint, curves, train_together, weights
 
 from qwen3llada.training.loop import train
 
@@ -38,8 +38,7 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
         torch.testing.assert_close(weights(together), weights(alone), rtol=1e-3, atol=1e-4)
 
         # from the middle of the two processes' run, in one
-        checkpoint = together.output_dir / f"checkpoints/step-{HALF}"
-        resumed = elsewhere(alone, tmp_path / f"{name} resumed", resume_from=str(checkpoint))
+        resumed = elsewhere(alone, tmp_path / f"{name} resumed", resume_from=str(checkpoint(together, HALF)))
         train(resumed, seed=1)
         torch.testing.assert_close(losses(resumed), expected, rtol=1e-5, atol=1e-5)
     # and the other way round: one process's checkpoint, spread over two
@@ -47,7 +46,7 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
         alone,
         tmp_path / "spread",
         micro_batch_size=2,
-        resume_from=str(alone.output_dir / f"checkpoints/step-{HALF}"),
+        resume_from=str(checkpoint(alone, HALF)),
     )
     train_together(spread, 2, sharded=True)
     torch.testing.assert_close(losses(spread), expected, rtol=1e-5, atol=1e-5)

@@ -4,12 +4,10 @@ import os
 import random
 import signal
 import time
-from dataclasses import asdict
 
 import pytest
-from runs import assert_same_run, changed, curves, drawn_steps, start_training
+from runs import assert_same_run, changed, curves, drawn_steps, saved_steps, start_training
 
-from qwen3llada.training.checkpoint import checkpoints
 from qwen3llada.training.loop import evaluate, train, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.saving import save
@@ -36,7 +34,7 @@ def leave_after(params, step):
                 monitor.evaluated(*evaluate(run))
         if result.step == step:
             with monitor.pause():
-                run.state.telemetry = asdict(monitor.window)
+                run.state.telemetry = monitor.state()
                 save(run, monitor.points)
             return
 
@@ -76,7 +74,7 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
         child = start_training(params)
         wait_until(lambda: newest(params) > progress[-1], child)
         if len(progress) % 2:
-            wait_until(lambda: list(params.output_dir.glob("checkpoints/.step-*")), child)
+            wait_until(lambda: list(params.output_dir.glob("checkpoints/*/.step-*")), child)
         else:
             time.sleep(moments.uniform(0.0, 0.5))
         if len(progress) < 6:
@@ -85,7 +83,7 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
         progress.append(newest(params))
     assert len(progress) > 4, f"killed too seldom to show anything: {progress}"
     assert_same_run(uninterrupted, params, 40)
-    assert not list(params.output_dir.glob("checkpoints/.*"))  # what a killed save left is gone
+    assert not list(params.output_dir.glob("checkpoints/*/.*"))  # what a killed save left is gone
 
 
 @pytest.mark.slow
@@ -106,7 +104,7 @@ def test_stop_signal_saves_and_exits_resumable(uninterrupted, tmp_path, number, 
 
 
 def newest(params) -> int:
-    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(params.output_dir)), default=0)
+    return max(saved_steps(params.output_dir), default=0)
 
 
 def wait_until(condition, child) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from runs import changed
 
 from qwen3llada.training.starting import start
@@ -51,3 +52,9 @@ def test_prompts_of_another_template(fine_tuning, tmp_path):
     path = tmp_path / "data/train/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"template": "chat"}))
     refused(changed(fine_tuning, data=tmp_path / "data"), "its prompts have template=chat, the model's have plain")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the kernel")
+def test_flex_attention_without_a_gpu(pretraining):
+    attention = pretraining.attention.model_dump() | {"implementation": "flex_attention"}
+    refused(changed(pretraining, attention=attention), "attention.implementation=flex_attention needs a CUDA device")

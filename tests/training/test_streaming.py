@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from runs import assert_same_run, changed, train_together, weights
+from runs import assert_same_run, changed, checkpoint, train_together, weights
 from tiny_settings import common
 
 from qwen3llada.artifacts import read_json
@@ -66,7 +66,7 @@ def test_a_stream_goes_on_bit_for_bit(streamed, tmp_path):
         broken = elsewhere(whole, tmp_path / str(step), num_workers=before)
         leave_after(broken, step)
         train(changed(broken, num_workers=after), seed=1)
-        state = read_json(broken.output_dir / f"checkpoints/step-{STEPS}/trainer_state.json")
+        state = read_json(checkpoint(broken, STEPS) / "trainer_state.json")
         assert len(state["cursors"]) == 3
         assert min(cursor[0] for cursor in state["cursors"].values()) > 0  # all are in a later reading
         assert_same_run(whole, broken, STEPS)
@@ -78,8 +78,7 @@ def test_processes_and_a_restart_in_fewer_change_nothing_but_rounding(streamed, 
     two = elsewhere(whole, tmp_path / "two", gradient_accumulation_steps=1, save_steps=7)
     train_together(two, 2)
     torch.testing.assert_close(weights(whole), weights(two), rtol=1e-4, atol=1e-5)
-    half = two.output_dir / "checkpoints/step-7"
-    alone = elsewhere(whole, tmp_path / "alone", resume_from=str(half))
+    alone = elsewhere(whole, tmp_path / "alone", resume_from=str(checkpoint(two, 7)))
     train(alone, seed=1)
     torch.testing.assert_close(weights(whole), weights(alone), rtol=1e-4, atol=1e-5)
 
@@ -95,6 +94,6 @@ def test_another_stream_is_another_run(streamed, tmp_path):
     leave_after(streamed, 1)
     path = streamed.data / "train/stream.json"
     path.write_text(path.read_text().replace("2.jsonl", "3.jsonl"))
-    again = changed(streamed, resume_from=str(streamed.output_dir / "checkpoints/step-1"))
+    again = changed(streamed, resume_from=str(checkpoint(streamed, 1)))
     with pytest.raises(CheckpointError, match="other data files"):
         start(again, seed=1, template="plain")

@@ -3,33 +3,44 @@
 import errno
 import json
 import logging
+import os
+import pickle
 import shutil
 
 import pytest
 import torch
-from runs import changed
+from runs import changed, checkpoint, saved_steps
 
 from qwen3llada.training.checkpoint import (
     CheckpointError,
     TrainerState,
-    checkpoint_path,
     checkpoints,
-    find_checkpoint,
+    collect_remains,
+    describe_others,
+    finish,
+    read_outcome,
     read_state,
+    remove,
     rotate,
+    run_folder,
+    step_folder,
     write_checkpoint,
 )
-from qwen3llada.training.fingerprint import differences, fingerprint
+from qwen3llada.training.fingerprint import short
 from qwen3llada.training.loop import train
 from qwen3llada.training.monitor import NonFiniteError
+from qwen3llada.training.resuming import find_checkpoint
+from qwen3llada.training.saving import restore
 
-OURS = {"optim.lr": 1e-4, "code": "abc"}
+OURS = {"optim.lr": 1e-4, "code": "abc", "total_steps": 100}
+FOREIGN = OURS | {"optim.lr": 3e-4}
 
 
 def write(folder, step, *, fingerprint=OURS, content=b"weights"):
     state = TrainerState(global_step=step, fingerprint=fingerprint)
-    write_checkpoint(checkpoint_path(folder, step), state, lambda f: (f / "model.bin").write_bytes(content))
-    return checkpoint_path(folder, step)
+    written = step_folder(run_folder(folder, fingerprint), step)
+    write_checkpoint(written, state, lambda f: (f / "model.bin").write_bytes(content))
+    return written
 
 
 def test_state_comes_back(tmp_path):
@@ -59,7 +70,13 @@ def strip(folder):
     (folder / "trainer_state.json").write_text(json.dumps({"fingerprint": OURS}))
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lose, garble, strip])
+def edit(folder):
+    """Another step, and no files to check."""
+    path = folder / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": -5, "files": {}}))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lose, garble, strip, edit])
 def test_damaged_one_is_named_and_passed_over_or_refused(tmp_path, damage, caplog):
     good, bad = write(tmp_path, 10), write(tmp_path, 20)
     damage(bad)
@@ -70,15 +87,9 @@ def test_damaged_one_is_named_and_passed_over_or_refused(tmp_path, damage, caplo
     assert "damaged" in caplog.text
     with pytest.raises(CheckpointError, match=f"{bad}: damaged"):
         find_checkpoint(str(bad), tmp_path, OURS)
-
-
-def test_foreign_one_is_named_and_passed_over_or_refused(tmp_path, caplog):
-    foreign = write(tmp_path, 20, fingerprint=OURS | {"optim.lr": 3e-4})
-    with caplog.at_level(logging.WARNING):
-        assert find_checkpoint("latest", tmp_path, OURS) is None
-    assert "optim.lr is 0.0003 there and 0.0001 here" in caplog.text
-    with pytest.raises(CheckpointError, match=r"made by another run: optim\.lr is 0\.0003 there and 0\.0001 here"):
-        find_checkpoint(str(foreign), tmp_path, OURS)
+    damage(good)
+    with pytest.raises(CheckpointError, match="no checkpoint of this run is whole; resume_from: '' starts anew"):
+        find_checkpoint("latest", tmp_path, OURS)
 
 
 def test_empty_asks_for_a_new_run_and_a_wrong_path_is_refused(tmp_path):
@@ -88,57 +99,95 @@ def test_empty_asks_for_a_new_run_and_a_wrong_path_is_refused(tmp_path):
         find_checkpoint(str(tmp_path / "nowhere"), tmp_path, OURS)
 
 
-def test_rotation_keeps_newest_best_and_foreign(tmp_path):
+def test_runs_that_differ_never_touch_each_others_checkpoints(tmp_path):
     for step in (1, 2, 9, 10, 11):
         write(tmp_path, step)
-    write(tmp_path, 3, fingerprint={"code": "other"})
-    rotate(tmp_path, OURS, keep=2, best_step=2)
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-2", "step-3", "step-10", "step-11"]
+    theirs = [write(tmp_path, step, fingerprint=FOREIGN, content=b"theirs") for step in (2, 11)]
+    rotate(run_folder(tmp_path, OURS), keep=2, best_step=2)
+    assert [folder.name for folder in checkpoints(run_folder(tmp_path, OURS))] == ["step-2", "step-10", "step-11"]
+    assert [read_state(folder).fingerprint for folder in theirs] == [FOREIGN, FOREIGN]
+    assert (theirs[1] / "model.bin").read_bytes() == b"theirs"
+    named = describe_others(tmp_path, OURS)
+    assert short(FOREIGN) in named
+    assert short(OURS) not in named
+    assert "not finished" in named
 
 
-def test_fingerprint_tells_runs_apart(pretraining, tiny, tmp_path):
-    def mark(params, **changes):
-        kinds = {"seed": 1, "step_size": 4, "total_steps": 6, "template": "plain"} | changes
-        return fingerprint(params, **kinds)
+def test_what_a_killed_process_left_is_collected(tmp_path, monkeypatch):
+    """Killed while it saved, while it removed, and between the two renames of a checkpoint that is written again."""
+    kept, half, aside = write(tmp_path, 1), write(tmp_path, 2), write(tmp_path, 3)
+    (half / "trainer_state.json").unlink()
+    partial = kept.with_name(".step-4.partial")
+    shutil.copytree(kept, partial)
+    os.rename(aside, aside.with_name(".step-3.old"))
+    with monkeypatch.context() as killed:
+        fifth = write(tmp_path, 5)
+        killed.setattr(shutil, "rmtree", interrupt_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            remove(fifth)
+    collect_remains(tmp_path)
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["step-1", "step-3"]
+    assert [read_state(folder).global_step for folder in checkpoints(kept.parent)] == [1, 3]
 
-    same = changed(pretraining, save_steps=3, num_workers=2, micro_batch_size=1, gradient_accumulation_steps=4)
-    assert mark(pretraining) == mark(same)
-    # what the device's lack of memory makes people change must not cost them their checkpoints
-    assert mark(pretraining) == mark(changed(pretraining, gradient_checkpointing=True, cuda_graphs="never"))
-    noise = pretraining.noise.model_dump() | {"schedule": "cosine"}
-    other = mark(changed(pretraining, noise=noise, loss_impl="dllm"), step_size=8)
-    named = differences(mark(pretraining), other)
-    assert named == (
-        "loss_impl is 'dllm' there and 'guidelines' here, noise.schedule is 'cosine' there and 'uniform' here,"
-        " step_size is 8 there and 4 here"
-    )
-    shutil.copytree(pretraining.data, tmp_path / "data")
-    moved = changed(pretraining, data=tmp_path / "data")
-    assert mark(pretraining) == mark(moved)
-    tokens = tmp_path / "data/train/tokens.arrow"
-    content = bytearray(tokens.read_bytes())
-    content[len(content) // 2] ^= 1
-    tokens.write_bytes(content)
-    assert differences(mark(pretraining), mark(moved)) == "other data files"
+
+def interrupt_after(calls):
+    """In place of shutil.rmtree: it is killed at its start after so many calls."""
+    done = []
+
+    def removing(*args, **kwargs):
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        done.append(args)
+
+    return removing
+
+
+def test_a_poisoned_pickle_is_refused_in_one_line_and_not_run(tmp_path):
+    class Poison:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    (tmp_path / "optimizer.pt").write_bytes(pickle.dumps(Poison()))
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt: not tensors and plain values") as error:
+        restore(None, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_finished_run_is_noted_and_runs_before_it_are_left(tmp_path):
+    ours, theirs = write(tmp_path, 10).parent, write(tmp_path, 10, fingerprint=FOREIGN).parent
+    assert (read_outcome(ours), read_outcome(theirs)) == (None, None)
+    finish(tmp_path, OURS)
+    assert (read_outcome(ours), read_outcome(theirs)) == ("finished", "left")
+    finish(tmp_path, FOREIGN)
+    assert (read_outcome(ours), read_outcome(theirs)) == ("finished", "finished")
 
 
 def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(pretraining, monkeypatch):
+    """Torch's own writer hides the system's error, which is met where it writes to the file."""
     params = changed(pretraining, save_steps=2, do_eval_loss=False)
     written, save = [], torch.save
 
+    class Full:
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes > 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return len(data)
+
     def save_to_full_disk(content, file):
         written.append(file.name)
-        if len(written) == 3:  # optimizer.pt of the second checkpoint
-            with open("/dev/full", "wb") as full:
-                return save(content, full)
-        return save(content, file)
+        save(content, Full() if len(written) == 3 else file)  # optimizer.pt of the second checkpoint
 
     monkeypatch.setattr(torch, "save", save_to_full_disk)
-    with pytest.raises(OSError, match=r"no space left on the disk for .*step-4.* bytes to write") as error:
+    with pytest.raises(OSError, match=r"^no space left on the disk for .*step-4, .* bytes to write") as error:
         train(params, seed=1)
     assert error.value.errno == errno.ENOSPC
-    assert [folder.name for folder in (params.output_dir / "checkpoints").iterdir()] == ["step-2"]
-    assert read_state(checkpoint_path(params.output_dir, 2)).global_step == 2
+    assert isinstance(error.value.__cause__, RuntimeError)
+    assert os.listdir(checkpoint(params, 2).parent) == ["step-2"]
+    assert read_state(checkpoint(params, 2)).global_step == 2
 
 
 def test_loss_that_is_not_finite_stops_with_its_samples(pretraining, tmp_path):
@@ -147,6 +196,5 @@ def test_loss_that_is_not_finite_stops_with_its_samples(pretraining, tmp_path):
     params = changed(params, optim=params.optim.model_dump() | {"lr": 1e30})
     with pytest.raises(NonFiniteError, match=r"step \d+: loss .* indices of the step's samples: \[\d+, .*step-\d+$"):
         train(params, seed=1)
-    saved = [read_state(folder).global_step for folder in checkpoints(params.output_dir)]
-    assert saved
+    assert saved_steps(params.output_dir)
     assert not params.dst.exists()
