@@ -15,7 +15,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise InputError(f"{folder}: no such folder; it must hold a tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Transformers and tokenizers raise anything for files that they cannot use
         raise InputError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")

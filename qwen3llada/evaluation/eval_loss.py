@@ -17,6 +17,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
 from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
+from qwen3llada.modeling.loading import load_checkpoint
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.section import Section
 
@@ -24,9 +25,13 @@ from qwen3llada.section import Section
 class EvalLossParams(Section):
     """How the loss on held-out data is measured."""
 
-    micro_batch_size: int = Field(16, ge=1, description="Sequences in one forward pass, 1 or more")
-    samples: int = Field(0, ge=0, description="Held-out samples, at even distances; 0: all")
-    rounds: int = Field(4, ge=1, description="Passes over them, each with other noise, always the same; 1 or more")
+    micro_batch_size: int = Field(16, ge=1, le=65536, description="Sequences in one forward pass, 1 to 65,536")
+    samples: int = Field(
+        0, ge=0, le=1_000_000_000, description="Held-out samples, up to 1e+09, at even distances; 0: all"
+    )
+    rounds: int = Field(
+        4, ge=1, le=10_000, description="Passes over them, each with other noise, always the same; 1 to 10,000"
+    )
     bf16: bool = Field(False, description="Compute in bfloat16 (losses stay in float32)")
 
 
@@ -76,8 +81,6 @@ def evaluate_model(
     Returns: {"loss": of the loss in use, each loss by name, "by_noise_level": …, "samples": …}.
     Raises: ValueError in one line if the model or the data are missing.
     """
-    from qwen3llada import Qwen3LLadaForMaskedLM
-
     if not (model / "config.json").is_file():
         raise InputError(f"{model}: no model: config.json is missing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +88,7 @@ def evaluate_model(
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
     source = batch_source(dataset, settings, tokenizer, seed=seed, micro_batch_size=params.micro_batch_size)
     used = batch_loss(settings, tokenizer, device)
-    language_model = Qwen3LLadaForMaskedLM.from_pretrained(model, attn_implementation=used.implementation)
+    language_model = load_checkpoint(model, attn_implementation=used.implementation)
     objective = MaskedDiffusionObjective(language_model).to(device)
 
     results: dict[str, Any] = {}

@@ -12,9 +12,9 @@ from torch import Tensor
 from qwen3llada.corpus.conversations import encode_prompts
 from qwen3llada.corpus.records import Exchange
 from qwen3llada.corpus.tokenizer import load_tokenizer
-from qwen3llada.errors import InputError
+from qwen3llada.modeling.loading import load_checkpoint
 from qwen3llada.sampling.recording import Decided, Recorder
-from qwen3llada.sampling.request import end_tokens
+from qwen3llada.sampling.request import check_request, end_tokens
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
 
 MASK, END = "▒", "∎"  # how a position that is still masked, and the end of an answer, are shown
@@ -58,11 +58,7 @@ class TextModel:
     @classmethod
     def load(cls, folder: Path, *, bf16: bool = False) -> "TextModel":
         """The checkpoint in `folder`, on the GPU if there is one. Raises ValueError if it is not one."""
-        from qwen3llada import Qwen3LLadaForMaskedLM
-
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: no model: config.json is missing")
-        model: Any = Qwen3LLadaForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
+        model = load_checkpoint(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device=device).eval()
         return cls(model, load_tokenizer(folder))
@@ -117,6 +113,7 @@ class TextModel:
         """
         from tqdm import tqdm
 
+        check_request(self.model, prompts, params)  # the last prompt too, before the first is answered
         starts = range(0, len(prompts), params.batch_size)
         with tqdm(total=len(prompts), unit="prompt", disable=None if progress else True) as bar:
             for start in starts:

@@ -8,6 +8,7 @@ import torch
 
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
+from qwen3llada.modeling.loading import load_checkpoint
 from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.params import TrainParams
 
@@ -56,14 +57,12 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
 
 def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
     """The model of `folder` as it is trained: dtype, attention kernel, checkpointing, what the sampler must know."""
-    from qwen3llada import Qwen3LLadaForMaskedLM
-
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
     device = accelerator.device
     quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
     placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
-    model = Qwen3LLadaForMaskedLM.from_pretrained(
+    model = load_checkpoint(
         folder,
         dtype=DTYPES[params.param_dtype],
         attn_implementation=resolve_implementation(params.attention, device),

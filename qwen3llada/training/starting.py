@@ -15,6 +15,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.modeling.positions import check_positions
 from qwen3llada.training.adapters import add_adapters
 from qwen3llada.training.checkpoint import TrainerState, find_checkpoint
 from qwen3llada.training.fingerprint import fingerprint
@@ -44,6 +45,9 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     disable_progress_bar()  # of every file that is loaded or saved
     accelerator = make_accelerator(params)
     tokenizer = load_tokenizer(params.model)
+    if (params.model / "config.json").is_file():  # without one, loading the model says so
+        lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
+        check_positions(params.model, lengths)
     data, held_out = _data(params, tokenizer, accelerator, seed)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
     ours = fingerprint(params, seed=seed, step_size=data.step_size, total_steps=total_steps, template=template)
