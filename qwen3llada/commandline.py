@@ -84,6 +84,7 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str, env_pr
         env_prefix=env_prefix,
         env_nested_delimiter="__",
         extra="forbid",
+        allow_inf_nan=False,
         nested_model_default_partial_update=True,
         protected_namespaces=(),
     )

@@ -47,8 +47,9 @@ def allowed_range(cls: type[BaseModel], loc: Sequence[int | str]) -> str | None:
     field = by_key.get(str(loc[0])) if loc else None
     if field is None:
         return None
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-        return allowed_range(field.annotation, loc[1:])
+    inner = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    if inner:
+        return allowed_range(inner[0], [part for part in loc[1:] if isinstance(part, str)])
     limits = {type(limit): limit for limit in _limits(field.annotation, field.metadata)}
     low = next((f"{word}{shown(limits[kind])}" for kind, word in _LOW.items() if kind in limits), "")
     high = next((f"{word}{shown(limits[kind])}" for kind, word in _HIGH.items() if kind in limits), "")

@@ -54,7 +54,7 @@ class BuiltinParams(Section):
         1024,
         ge=257,
         le=50000,
-        description="byte-level BPE tokens, 256 bytes included, special tokens not (257 to 50000)",
+        description="byte-level BPE tokens, 256 bytes included, special tokens not (257 to 50,000)",
     )
     free_rows: int = Field(
         16,

@@ -30,7 +30,9 @@ def load_checkpoint(folder: str | Path, **options: Any) -> Any:
     with files_blamed(folder):
         model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, **options)
     wrong = [f"{name} is missing" for name in sorted(info["missing_keys"])]
-    wrong += [f"{name} has shape {list(is_)} instead of {list(must)}" for name, is_, must in info["mismatched_keys"]]
+    wrong += [
+        f"{name} has shape {list(is_)} instead of {list(must)}" for name, is_, must in sorted(info["mismatched_keys"])
+    ]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise InputError(f"{folder}: its weights are not those that config.json describes: {wrong[0]}{more}")
