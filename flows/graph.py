@@ -20,15 +20,21 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    retries: int = Field(default=2, ge=0, description="Further attempts where one can help, 0 or more")
+    retries: int = Field(default=2, ge=0, le=100, description="Further attempts where one can help, 0 to 100")
     retry_seconds: float = Field(
         default=10,
         gt=0,
-        description="Delay before the first of them, above 0; doubled for each later one, with jitter",
+        le=86_400,
+        description="Delay before the first of them, above 0, up to 86,400; doubled for each later one, with jitter",
     )
-    timeout_minutes: float = Field(default=0, ge=0, description="The stage is stopped after this time; 0: never")
+    timeout_minutes: float = Field(
+        default=0, ge=0, le=1_000_000, description="The stage is stopped after this time, up to 1,000,000; 0: never"
+    )
     grace_seconds: float = Field(
-        default=120, gt=0, description="Time that a stopped stage gets to save and end before it is killed, above 0"
+        default=120,
+        gt=0,
+        le=86_400,
+        description="Time that a stopped stage gets to save and end before it is killed, above 0, up to 86,400",
     )
     always: bool = Field(default=False, description="Run even if nothing has changed, as with --force")
     limit: str | None = Field(

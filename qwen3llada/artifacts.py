@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from qwen3llada.errors import InputError
 
@@ -168,6 +168,8 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise InputError(f"{path}: not JSON that can be read: {error}") from error
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
@@ -186,15 +188,26 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
 
     def values() -> Iterator[Any]:
         with file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_lines(file, path), start=1):
                 if not line.strip():
                     continue
                 try:
-                    yield json.loads(line)
+                    value = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise InputError(f"{path}: line {number} is not JSON: {error.msg}") from error
+                except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+                    raise InputError(f"{path}: line {number} is not JSON that can be read: {error}") from error
+                yield value
 
     return values()
+
+
+def _lines(file: TextIO, path: str | os.PathLike) -> Iterator[str]:
+    """The lines of `file`. Raises InputError where they are not UTF-8."""
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason}") from error
 
 
 def _flush(path: Path) -> None:

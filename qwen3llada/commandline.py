@@ -1,10 +1,13 @@
 """From a YAML file and a command line to a validated model, with errors of one line. Knows no section by name."""
 
 import difflib
+import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -12,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from qwen3llada.errors import InputError
+from qwen3llada.section import StrictKinds, allowed_range
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,12 +29,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises: `ParamsError` if the file is missing, not YAML, or not a mapping.
     """
-    if not path.is_file():
-        raise ParamsError(f"{path}: no such parameter file")
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ParamsError(f"{path}: no such parameter file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: cannot be read: {error}") from error
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that Python does not have
+        raise ParamsError(f"{path}: not valid YAML: {_cut(' '.join(str(error).split()), 300)}") from error
     if not isinstance(tree, dict):
         raise ParamsError(f"{path}: must hold a mapping of sections, given {type(tree).__name__}")
     return tree
@@ -70,15 +78,16 @@ def parse_environment(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
         env_prefix=prefix,
         env_nested_delimiter="__",
         extra="forbid",
+        allow_inf_nan=False,
         nested_model_default_partial_update=True,
         protected_namespaces=(),
     )
-    base = type("EnvironmentBase", (BaseSettings,), {"model_config": config, "__module__": __name__})
+    base = type("EnvironmentBase", (StrictKinds, BaseSettings), {"model_config": config, "__module__": __name__})
     settings: Any = create_model("Environment", __base__=base, **fields)
     try:
         return settings().model_dump()
     except SettingsError as error:
-        raise ParamsError(f"environment: {prefix}…: {error}") from error
+        raise ParamsError(_environment_message(error, prefix)) from error
     except ValidationError as error:
         raise ParamsError(f"environment: {prefix}…: {_first_error(error, settings)}") from error
 
@@ -106,16 +115,17 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dic
         cli_parse_none_str="null",  # as in YAML
         cli_prog_name=_program(),
         extra="forbid",
+        allow_inf_nan=False,
         nested_model_default_partial_update=True,
         protected_namespaces=(),
     )
-    base = type("StageBase", (_FlagsAlone,), {"model_config": config, "__module__": __name__})
+    base = type("StageBase", (StrictKinds, _FlagsAlone), {"model_config": config, "__module__": __name__})
     settings: Any = create_model("Stage", __base__=base, __doc__=doc, **fields)
     lists, rest = _take_lists(fields, argv)
     try:
-        return settings(_cli_parse_args=_without_truth_values(settings, rest), **lists).model_dump()
+        return settings(_cli_parse_args=_plain_values(settings, rest), **lists).model_dump()
     except SettingsError as error:
-        raise ParamsError(f"command line: {_argparse_message(error, settings)}") from error
+        raise ParamsError(_flag_message(error, settings)) from error
     except ValidationError as error:
         raise ParamsError(f"command line: {_first_error(error, settings)}") from error
 
@@ -141,20 +151,41 @@ def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, 
     return taken, rest
 
 
-def _without_truth_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
-    """`--flag true` and `--flag=false` as `--flag` and `--no-flag`, which are all that pydantic-settings knows."""
-    switches = {f"--{name}" for name, kind in _flags(settings) if kind in (bool, bool | None)}
+def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
+    """The arguments as pydantic-settings knows them.
+
+    `--flag true` and `--flag=false` become `--flag` and `--no-flag`; a list of numbers becomes JSON.
+    Raises: `ParamsError` for any other value of the two.
+    """
+    kinds = {f"--{name}": kind for name, kind in _flags(settings)}
     rest: list[str] = []
     arguments = list(argv)
     while arguments:
         flag, equals, value = arguments.pop(0).partition("=")
-        if flag in switches and not equals and arguments and arguments[0] in ("true", "false"):
+        kind = kinds.get(flag)
+        switch, numbers = kind in (bool, bool | None), get_origin(kind) is tuple and str not in get_args(kind)
+        if (switch or numbers) and not equals and arguments and not arguments[0].startswith("--"):
             equals, value = "=", arguments.pop(0)
-        if flag in switches and value in ("true", "false"):
+        if switch and equals:
+            if value not in ("true", "false"):
+                raise ParamsError(f"command line: {flag}: given {_cut(repr(value), 80)}, must be true or false")
             rest.append(flag if value == "true" else f"--no-{flag[2:]}")
+        elif numbers and equals:
+            rest.append(f"{flag}={_numbers(value, flag, allowed_range(settings, flag[2:].split('.')))}")
         else:
             rest.append(flag + equals + value)
     return rest
+
+
+def _numbers(value: str, flag: str, limits: str | None) -> str:
+    """`0.9,0.95`, with or without brackets, as JSON."""
+    inside = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    try:
+        return json.dumps([float(part) for part in inside.split(",")], allow_nan=False)
+    except ValueError as error:  # a word, or NaN or an infinity
+        each = f", each {limits}" if limits else ""
+        given = _cut(repr(value), 80)
+        raise ParamsError(f"command line: {flag}: given {given}, must be numbers{each}, as 0.9,0.95") from error
 
 
 def _program() -> str:
@@ -173,9 +204,16 @@ def _first_error(error: ValidationError, cls: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key}: missing, must be given{more}"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f"given {first['input']!r}, "
+    given = "" if first["type"] == "value_error" else f"given {_cut(repr(first['input']), 80)}, "
     place = f"{key}: " if key else ""  # two settings that contradict each other have no key of their own
-    return f"{place}{given}{message[0].lower()}{message[1:]}{more}"
+    limits = None if first["type"] == "value_error" else allowed_range(cls, first["loc"])
+    allowed = f"; allowed: {limits}" if limits else ""
+    return f"{place}{given}{message[0].lower()}{message[1:]}{allowed}{more}"
+
+
+def _cut(text: str, length: int) -> str:
+    """A text of any length, such as a number of thousands of digits, in so many characters."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
 
 
 def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
@@ -193,14 +231,28 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _argparse_message(error: SettingsError, settings: type[BaseModel]) -> str:
+def _environment_message(error: SettingsError, prefix: str) -> str:
+    """One line for a variable whose text is no JSON where a list or a section needs it."""
+    unread = re.fullmatch(r'error parsing value for field "(\w+)" from source "EnvSettingsSource"', str(error))
+    if not unread:
+        return f"environment: {prefix}…: {error}"
+    start = f"{prefix}{unread[1]}".upper()
+    given = ", ".join(f"{k}={_cut(v, 80)!r}" for k, v in os.environ.items() if k.upper().startswith(start))
+    return f"environment: given {given}, must be JSON where it is a list or a section, as [0.9, 0.95]"
+
+
+def _flag_message(error: SettingsError, settings: type[BaseModel]) -> str:
+    """One line for what no field was asked about: an unknown flag, a missing value."""
     text = str(error).removeprefix("error parsing CLI: ")
     unknown = text.removeprefix("unrecognized arguments: ")
     if unknown == text:
-        return text
-    flag = unknown.split()[0].lstrip("-").split("=")[0]
+        return f"command line: {text}"
+    word = unknown.split()[0]
+    if not word.startswith("-"):
+        return f"command line: {word}: unknown argument, not a flag nor the value of one"
+    flag = word.lstrip("-").split("=")[0]
     flags = _flag_names(settings)
-    return f"--{flag}: unknown flag{_nearest(flag, flags)}; allowed: {', '.join(flags)}"
+    return f"command line: --{flag}: unknown flag{_nearest(flag, flags)}; allowed: {', '.join(flags)}"
 
 
 def _flag_names(cls: type[BaseModel]) -> list[str]:

@@ -50,7 +50,7 @@ class Params(Section):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    seed: int = Field(ge=0, lt=2**63, description="Seed of training, noise, evaluation and sampling; 0 or more")
+    seed: int = Field(ge=0, lt=2**63, description="Seed of training, noise, evaluation and sampling; 0 to below 2^63")
     builtin: BuiltinParams
     model: ModelSource
     pretrain_data: TextData

@@ -1,12 +1,34 @@
 """The base of every parameter section. A section lives in the module that it configures; `params.py` composes them."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+MAX_TOKENS = 2**20
+"""The upper bound of every knob that counts tokens of one sequence: beyond the longest context of any Qwen3 model."""
 
 
-class Section(BaseModel):
+class StrictKinds(BaseModel):
+    """A switch is true or false and a number is a number: pydantic alone takes 1 and "on" for true, and true for 1."""
+
+    @field_validator("*", mode="before", check_fields=False)
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if bool in kinds and isinstance(value, int | float | str) and not isinstance(value, bool):
+            if value not in ("true", "false"):
+                raise ValueError(f"given {value!r}, must be true or false")
+        elif bool not in kinds and kinds & {int, float}:
+            given = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(part, bool) for part in given):
+                raise ValueError(f"given {value!r}, must be a number, not true or false")
+        return value
+
+
+class Section(StrictKinds):
     """A frozen, validated group of knobs. Unknown keys, wrong types and non-finite numbers are errors."""
 
     model_config = ConfigDict(
@@ -27,3 +49,45 @@ def one_of(registry: Mapping[str, Any], *, but: Collection[str] = ()) -> AfterVa
         return value
 
     return AfterValidator(check)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, those inside unions, tuples and lists too."""
+    return {annotation}.union(*(_kinds(part) for part in get_args(annotation)))
+
+
+def allowed_range(cls: type[BaseModel], loc: Sequence[int | str]) -> str | None:
+    """The bounds of the number at `loc` (a key in the file, then the places inside it), as "1 to 65,536"; or None."""
+    by_key = {field.alias or name: field for name, field in cls.model_fields.items()}
+    field = by_key.get(str(loc[0])) if loc else None
+    if field is None:
+        return None
+    inner = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    if inner:
+        return allowed_range(inner[0], [part for part in loc[1:] if isinstance(part, str)])
+    limits = {type(limit): limit for limit in _limits(field.annotation, field.metadata)}
+    low = next((f"{word}{shown(limits[kind])}" for kind, word in _LOW.items() if kind in limits), "")
+    high = next((f"{word}{shown(limits[kind])}" for kind, word in _HIGH.items() if kind in limits), "")
+    return " ".join(part for part in (low, high) if part) or None
+
+
+_LOW, _HIGH = {Ge: "", Gt: "above "}, {Le: "to ", Lt: "to below "}
+
+
+def shown(limit: Ge | Gt | Le | Lt) -> str:
+    """A bound as descriptions and messages write it: 65,536 or 1e-06 or 2^63."""
+    (value,) = (getattr(limit, name) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name))
+    if value == 2**63:
+        return "2^63"
+    return f"{int(value):,}" if value == int(value) and value < 1e9 else f"{value:g}"
+
+
+def _limits(annotation: Any, metadata: Iterable[Any]) -> Iterator[Ge | Gt | Le | Lt]:
+    """All bounds of a field, those of the numbers inside unions and tuples too."""
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from _limits(None, item.metadata)
+        elif isinstance(item, Ge | Gt | Le | Lt):
+            yield item
+    for part in get_args(annotation):
+        yield from _limits(part, getattr(part, "__metadata__", ()))

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -26,11 +26,14 @@ class Noise(Section):
     cap: float | None = Field(None, gt=0, description="bound of the weight; above 0")
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Train(Section):
-    lr: float = Field(1e-3, gt=0, description="learning rate; above 0")
+    lr: float = Field(1e-3, gt=0, le=10, description="learning rate; above 0")
     noise: Noise = Noise()
     compile: bool | None = Field(None, description="compile the body")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="decay rates")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="decay rates")
 
 
 class Request(Section):
@@ -108,7 +111,22 @@ def test_repeated_text_is_taken_verbatim(prompts):
         (["--lr"], ["--lr", "expected one argument"]),
         (["--prompt"], ["--prompt", "expected one argument"]),
         (["stray"], ["stray", "unknown"]),
-        (["--compile", "maybe"], ["maybe", "unknown"]),
+        (["--compile", "maybe"], ["--compile", "'maybe'", "true or false"]),
+        (["--compile", "1"], ["--compile", "'1'", "true or false"]),
+        (["--compile=1"], ["--compile", "'1'", "true or false"]),
+        (["--compile", "-1"], ["--compile", "'-1'", "true or false"]),
+        (["--lr", "inf"], ["lr", "'inf'", "finite", "allowed: above 0 to 10"]),
+        (["--lr", "1e400"], ["lr", "'1e400'", "finite"]),
+        (["--lr", "9" * 39], ["lr", "9" * 39, "less than or equal to 10"]),
+        (["--lr", "9" * 5000], ["lr", "9… (5,002 characters)"]),
+        (["--betas", "[nan,0.9]"], ["--betas", "'[nan,0.9]'", "numbers, each 0 to below 1"]),
+        (["--betas=nan,0.9"], ["--betas", "'nan,0.9'", "numbers, each 0 to below 1"]),
+        (["--betas", "0.9,1e400"], ["--betas", "'0.9,1e400'", "numbers"]),
+        (["--betas", "[true,0.9]"], ["--betas", "'[true,0.9]'", "numbers"]),
+        (["--betas", "-1,0.9"], ["betas.0", "given -1.0", "0 to below 1"]),
+        (["--betas", "[0.8,1]"], ["betas.1", "given 1.0", "0 to below 1"]),
+        (["--betas", "0.9"], ["betas.1", "missing"]),
+        (["--betas"], ["--betas", "expected one argument"]),
     ],
 )
 def test_wrong_flags_say_what_is_allowed(argv, words):
@@ -117,6 +135,26 @@ def test_wrong_flags_say_what_is_allowed(argv, words):
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("command line: ")
+    assert all(word in message for word in words), message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("COMPILE", "1", ["compile", "'1'", "true or false"]),
+        ("LR", "9" * 39, ["lr", "9" * 39, "above 0 to 10"]),
+        ("LR", "nan", ["lr", "'nan'", "finite"]),
+        ("BETAS", "[nan,0.9]", ["Q3LTEST_BETAS", "[nan,0.9]", "[0.9, 0.95]"]),
+        ("BETAS", "[0.9,2]", ["betas.1", "given 2", "0 to below 1"]),
+    ],
+)
+def test_wrong_environment_variables_say_what_is_allowed(monkeypatch, name, value, words):
+    monkeypatch.setitem(os.environ, f"Q3LTEST_{name}", value)
+    with pytest.raises(ParamsError) as caught:
+        flags(Train())
+    message = str(caught.value)
+    assert "\n" not in message
     assert all(word in message for word in words), message
 
 
@@ -143,7 +181,9 @@ def test_yaml_is_1_2(tmp_path: Path):
     assert read_yaml(path) == {"lr": 1e-05, "word": "no"}
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n", "", "a: 1\na: 2\n"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "- 1\n", "", "a: 1\na: 2\n", "a: " + "9" * 5000, "a: 2026-99-99", "[" * 5000], ids=range(7)
+)
 def test_broken_yaml_is_one_line(tmp_path: Path, text):
     path = tmp_path / "p.yaml"
     path.write_text(text)

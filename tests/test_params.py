@@ -1,14 +1,21 @@
 """params.yaml and every parameter set: they load, and params.yaml leaves no knob out."""
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from qwen3llada.commandline import ParamsError, read_yaml
+from flows.graph import Policy
+from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
 from qwen3llada.params import Params, load, load_stage, use
+from qwen3llada.sampling.ask import SampleRequest
+from qwen3llada.sampling.chat import ChatParams
+from qwen3llada.section import Section
 from qwen3llada.training.params import AdapterParams
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +54,144 @@ def test_every_knob_is_explained():
         return missing
 
     assert not unexplained(Params)
+
+
+def numbers(cls: type[BaseModel]) -> Iterator[tuple[str, dict, list[dict]]]:
+    """(dotted key, the property, its numbers) of every numeric knob, by the JSON schema that pydantic writes."""
+    schema = cls.model_json_schema()
+
+    def leaves_of(node: dict) -> Iterator[dict]:
+        if node.get("type") in ("integer", "number"):
+            yield node
+        inner = node.get("additionalProperties")
+        nested = [inner] if isinstance(inner, dict) else []
+        items = node.get("items")
+        nested += [*node.get("prefixItems", []), *node.get("anyOf", []), *([items] if isinstance(items, dict) else [])]
+        for part in nested:
+            yield from leaves_of(part)
+
+    def sections(node: dict) -> Iterator[str]:
+        if "$ref" in node:
+            yield node["$ref"].rsplit("/", 1)[1]
+        for key in ("items", "anyOf", "allOf", "additionalProperties"):
+            value = node.get(key)
+            for part in value if isinstance(value, list) else [value] if isinstance(value, dict) else []:
+                yield from sections(part)
+
+    def walk(node: dict, prefix: str) -> Iterator[tuple[str, dict, list[dict]]]:
+        for key, value in node.get("properties", {}).items():
+            found = list(leaves_of(value))
+            if found:
+                yield prefix + key, value, found
+            for name in sections(value):
+                yield from walk(schema["$defs"][name], f"{prefix}{key}.")
+
+    yield from walk(schema, "")
+
+
+def without_bounds(cls: type[BaseModel]) -> list[str]:
+    def bounded(number: dict) -> bool:
+        return all({side, f"exclusive{side.title()}"} & number.keys() for side in ("minimum", "maximum"))
+
+    return [key for key, _, found in numbers(cls) if not all(bounded(number) for number in found)]
+
+
+MODELS = [Params, SampleRequest, ChatParams, Policy]
+
+
+def test_every_number_has_a_lower_and_an_upper_bound():
+    assert len(list(numbers(Params))) > 100
+    assert not [key for cls in MODELS for key in without_bounds(cls)]
+
+
+def test_a_number_without_bounds_is_noticed():
+    class Inner(Section):
+        low: int = Field(0, ge=0)
+        both: float = Field(0, ge=0, lt=1)
+
+    class Bare(Section):
+        inner: Inner = Inner()
+        listed: list[Inner] = Field([])
+        pair: tuple[float, float] = (0, 0)
+        table: dict[str, int] = Field({})
+        high: int | None = Field(None, le=3)
+
+    assert without_bounds(Bare) == ["inner.low", "listed.low", "pair", "table", "high"]
+
+
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_bounds_stand_in_the_description(cls):
+    def written(bound: float) -> str:
+        if bound == 2**63:
+            return "2^63"
+        return f"{int(bound):,}" if bound == int(bound) and bound < 1e9 else f"{bound:g}"
+
+    sides = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    unsaid = [
+        f"{key}: {written(number[side])} not in {about.get('description')!r}"
+        for key, about, found in numbers(cls)
+        for number in found
+        for side in sides
+        if side in number
+        and not re.search(rf"(?<![\d,.]){re.escape(written(number[side]))}(?![\d]|,\d)", about.get("description", ""))
+    ]
+    assert not unsaid
+
+
+def put(key: str, value: Any) -> dict[str, Any]:
+    *sections, last = key.split(".")
+    tree = {last: value}
+    for name in reversed(sections):
+        tree = {name: tree}
+    return tree
+
+
+HUGE = int("9" * 39)
+KEYS = [key for key, _, _ in numbers(Params) if ".mixture." not in key]
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE, float("inf"), float("nan"), True], ids=str)
+def test_no_number_takes_what_is_beyond_all_sense(value):
+    good = load(FILE).model_dump(by_alias=True)
+    for key in KEYS:
+        given = [value, value] if key.endswith(".betas") else value
+        with pytest.raises(ParamsError) as caught:
+            validated(Params, merge(good, put(key, given)), "p.yaml")
+        assert str(caught.value).startswith(f"p.yaml: {key}"), str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("seed: " + "9" * 39, ["seed", "allowed: 0 to below 2^63"]),
+        ("seed: " + "9" * 5000, ["not valid YAML"]),
+        ("sample: {steps: 300000000}", ["sample.steps", "given 300000000", "1 to 1,048,576"]),
+        ("sample: {temperature: 1e308}", ["sample.temperature", "given 1e+308", "0 to 1,000,000"]),
+        ("sample: {temperature: 1e400}", ["sample.temperature", "given inf", "finite", "0 to 1,000,000"]),
+        ("sample: {temperature: .nan}", ["sample.temperature", "given nan", "finite"]),
+        (
+            "pretrain: {noise: {reweight_cap: 1e-320}}",
+            ["pretrain.noise.reweight_cap", "given 1e-320", "0.001 to 1e+09"],
+        ),
+        ("pretrain: {max_grad_norm: 1e-320}", ["pretrain.max_grad_norm", "1e-320", "0 (never) or 1e-06"]),
+        ("pretrain: {optim: {betas: [.nan, 0.9]}}", ["pretrain.optim.betas.0", "given nan", "0 to below 1"]),
+        ("pretrain: {bf16: 1}", ["pretrain.bf16", "given 1", "true or false"]),
+        ("pretrain: {bf16: yes}", ["pretrain.bf16", "given 'yes'", "true or false"]),
+        ("pretrain: {epochs: true}", ["pretrain.epochs", "given True", "a number"]),
+        ("convert: {mask_token: true}", ["convert.mask_token", "given True", "a number"]),
+        ("pretrain_data: {name: mixture, mixture: [{name: a, weight: 0}, {name: b}]}", ["weight", "1e-06"]),
+    ],
+)
+def test_a_wrong_number_in_a_file_is_one_line_that_names_it(tmp_path, line, words):
+    path = tmp_path / "set.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(ParamsError) as caught:
+        load(FILE, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert all(word in message for word in words), message
+    assert len(message) - len(str(path)) < 400
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -46,7 +46,7 @@ class ConversationEncoder:
                     raise InputError(row.error)
                 record = map_record(row.value) if isinstance(row.value, dict) else {}
                 pairs += exchanges(record, self.params.turns)
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(f"{block.file}: record {block.first + offset}: {error}") from error
         prompts = encode_prompts(self.tokenizer, self.params.template, pairs)
         answers = encode_answers(self.tokenizer, [pair.gpt for pair in pairs])

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jinja2.exceptions import TemplateError
+
 from qwen3llada.corpus.records import Exchange
 from qwen3llada.errors import InputError
 
@@ -144,9 +146,13 @@ def _encode_chats(tokenizer: Any, exchanges: Sequence[Exchange]) -> list[list[in
     pattern = re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)) or r"(?!)")
     conversations = [_messages(exchange) for exchange in exchanges]
     hidden = [_hide(messages, pattern) for messages in conversations]
-    rendered = [
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages, _ in hidden
-    ]
+    try:
+        rendered = [
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages, _ in hidden
+        ]
+    except TemplateError as error:  # broken, or it refuses a conversation (a system prompt, say)
+        raise InputError(f"the tokenizer's chat template: {' '.join(str(error).split())}") from error
     pieces: list[str] = []  # the text between control tokens, of all conversations, encoded in one call
     layout: list[list[int | None]] = []  # for each conversation: ids of control tokens, None = the next piece
     for text, (_, restore) in zip(rendered, hidden, strict=True):

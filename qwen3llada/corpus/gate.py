@@ -20,6 +20,7 @@ from qwen3llada.corpus.split_facts import SplitFacts, collect
 from qwen3llada.corpus.validation import judge, judge_drift, open_context, write_data_docs
 from qwen3llada.corpus.verdict import SPLITS, build_report
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.positions import positions
 
 
 class InvalidConversations(InputError):
@@ -73,8 +74,8 @@ def _blocks(files: list[Path]) -> Iterator[Block]:
 
 def _limit(model_folder: Path) -> int:
     """The number of positions that the model knows."""
-    limit = read_json(model_folder / "config.json").get("max_position_embeddings")
-    if not isinstance(limit, int):
+    limit = positions(model_folder)
+    if limit is None:
         raise InputError(f"{model_folder}/config.json: no max_position_embeddings; set validate.max_tokens")
     return limit
 

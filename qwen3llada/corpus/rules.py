@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import Section
+from qwen3llada.section import MAX_TOKENS, Section
 
 
 class Rule(Section):
@@ -67,12 +67,13 @@ class ValidateParams(Section):
         default=0.05,
         ge=0,
         lt=1,
-        description="share of invalid records in a split above which the pipeline stops (0 to 1)",
+        description="share of invalid records in a split above which the pipeline stops (0 to below 1)",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="longest record in tokens; null = the model's own limit (max_position_embeddings)",
+        le=MAX_TOKENS,
+        description="longest record in tokens (1 to 1,048,576); null = the model's own limit (max_position_embeddings)",
     )
     baseline: str | None = Field(
         default=None, description="profile.json of an earlier validation to compare with; null = no comparison"

@@ -32,7 +32,12 @@ class MixtureSource(Section):
     config: str | None = Field(default=None, description="configuration of a hub data set; null = its default")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set; null = main")
     split: str = Field(default="train", min_length=1, description="split, or a slice of it")
-    weight: float = Field(default=1.0, gt=0, description="its share of the rows, in proportion to the other weights")
+    weight: float = Field(
+        default=1.0,
+        ge=1e-6,
+        le=1e6,
+        description="its share of the rows, in proportion to the other weights (1e-06 to 1,000,000)",
+    )
 
 
 class DataSource(Section):
@@ -68,8 +73,8 @@ class DataSource(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the training split to hold out (0 = none), chosen by a hash of each row's text or first "
-        "prompt, so that equal ones stay together",
+        description="share of the training split to hold out (0 = none, to below 1), chosen by a hash of each row's "
+        "text or first prompt, so that equal ones stay together",
     )
     columns: list[str] = Field(default=[], description="columns to keep; empty = all")
 
@@ -121,7 +126,9 @@ class TextData(DataSource):
         default="drop",
         description="what becomes of the last, shorter sequence when packing: dropped, or kept and padded in its batch",
     )
-    num_proc: int = Field(default=2, ge=1, description="processes that tokenize; the result does not depend on it")
+    num_proc: int = Field(
+        default=2, ge=1, le=512, description="processes that tokenize (1 to 512); the result does not depend on it"
+    )
 
     @model_validator(mode="after")
     def _can_be_streamed(self):
@@ -155,4 +162,6 @@ class ConversationData(DataSource):
         default="drop",
         description="samples longer than sft.max_length are dropped, or prompts lose their start, or answers their end",
     )
-    num_proc: int = Field(default=2, ge=1, description="processes that tokenize; the result does not depend on it")
+    num_proc: int = Field(
+        default=2, ge=1, le=512, description="processes that tokenize (1 to 512); the result does not depend on it"
+    )

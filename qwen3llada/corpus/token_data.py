@@ -26,9 +26,9 @@ class ArrowTokens:
             raise InputError(f"{path}: no such file; tokenize_pack writes it")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{path}: damaged: {error}") from error
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:  # OSError, without a path, for a part that is cut off
+            raise InputError(f"{path}: damaged: {' '.join(str(error).split())}") from error
         self._tokens = [_numpy(batch.column(0).values) for batch in batches]
         self._offsets = [_numpy(batch.column(0).offsets) for batch in batches]
         has_prompts = len(reader.schema) > 1

@@ -18,6 +18,7 @@ from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
 from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
 from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.positions import check_positions
 
 __all__ = [
     "ArrowTokens",
@@ -47,9 +48,13 @@ def tokenize_corpora(
     """Tokenize both splits of both corpora into `out`/{pretrain,sft}/{train,heldout}.
 
     Reports: tokenize.json (counts of each), lengths.csv (histograms), and throughput.json, which alone depends on the
-    machine. Returns: the counts. Raises: ValueError in one line if there is nothing to tokenize.
+    machine. Returns: the counts. Raises: InputError in one line if there is nothing to tokenize, or a length is beyond
+    the positions of the model whose config.json lies beside the tokenizer, if there is one.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
+    if (tokenizer_folder / "config.json").is_file():
+        lengths = {"pretrain.max_length": pretrain_length, "sft.max_length": sft_length}
+        check_positions(tokenizer_folder, lengths)
     manifests: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     speeds: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     with new_folder(out) as folder:

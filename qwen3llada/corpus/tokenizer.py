@@ -27,7 +27,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise InputError(f"{folder}: no such folder; it must hold a tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Transformers and tokenizers raise anything for files that they cannot use
         if "trust_remote_code" in str(error):
             raise InputError(f"{folder}: {OWN_CODE}") from error
         raise InputError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.loading import files_blamed
 from qwen3llada.modeling.mask_token import load_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
 from qwen3llada.modeling.shards import Shards, find_shards
@@ -95,7 +96,8 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     qwen3 = read_qwen3_config(source)
     if (kind := model_type(converted)) != Qwen3LLadaConfig.model_type:
         raise InputError(f"{converted}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one")
-    config = Qwen3LLadaConfig.from_pretrained(converted, trust_remote_code=False)
+    with files_blamed(converted):
+        config = Qwen3LLadaConfig.from_pretrained(converted, trust_remote_code=False)
     before, after = find_shards(source), find_shards(converted)
     names = [*before.tensors, *(name for name in after.tensors if name not in before.tensors)]
     mask = _mask_facts(source, converted, config.mask_token_id, after)
@@ -106,7 +108,7 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     if all(tensor.status in GOOD for tensor in tensors):
         try:
             check_tensors(after, Qwen3LLadaForMaskedLM, config)
-        except ValueError as error:
+        except InputError as error:
             problems.append(str(error))
     return Comparison(
         source=str(source),

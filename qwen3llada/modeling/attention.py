@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import Section, one_of
+from qwen3llada.section import MAX_TOKENS, Section, one_of
 
 if TYPE_CHECKING:  # FlexAttention takes a second to import, and only `block_mask` needs it
     from torch.nn.attention.flex_attention import BlockMask
@@ -51,7 +51,12 @@ class AttentionParams(Section):
         description="full: every position sees every other; block: the prompt sees itself, an answer block sees the "
         "prompt and itself",
     )
-    block_length: int = Field(32, ge=1, description="tokens of an answer block")
+    block_length: int = Field(
+        32,
+        ge=1,
+        le=MAX_TOKENS,
+        description="tokens of an answer block, 1 to 1,048,576 and no more than the model takes",
+    )
 
 
 def block_numbers(positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:

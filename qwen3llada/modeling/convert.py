@@ -13,6 +13,7 @@ from pydantic import Field
 
 from qwen3llada.artifacts import mark, new_folder, write_json
 from qwen3llada.destinations import MODEL, check_destinations
+from qwen3llada.modeling.loading import files_blamed
 from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, read_qwen3_config
 from qwen3llada.modeling.shards import INDEX, Shards, find_shards
@@ -34,10 +35,10 @@ class ConvertParams(Section):
 
     src: str = Field("data/raw/model", min_length=1, description="folder of a Qwen3 checkpoint, or a hub model id")
     dst: str = Field("out/qwen3llada-converted", min_length=1, description="folder that is written, or replaced")
-    mask_token: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+    mask_token: Literal["auto"] | Annotated[int, Field(ge=0, le=10_000_000)] = Field(
         "auto",
         description="auto = the tokenizer's mask token, else <|mask|> at its first free id; or the id of a row of the "
-        "embedding",
+        "embedding (0 to 10,000,000)",
     )
 
 
@@ -81,7 +82,7 @@ def convert_checkpoint(
     check_tensors(shards, Qwen3ForCausalLM, qwen3)
     tokenizer = load_tokenizer(source)
     mask = give_mask_token(tokenizer, mask_token, qwen3.vocab_size)
-    config = _config(qwen3, mask)
+    config = _config(qwen3, mask, source)
     added = mask.vocab_size - qwen3.vocab_size
     with new_folder(destination, size=shards.bytes) as folder:
         for pattern in COPIED:
@@ -111,14 +112,15 @@ def convert_checkpoint(
     )
 
 
-def _config(qwen3: "Qwen3Config", mask: MaskToken) -> "Qwen3LLadaConfig":
+def _config(qwen3: "Qwen3Config", mask: MaskToken, source: Path) -> "Qwen3LLadaConfig":
     from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     values = qwen3.to_dict()
     for ours in ("model_type", "architectures", "use_cache", "auto_map", "transformers_version"):
         values.pop(ours, None)
     values |= {"vocab_size": mask.vocab_size, "mask_token_id": mask.id}
-    return Qwen3LLadaConfig(**values, architectures=[Qwen3LLadaForMaskedLM.__name__])
+    with files_blamed(source):  # a sliding window, for one, is an error of ours in the config's class
+        return Qwen3LLadaConfig(**values, architectures=[Qwen3LLadaForMaskedLM.__name__])
 
 
 def _write_code(folder: Path) -> None:

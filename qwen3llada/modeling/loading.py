@@ -1,32 +1,51 @@
-"""Trained models from their folders, for evaluation and sampling: whole ones, and adapters beside their base."""
+"""Models of ours from their folders, whole ones and adapters beside their base, with one line about what is wrong."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.qwen3_checkpoint import model_type
 
 ADAPTER_CONFIG = "adapter_config.json"
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
-def load_pretrained(folder: Path, **options: Any) -> Any:
+def load_pretrained(folder: str | Path, **options: Any) -> Any:
     """The Qwen3LLadaForMaskedLM of `folder`; adapters alone are added to the weights of the base that they name.
 
-    `options`: of `from_pretrained` (dtype, attn_implementation).
-    Raises: InputError if `folder` holds no model, or if the base of its adapters is not there.
+    `options`: of Transformers' `from_pretrained` (dtype, attn_implementation). Code in the folder is never run.
+    Raises: InputError if there is no model, if the base of its adapters is not there, or if its config or weights
+    cannot be read or do not belong together. Transformers would draw random values for tensors that are missing or of another
+    shape. torch.OutOfMemoryError stays as it is.
     """
     from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
+    folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model: config.json is missing")
-    if not is_adapters_alone(folder):
-        return Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
-    base = Path(str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")))
-    if not (base / "config.json").is_file():
-        raise InputError(f"{folder}: adapters for the model {base}, which is not there; {ADAPTER_CONFIG} names it")
-    # What the sampler must know of the training (attention, template) is in the config beside the adapters.
-    return merged(base, folder, config=Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False), **options)
+    kind = model_type(folder)
+    if kind != Qwen3LLadaConfig.model_type:
+        raise InputError(f"{folder}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one (convert)")
+    if is_adapters_alone(folder):
+        base = Path(str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")))
+        if not (base / "config.json").is_file():
+            raise InputError(f"{folder}: adapters for the model {base}, which is not there; {ADAPTER_CONFIG} names it")
+        # What the sampler must know of the training (attention, template) is in the config beside the adapters.
+        with files_blamed(folder):
+            config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
+        return merged(base, folder, config=config, **options)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    with files_blamed(folder):
+        model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, **options)
+    _check_loaded(folder, info)
+    return model
 
 
 def is_adapters_alone(folder: Path) -> bool:
@@ -37,14 +56,44 @@ def is_adapters_alone(folder: Path) -> bool:
 def merged(model_folder: Path, adapter_folder: Path, **options: Any) -> Any:
     """The model of `model_folder`, unquantised, with the adapters of `adapter_folder` added to its weights.
 
-    `options`: of `from_pretrained`. Raises: InputError if peft is not installed.
+    `options`: as in `load_pretrained`. Raises: InputError if peft is not installed, or as `load_pretrained`.
     """
     try:
         from peft import PeftModel
     except ImportError as error:
         raise InputError(f"{adapter_folder}: adapters need peft, which is not installed") from error
 
-    from qwen3llada import Qwen3LLadaForMaskedLM
+    base = load_pretrained(model_folder, **options)
+    with files_blamed(adapter_folder):
+        return PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()
 
-    base = Qwen3LLadaForMaskedLM.from_pretrained(model_folder, trust_remote_code=False, **options)
-    return PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()
+
+def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
+    wrong = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    wrong += [
+        f"{name} has shape {list(is_)} instead of {list(must)}" for name, is_, must in sorted(info["mismatched_keys"])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise InputError(f"{folder}: its weights are not those that config.json describes: {wrong[0]}{more}")
+
+
+@contextmanager
+def files_blamed(folder: str | Path) -> Iterator[None]:
+    """Around a call of Transformers that reads `folder`: its errors about the files there become an InputError.
+
+    It raises OSError for files that are missing or no JSON, StrictDataclassError, ValueError, KeyError and TypeError
+    for values of a config, SafetensorError for weights, and RuntimeError for weights of another shape.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (OSError, StrictDataclassError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder}: no model that can be loaded: {in_one_line(error)}") from error
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says, on one line; with the error's class where the text alone would be a mere name."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__} {text}" if isinstance(error, KeyError) or not text else text

@@ -95,7 +95,7 @@ def read_questions(request: SampleRequest) -> Iterator[Exchange]:
     for number, row in enumerate(read_jsonl(request.prompts), start=1):
         try:
             yield as_question(row, request.system)
-        except ValueError as error:
+        except InputError as error:
             raise InputError(f"{request.prompts}: prompt {number}: {error}") from error
 
 

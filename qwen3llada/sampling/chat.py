@@ -36,7 +36,9 @@ HELP = {
 class ChatParams(DecodeParams):
     """What `/set` can change."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the noise; the turn's number is mixed in")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the noise, 0 to below 2^63; the turn's number is mixed in"
+    )
 
 
 class Chat:
@@ -69,7 +71,7 @@ class Chat:
                 self.take(line)
             except KeyboardInterrupt:
                 self.say("stopped; the question is forgotten")
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 self.say(f"error: {' '.join(str(error).split())}", "red")
 
     def take(self, line: str) -> None:

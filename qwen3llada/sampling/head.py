@@ -83,6 +83,8 @@ class Head:
             # Gumbel-max: argmax of logits + T·noise is a sample of softmax(logits / T). float64, because float32
             # noise visibly distorts the distribution (arXiv 2409.02908).
             perturbed = noise.gumbel(noise.uniform(token_keys, self.vocab_size)).mul_(self.temperature).add_(logits)
+            # Again, because a temperature near float64's largest number gives inf, and inf - inf is NaN: argmax's pick.
+            perturbed[:, self.mask_token_id] = -torch.inf
             tokens = perturbed.argmax(-1)
             del perturbed
         # Sum of all but the largest: float32 resolves probabilities next to 1 this way, where 1 - p would not.

@@ -31,6 +31,8 @@ def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams,
     text = TextModel.load(model, bf16=params.bf16)
     dataset = load_tokens(data)
     count = min(params.samples or len(dataset), len(dataset))
+    if not count:
+        raise InputError(f"{data}: no prompts in it")
     chosen = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
     if any(sample.prompt_length is None for sample in chosen):
         raise InputError(f"{data}: must hold prompts with answers, not plain text")

@@ -5,27 +5,50 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from qwen3llada.sampling.remasking import SCORES
-from qwen3llada.section import Section, one_of
+from qwen3llada.section import MAX_TOKENS, Section, one_of
 
 
 class DecodeParams(Section):
     """How answers are decoded. What is null is taken from the checkpoint's config."""
 
-    steps: int = Field(128, ge=1, description="Forward passes for an answer, split evenly over its blocks; 1 or more")
-    gen_length: int = Field(128, ge=1, description="Tokens of an answer; 1 or more")
+    steps: int = Field(
+        128,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Forward passes for an answer, 1 to 1,048,576, split evenly over its blocks; a block with more of"
+        " them than tokens is decoded one token at a time, and those left over are not run",
+    )
+    gen_length: int = Field(
+        128,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Tokens of an answer; 1 to 1,048,576, with the prompt what the model takes",
+    )
     block_length: int | None = Field(
-        None, ge=1, description="Tokens of a block, 1 or more; blocks are decoded left to right; null: the checkpoint's"
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Tokens of a block, 1 to 1,048,576 and no more than the model takes; blocks are decoded left to"
+        " right; null: the checkpoint's",
     )
     temperature: float = Field(
-        0.0, ge=0, description="Temperature of the tokens' Gumbel noise, 0 or more; 0 takes the most likely token"
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Temperature of the tokens' Gumbel noise, 0 to 1,000,000; 0 takes the most likely token",
     )
-    cfg_scale: float = Field(0.0, ge=0, description="Classifier-free guidance, 0 or more; 0 is off, else costs double")
+    cfg_scale: float = Field(
+        0.0, ge=0, le=1000, description="Classifier-free guidance, 0 to 1,000; 0 is off, else costs double"
+    )
     remasking: Annotated[str, one_of(SCORES)] = Field(
         "low_confidence",
         description=f"Score by which masked positions are committed: {', '.join(SCORES)}",
     )
     remasking_temperature: float = Field(
-        1.0, ge=0, description="random_topk: noise on the score at a block's start, annealed to 0; 0 or more"
+        1.0,
+        ge=0,
+        le=1e6,
+        description="random_topk: noise on the score at a block's start, annealed to 0; 0 to 1,000,000",
     )
     unmask: Literal["fixed", "threshold"] = Field(
         "fixed",
@@ -33,7 +56,7 @@ class DecodeParams(Section):
         " steps as that takes (faster, may change tokens)",
     )
     confidence_threshold: float = Field(
-        0.9, ge=0, le=1, description="threshold: commit a token of at least this probability, between 0 and 1"
+        0.9, ge=0, le=1, description="threshold: commit a token of at least this probability, 0 to 1"
     )
     block_attention: bool | None = Field(
         None, description="true: attention policy block; false: full; null: the policy the checkpoint was trained with"
@@ -60,6 +83,10 @@ class DecodeParams(Section):
 class SampleParams(DecodeParams):
     """How the stage answers prompts: decoding, and how many of what at a time."""
 
-    batch_size: int = Field(16, ge=1, description="Prompts decoded together, 1 or more; answers do not depend on it")
-    samples: int = Field(200, ge=0, description="Held-out prompts to answer, at even distances; 0: all")
+    batch_size: int = Field(
+        16, ge=1, le=65536, description="Prompts decoded together, 1 to 65,536; answers do not depend on it"
+    )
+    samples: int = Field(
+        200, ge=0, le=1_000_000_000, description="Held-out prompts to answer, up to 1e+09, at even distances; 0: all"
+    )
     bf16: bool = Field(False, description="Compute in bfloat16 instead of float32")

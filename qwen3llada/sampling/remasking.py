@@ -96,8 +96,9 @@ class Schedule:
             spread = iter(even_shares(steps, sum(n > 0 for n in row)) if any(row) else [])
             share = [next(spread) if n > 0 else 0 for n in row]
             shares.append(share)
-            # Where a block has more steps than masks, the last ones commit nothing: they are left out.
-            plans.append([even_shares(n, s)[:n] if s else [] for n, s in zip(row, share, strict=True)])
+            # A block with more steps than masks commits one mask a step; the steps left over are not even listed, so
+            # that planning costs no more than there are masks.
+            plans.append([even_shares(n, min(n, s)) if s else [] for n, s in zip(row, share, strict=True)])
         longest = max((len(plan) for row in plans for plan in row), default=0)
         padded = [[plan + [0] * (longest - len(plan)) for plan in row] for row in plans]
         return cls(torch.tensor(padded, dtype=torch.int64), torch.tensor(shares, dtype=torch.int64))

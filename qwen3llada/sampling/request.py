@@ -121,6 +121,24 @@ def warn_of_noise(noise_type: str) -> None:
         )
 
 
+def check_request(model: Any, prompts: Prompts, params: DecodeParams) -> None:
+    """Raises InputError for whatever would be wrong with any of these prompts, before one of them is answered."""
+    rows, answers = prompt_rows(model, prompts, params)
+    resolve_policy(model.config, params)
+    block_length = checked_block_length(model.config, params)
+    masked = lay_out(rows[:1], answers[:1], model.config.mask_token_id, block_length).masked_per_block()
+    Schedule.plan(masked, params.steps)
+
+
+def checked_block_length(config: Any, params: DecodeParams) -> int:
+    """The tokens of a block. Raises InputError for more than the model's positions: a canvas holds whole blocks."""
+    block_length: int = params.block_length or config.block_length
+    if block_length > config.max_position_embeddings:
+        limit = config.max_position_embeddings
+        raise InputError(f"{block_length=} must not exceed the model's max_position_embeddings={limit}")
+    return block_length
+
+
 def make_request(
     model: Any,
     rows: tuple[list[list[int]], list[list[int]]],
@@ -131,7 +149,7 @@ def make_request(
     """Lay the rows out on the model's device. Raises ValueError where the parameters do not fit them."""
     warn_of_noise(model.config.noise_type)
     policy = resolve_policy(model.config, params)
-    block_length = params.block_length or model.config.block_length
+    block_length = checked_block_length(model.config, params)
     canvas = lay_out(*rows, model.config.mask_token_id, block_length)
     return Request(
         params=params,

@@ -14,7 +14,7 @@ from qwen3llada.corpus.records import Exchange
 from qwen3llada.corpus.tokenizer import load_tokenizer
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.sampling.recording import Decided, Recorder
-from qwen3llada.sampling.request import end_tokens
+from qwen3llada.sampling.request import check_request, end_tokens
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
 
 MASK, END = "▒", "∎"  # how a position that is still masked, and the end of an answer, are shown
@@ -113,6 +113,7 @@ class TextModel:
         """
         from tqdm import tqdm
 
+        check_request(self.model, prompts, params)  # the last prompt too, before the first is answered
         starts = range(0, len(prompts), params.batch_size)
         with tqdm(total=len(prompts), unit="prompt", disable=None if progress else True) as bar:
             for start in starts:

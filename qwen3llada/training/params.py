@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
-from qwen3llada.section import Section, one_of
+from qwen3llada.section import MAX_TOKENS, Section, one_of
 from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimParams(Section):
@@ -20,11 +22,13 @@ class OptimParams(Section):
         description=f"Optimiser: {', '.join(OPTIMIZERS)}. The 8-bit ones are bitsandbytes', need a GPU, and are"
         f" refused under FSDP2; without a GPU {FALL_BACK} runs instead, which is logged and recorded in the summary",
     )
-    lr: float = Field(1e-4, gt=0, description="Peak learning rate, above 0")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moment averages, each in [0, 1)")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment, above 0; Lion has none")
+    lr: float = Field(1e-4, ge=1e-12, le=10, description="Peak learning rate, 1e-12 to 10")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="Decay of the two moment averages, each 0 to below 1")
+    eps: float = Field(
+        1e-8, ge=1e-16, le=1, description="Added to the root of the second moment, 1e-16 to 1; Lion has none"
+    )
     weight_decay: float = Field(
-        0.1, ge=0, description="Decoupled weight decay, 0 or more; never applied to norms, biases and embeddings"
+        0.1, ge=0, le=10, description="Decoupled weight decay, 0 to 10; never applied to norms, biases and embeddings"
     )
     scheduler: Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"] = Field(
         "cosine",
@@ -38,8 +42,6 @@ class OptimParams(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)} must each be in [0, 1)")
         if self.scheduler == "warmup_stable_decay" and self.warmup_ratio + self.decay_ratio > 1:
             raise ValueError(
                 f"warmup_ratio={self.warmup_ratio} + decay_ratio={self.decay_ratio} must not exceed 1"
@@ -73,9 +75,9 @@ class AdapterParams(Section):
     method: Literal["none", "lora", "qlora"] = Field(
         "none", description="none: all weights are trained; lora: low-rank adapters; qlora: the same over 4-bit weights"
     )
-    rank: int = Field(16, ge=1, description="Rank of the adapters, 1 or more")
-    alpha: int = Field(32, ge=1, description="Adapters are scaled by alpha/rank; 1 or more")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters, in [0, 1)")
+    rank: int = Field(16, ge=1, le=4096, description="Rank of the adapters, 1 to 4,096")
+    alpha: int = Field(32, ge=1, le=65536, description="Adapters are scaled by alpha/rank; 1 to 65,536")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters, 0 to below 1")
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
@@ -99,28 +101,54 @@ class TrainParams(Section):
 
     loss_impl: Annotated[str, one_of(LOSSES)] = Field("guidelines", description=f"Training loss: {', '.join(LOSSES)}")
     loss_smoothing: float = Field(
-        0.1, ge=0, lt=1, description="Label smoothing of soft_ce, in [0, 1); the other losses have none"
+        0.1, ge=0, lt=1, description="Label smoothing of soft_ce, 0 to below 1; the other losses have none"
     )
     noise: NoiseParams = Field(NoiseParams.model_validate({}), description="How sequences are corrupted")
     attention: KernelParams = Field(KernelParams.model_validate({}), description="Who sees whom")
     optim: OptimParams = Field(OptimParams.model_validate({}), description="Optimiser and learning rate")
     adapter: AdapterParams = Field(AdapterParams.model_validate({}), description="LoRA and QLoRA")
 
-    epochs: int = Field(1, ge=1, description="Passes over the data, 1 or more; without effect if max_steps is above 0")
-    max_steps: int = Field(0, ge=0, description="Optimiser steps, over as many epochs as they take; 0: epochs decide")
-    micro_batch_size: int = Field(8, ge=1, description="Sequences in one forward pass of one process, 1 or more")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes in one optimiser step, 1 or more")
+    epochs: int = Field(
+        1, ge=1, le=100_000, description="Passes over the data, 1 to 100,000; without effect if max_steps is above 0"
+    )
+    max_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        description="Optimiser steps, up to 100,000,000, over as many epochs as they take; 0: epochs decide",
+    )
+    micro_batch_size: int = Field(
+        8, ge=1, le=65536, description="Sequences in one forward pass of one process, 1 to 65,536"
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=65536, description="Forward passes in one optimiser step, 1 to 65,536"
+    )
     max_length: int = Field(
-        1024, ge=2, description="Longest sequence in tokens, 2 or more; data with a longer one are refused"
+        1024,
+        ge=2,
+        le=MAX_TOKENS,
+        description="Longest sequence in tokens, 2 to 1,048,576 and no more than the model's max_position_embeddings;"
+        " data with a longer one are refused",
     )
     pad_to_multiple_of: int = Field(
-        8, ge=1, description="Batches are padded to a multiple of this length, 1 or more; fewer shapes compile faster"
+        8,
+        ge=1,
+        le=65536,
+        description="Batches are padded to a multiple of this length, 1 to 65,536; fewer shapes compile faster",
     )
     bucket: int = Field(
-        16, ge=1, description="Samples of similar length come in groups of this many, which saves padding; 1: any order"
+        16,
+        ge=1,
+        le=1_000_000,
+        description="Samples of similar length come in groups of this many, up to 1,000,000, which saves padding;"
+        " 1: any order",
     )
-    num_workers: int = Field(0, ge=0, description="Processes that prepare batches; 0: the training process does")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0: never")
+    num_workers: int = Field(
+        0, ge=0, le=256, description="Processes that prepare batches, up to 256; 0: the training process does"
+    )
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1e6, description="Gradients are scaled down to this norm, 1e-06 to 1,000,000; 0: never"
+    )
 
     bf16: bool = Field(False, description="Compute in bfloat16 (losses stay in float32)")
     fp16: bool = Field(False, description="Compute in float16 with loss scaling; needs a GPU")
@@ -148,21 +176,39 @@ class TrainParams(Section):
     save_steps: int = Field(
         500,
         ge=0,
-        description="Steps between checkpoints, beside those of the lowest held-out loss; 0: none but when stopped",
+        le=100_000_000,
+        description="Steps between checkpoints, up to 100,000,000, beside those of the lowest held-out loss; 0: none"
+        " but when stopped",
     )
-    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints kept, beside the best; 1 or more")
+    save_total_limit: int = Field(
+        2, ge=1, le=100_000, description="Newest checkpoints kept, beside the best; 1 to 100,000"
+    )
     resume_from: str = Field(
         "latest",
         description="'': start anew; latest: go on from the newest checkpoint of the same parameters, data and code;"
         " an error if an unfinished run in output_dir differs; or the folder of a checkpoint to go on from",
     )
     do_eval_loss: bool = Field(True, description="Measure the loss on data/heldout while training")
-    eval_every_steps: int = Field(500, ge=1, description="Steps between these measurements, 1 or more")
-    eval_samples: int = Field(256, ge=0, description="Held-out samples for them; 0: all")
-    logging_steps: int = Field(10, ge=1, description="Steps between two points of the curves, 1 or more")
-    peak_tflops: float = Field(
-        0.0, ge=0, description="The device's peak for FLOP utilisation, in TFLOP/s; 0: from a table of known GPUs"
+    eval_every_steps: int = Field(
+        500, ge=1, le=100_000_000, description="Steps between these measurements, 1 to 100,000,000"
     )
+    eval_samples: int = Field(256, ge=0, le=1_000_000_000, description="Held-out samples for them, up to 1e+09; 0: all")
+    logging_steps: int = Field(
+        10, ge=1, le=1_000_000, description="Steps between two points of the curves, 1 to 1,000,000"
+    )
+    peak_tflops: float = Field(
+        0.0,
+        ge=0,
+        le=100_000,
+        description="The device's peak for FLOP utilisation, in TFLOP/s, up to 100,000; 0: from a table of known GPUs",
+    )
+
+    @field_validator("max_grad_norm")
+    @classmethod
+    def _clips_or_not(cls, value: float) -> float:
+        if 0 < value < 1e-6:
+            raise ValueError(f"max_grad_norm={value} must be 0 (never) or 1e-06 to 1,000,000")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -8,7 +8,7 @@ import torch
 
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import resolve_implementation
-from qwen3llada.modeling.loading import is_adapters_alone
+from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
 from qwen3llada.training.optimizer import optimizer_that_runs
@@ -73,8 +73,6 @@ def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") ->
 
 def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
     """The model of `folder` as it is trained: dtype, attention kernel, checkpointing, what the sampler must know."""
-    from qwen3llada import Qwen3LLadaForMaskedLM
-
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
     if is_adapters_alone(folder):
@@ -85,11 +83,10 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     device = accelerator.device
     quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
     placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
-    model = Qwen3LLadaForMaskedLM.from_pretrained(
+    model = load_pretrained(
         folder,
         dtype=DTYPES[params.param_dtype],
         attn_implementation=resolve_implementation(params.attention, device),
-        trust_remote_code=False,
         **placement,
     )
     model.config.use_cache = False

@@ -15,6 +15,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import batch_loss
 from qwen3llada.evaluation.batch_source import BatchSource, Spread, batch_source
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.modeling.positions import check_positions
 from qwen3llada.training.adapters import add_adapters
 from qwen3llada.training.checkpoint import TrainerState, collect_remains, describe_others
 from qwen3llada.training.claiming import claim_destinations
@@ -59,6 +60,9 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
             f" {accelerator.device.type}; auto, sdpa and eager work there"
         )
     tokenizer = load_tokenizer(params.model)
+    if (params.model / "config.json").is_file():  # without one, loading the model says so
+        lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
+        check_positions(params.model, lengths)
     data, held_out = _data(params, tokenizer, accelerator, seed)
     _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch

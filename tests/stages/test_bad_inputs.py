@@ -224,3 +224,55 @@ def test_sources_that_are_the_stages_own_output(project):
 def test_training_without_data(project):
     assert stage(project, "convert")[0] == 0
     refused(project, "sft", "--model", "out/qwen3llada-converted", status=1, words=["data/tokenized/sft"])
+
+
+@pytest.mark.parametrize("defect", [ValueError, TypeError, KeyError, RuntimeError])
+def test_a_defect_of_the_program_keeps_its_traceback(project, monkeypatch, defect):
+    """Only what we raise about an input is one line. Python itself shows the rest, with status 1."""
+    from qwen3llada.modeling import convert
+
+    def broken(*_):
+        raise defect("a defect")
+
+    monkeypatch.setattr(convert, "convert_checkpoint", broken)
+    with pytest.raises(defect, match="a defect"):
+        stage(project, "convert")
+
+
+def test_an_input_error_is_one_line(project, monkeypatch):
+    from qwen3llada.errors import InputError
+    from qwen3llada.modeling import convert
+
+    def refuse(*_):
+        raise InputError("src: given x,\n  must be y")
+
+    monkeypatch.setattr(convert, "convert_checkpoint", refuse)
+    refused(project, "convert", status=1, words=["error: src: given x, must be y"])
+
+
+@pytest.mark.parametrize("argv", [("--bf16", "1"), ("--optim.betas", "[nan,0.9]"), ("--epochs", "9" * 39)])
+def test_values_outside_their_range_name_the_knob(project, argv):
+    refused(project, "pretrain", *argv, status=2, words=["command line", argv[0].lstrip("-"), argv[1]])
+
+
+def test_lengths_beyond_the_models_positions(project):
+    words = ["max_length=4096", "max_position_embeddings=2048"]
+    edit(project, pretrain={"max_length": 4096})
+    shutil.copytree(project / "data/raw/conversations", project / "data/validated")
+    refused(project, "tokenize_pack", status=1, words=["pretrain.max_length=4096", *words])
+    assert stage(project, "convert")[0] == 0
+    refused(project, "pretrain", status=1, words=words)
+    argv = ("--max_length", "64", "--attention.block_length", "4096")
+    refused(project, "pretrain", *argv, status=1, words=["attention.block_length=4096", words[1]])
+
+
+def test_prompts_that_cannot_be_answered(project):
+    assert stage(project, "convert")[0] == 0
+    latin = project / "latin.jsonl"
+    latin.write_bytes('"Où ?"\n'.encode("latin-1"))
+    argv = ("--model", "out/qwen3llada-converted")
+    refused(project, "sample", *argv, "--prompts", str(latin), status=1, words=["latin.jsonl", "UTF-8"])
+    long = (*argv, "--prompt", "Who?", "--prompt", "a b " * 2000)
+    refused(project, "sample", *long, status=1, words=["prompts[1]", "max_position_embeddings=2048"])
+    (project / "out/qwen3llada-converted/model.safetensors").write_bytes(b"")
+    refused(project, "sample", *argv, "--prompt", "Who?", status=1, words=["out/qwen3llada-converted", "header"])

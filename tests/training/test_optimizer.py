@@ -140,7 +140,7 @@ def test_a_new_entry_is_an_allowed_name_and_is_built(monkeypatch):
         ({"param_dtype": "bfloat16"}, "needs bf16=true"),
         ({"loss_impl": "mse"}, "must be one of guidelines, dllm, soft_ce"),
         ({"adapter": {"method": "qlora"}}, "needs bf16=true or fp16=true"),
-        ({"optim": {"betas": [0.9, 1.0]}}, r"must each be in \[0, 1\)"),
+        ({"optim": {"betas": [0.9, 1.0]}}, "less than 1"),
         (
             {"optim": {"scheduler": "warmup_stable_decay", "warmup_ratio": 0.6, "decay_ratio": 0.6}},
             "must not exceed 1",
