@@ -12,7 +12,8 @@ import numpy as np
 
 from qwen3llada.corpus.blocks import Block, Row
 from qwen3llada.corpus.conversations import is_encodable
-from qwen3llada.corpus.records import GPT, HUMAN, map_record, visible
+from qwen3llada.corpus.lost import find_lost
+from qwen3llada.corpus.records import GPT, HUMAN, is_taught, map_record, visible
 
 #: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
 FACTS = (
@@ -20,14 +21,17 @@ FACTS = (
     "malformed",  # what is wrong with its structure
     "not_unicode",  # texts that are not valid Unicode
     "roles",  # of its turns, in one text
+    "taught_pairs",  # human→gpt pairs whose answer is taught
+    "unused_fields",  # fields whose text is in no text of the record, separated by commas
+    "dropped_media",  # places in its texts where images, videos or audio stood
     "blank_texts",
     "control_characters",
     "control_tokens",
     "excess_tokens",  # tokens of all of its texts together above the limit
     "leaked_from",  # the held-out record that asks the same
     "identity",  # hash of the record
-    "prompt",  # hash of what comes before its last answer
-    "answer",  # hash of its last answer
+    "prompt",  # hash of what comes before its last taught answer
+    "answer",  # hash of its last taught answer
 )
 # Cc without tab and line breaks, the byte order mark, and the two code points that are never characters.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
@@ -89,9 +93,16 @@ class FactFinder:
         if (damage := describe_damage(record, list(row.value))) is not None:
             return {"malformed": visible(damage)}
         turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
+        taught = [turn["from"] == GPT and is_taught(turn) for turn in record["conversations"]]
+        lost = find_lost(row.value, record)
         texts = [value for _, value in turns] + ([record["system"]] if record["system"] else [])
         facts: dict[str, Any] = {
             "roles": " ".join(role if role in (HUMAN, GPT) else _word(role) for role, _ in turns),
+            "taught_pairs": sum(
+                before == HUMAN and answers for (before, _), answers in zip(turns, taught[1:], strict=False)
+            ),
+            "unused_fields": ", ".join(lost.fields) or None,
+            "dropped_media": lost.media,
             "blank_texts": sum(not text.strip() for text in texts),
             "control_characters": sum(len(_CONTROL.findall(text)) for text in texts),
             "control_tokens": sum(len(self.special.findall(text)) for text in texts if self.prefix in text),
@@ -99,12 +110,12 @@ class FactFinder:
         broken = sum(not is_encodable(text) for text in texts)
         if broken:
             return facts | {"not_unicode": f"{broken} of {len(texts)} texts hold a lone surrogate"}
-        self._count(turns, texts, found)
+        self._count(turns, taught, texts, found)
         asked = [before for before, after in itertools.pairwise(turns) if (before[0], after[0]) == (HUMAN, GPT)]
         prompts = [fingerprint(" ".join(text.split()).casefold()) for _, text in asked]
         found.openings[-1] = next(iter(prompts), None)
         facts["leaked_from"] = next((self.heldout[key] for key in prompts if key in self.heldout), None)
-        return facts | self._hashes(record["system"], turns) | {"excess_tokens": self._excess(texts)}
+        return facts | self._hashes(record["system"], turns, taught) | {"excess_tokens": self._excess(texts)}
 
     def _excess(self, texts: list[str]) -> int:
         size = sum(len(text.encode()) for text in texts)
@@ -114,19 +125,21 @@ class FactFinder:
         return max(0, tokens - self.max_tokens)
 
     @staticmethod
-    def _hashes(system: str | None, turns: list[tuple[str, str]]) -> dict[str, int]:
-        last = max((i for i, (role, _) in enumerate(turns) if role == GPT), default=None)
+    def _hashes(system: str | None, turns: list[tuple[str, str]], taught: list[bool]) -> dict[str, int]:
+        last = max((i for i, answers in enumerate(taught) if answers), default=None)
         parts = [_part("", system or ""), *(_part(role, text) for role, text in turns)]
-        hashes = {"identity": fingerprint("".join(parts))}
+        # Records that differ in what is taught of them are not equal.
+        untaught = [str(i) for i, (role, _) in enumerate(turns) if role == GPT and not taught[i]]
+        hashes = {"identity": fingerprint("".join([*parts, *untaught]))}
         if last is not None:
             hashes |= {"prompt": fingerprint("".join(parts[: last + 1])), "answer": fingerprint(turns[last][1])}
         return hashes
 
     @staticmethod
-    def _count(turns: list[tuple[str, str]], texts: list[str], found: BlockFacts) -> None:
+    def _count(turns: list[tuple[str, str]], taught: list[bool], texts: list[str], found: BlockFacts) -> None:
         found.turns.append(len(turns))
         found.prompt_characters.extend(len(text) for role, text in turns if role == HUMAN)
-        found.answer_characters.extend(len(text) for role, text in turns if role == GPT)
+        found.answer_characters.extend(len(text) for (_, text), answers in zip(turns, taught, strict=True) if answers)
         data = np.frombuffer("".join(texts).encode(), np.uint8)
         np.add(found.bytes, np.bincount(data, minlength=256), out=found.bytes)
 
@@ -170,6 +183,8 @@ def describe_damage(record: dict[str, Any], columns: list[str]) -> str | None:
                 return f"turn {number} has no {key}; it has {', '.join(map(str, turn)) or 'nothing'}"
             if not isinstance(turn[key], str):
                 return f"{key} of turn {number} is {_kind(turn[key])}, not text"
+        if not isinstance(mark := turn.get("train", True), bool):
+            return f"weight, train or loss of turn {number} is {str(mark)[:40]!r}, not true or false (1 or 0)"
     if system is not None and not isinstance(system, str):
         return f"system is {_kind(system)}, not text"
     return None

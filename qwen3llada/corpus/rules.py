@@ -40,7 +40,9 @@ class Rules(Section):
     )
     unicode: Rule = Field(default=Rule(), description="every text is valid Unicode, without lone surrogates")
     roles: Rule = Field(default=Rule(), description="every turn is from human (user) or gpt (assistant)")
-    pairs: Rule = Field(default=Rule(), description="at least one turn of human is followed by one of gpt")
+    pairs: Rule = Field(
+        default=Rule(), description="at least one turn of human is followed by one of gpt that is taught"
+    )
     alternation: Rule = Field(default=Rule(), description="human begins, and both take turns")
     not_blank: Rule = Field(default=Rule(), description="no text is empty or white space only")
     control_characters: Rule = Field(
@@ -48,6 +50,12 @@ class Rules(Section):
     )
     length: Rule = Field(default=Rule(), description="a record has at most max_tokens tokens")
     leakage: Rule = Field(default=Rule(), description="no prompt of the training split is one of the held-out split")
+    media: Rule = Field(
+        default=Rule(), description="no text has a place for an image, video or audio (<image>), which are not used"
+    )
+    unused_fields: Rule = Field(
+        default=WARNING, description="every field that holds text, media or tools is used in the conversation"
+    )
     control_tokens: Rule = Field(
         default=WARNING, description="no text holds what reads like a control token, as <|im_end|>"
     )

@@ -12,7 +12,7 @@ from qwen3llada.corpus.facts import FACTS, BlockFacts
 from qwen3llada.corpus.profile import Profile
 
 #: Facts that are text or missing; all others are whole numbers or missing.
-TEXTS = ("unreadable", "malformed", "not_unicode", "roles")
+TEXTS = ("unreadable", "malformed", "not_unicode", "roles", "unused_fields")
 
 
 @dataclass(frozen=True)

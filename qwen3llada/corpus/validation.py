@@ -14,7 +14,7 @@ from qwen3llada.corpus.rules import Rule, Rules, ValidateParams
 
 __all__ = ["RuleResult", "Rules", "ValidateParams", "judge", "judge_drift", "open_context", "write_data_docs"]
 
-_PAIR, _ALTERNATION = r"(?:^| )human gpt(?: |$)", r"^(?:human gpt ?)*(?:human)?$"
+_ALTERNATION = r"^(?:human gpt ?)*(?:human)?$"
 _ROLES = r"^(?:(?:human|gpt)(?: |$))*$"
 
 
@@ -43,10 +43,12 @@ def expectations(params: ValidateParams) -> dict[str, Any]:
         "structure": (gxe.ExpectColumnValuesToBeNull, {"column": "malformed"}),
         "unicode": (gxe.ExpectColumnValuesToBeNull, {"column": "not_unicode"}),
         "roles": (gxe.ExpectColumnValuesToMatchRegex, {"column": "roles", "regex": _ROLES}),
-        "pairs": (gxe.ExpectColumnValuesToMatchRegex, {"column": "roles", "regex": _PAIR}),
+        "pairs": (gxe.ExpectColumnValuesToBeBetween, {"column": "taught_pairs", "min_value": 1}),
         "alternation": (gxe.ExpectColumnValuesToMatchRegex, {"column": "roles", "regex": _ALTERNATION}),
         "not_blank": (gxe.ExpectColumnValuesToBeBetween, {"column": "blank_texts", "max_value": 0}),
         "control_characters": (gxe.ExpectColumnValuesToBeBetween, {"column": "control_characters", "max_value": 0}),
+        "media": (gxe.ExpectColumnValuesToBeBetween, {"column": "dropped_media", "max_value": 0}),
+        "unused_fields": (gxe.ExpectColumnValuesToBeNull, {"column": "unused_fields"}),
         "control_tokens": (gxe.ExpectColumnValuesToBeBetween, {"column": "control_tokens", "max_value": 0}),
         "length": (gxe.ExpectColumnValuesToBeBetween, {"column": "excess_tokens", "max_value": 0}),
         "leakage": (gxe.ExpectColumnValuesToBeNull, {"column": "leaked_from"}),

@@ -1,5 +1,6 @@
 """From the results of the rules to a verdict: which records are invalid, and what the gate stops for."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from qwen3llada.corpus.split_facts import SplitFacts
 from qwen3llada.corpus.validation import RuleResult
 
 SPLITS = ("train", "heldout")
+NAMED = 12  # unused fields that a line names; reports/validation.json has all
 
 
 def invalid_records(results: dict[str, RuleResult], records: int) -> np.ndarray:
@@ -45,10 +47,14 @@ def build_report(
             for name, result in results[split].items()
         }
         report[split] = {"records": records, "invalid": invalid, "invalid_fraction": round(fraction, 6), "rules": rules}
-        report["problems"] += _problems(split, results[split], records, invalid, params)
-        for name, result in results[split].items():
-            if result.severity == "warning" and not result.passed and result.error is None:
-                report["warnings"].append(f"{split}: {len(result.broken)} of {result.judged} records break {name}")
+        unused = unused_fields(facts[split])
+        report[split]["unused_fields"] = unused
+        report["problems"] += _problems(split, results[split], records, invalid, params, unused)
+        report["warnings"] += [
+            _broken(split, result, unused)
+            for result in results[split].values()
+            if result.severity == "warning" and not result.passed and result.error is None
+        ]
     report["drift"] = {name: round(value, 6) for name, value in drifted.items()}
     if drifting is not None and drifting.error is not None:
         report["problems"].append(f"rule drift could not be evaluated: {drifting.error}")
@@ -59,8 +65,31 @@ def build_report(
     return report
 
 
+def unused_fields(facts: SplitFacts) -> dict[str, int]:
+    """Fields whose text is in no conversation, and in how many records of a split; the most frequent first."""
+    counts: Counter[str] = Counter()
+    for names, times in facts.table["unused_fields"].value_counts().items():
+        counts.update(dict.fromkeys(str(names).split(", "), int(times)))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _broken(split: str, result: RuleResult, unused: dict[str, int]) -> str:
+    """One line: how many records break a rule; of `unused_fields` also which fields, and how often."""
+    line = f"{split}: {len(result.broken)} of {result.judged} records break {result.rule}"
+    if result.rule != "unused_fields":
+        return line
+    named = [f"{name} ({count})" for name, count in unused.items()]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return f"{line}: {', '.join(named[:NAMED])}{more}"
+
+
 def _problems(
-    split: str, results: dict[str, RuleResult], records: int, invalid: int, params: ValidateParams
+    split: str,
+    results: dict[str, RuleResult],
+    records: int,
+    invalid: int,
+    params: ValidateParams,
+    unused: dict[str, int],
 ) -> list[str]:
     """What the gate stops for in a split."""
     problems = [
@@ -70,7 +99,7 @@ def _problems(
         return [*problems, f"{split}: no records"]
     if params.on_invalid == "fail":
         problems += [
-            f"{split}: {len(r.broken)} of {r.judged} records break {r.rule}"
+            _broken(split, r, unused)
             for r in results.values()
             if r.severity == "error" and not r.passed and r.error is None
         ]

@@ -22,8 +22,8 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
 
     `options`: of Transformers' `from_pretrained` (dtype, attn_implementation). Code in the folder is never run.
     Raises: InputError if there is no model, if the base of its adapters is not there, or if its config or weights
-    cannot be read or do not belong together. Transformers would draw random values for tensors that are missing or of another
-    shape. torch.OutOfMemoryError stays as it is.
+    cannot be read or do not belong together. Transformers would draw random values for tensors that are missing or of
+    another shape. torch.OutOfMemoryError stays as it is.
     """
     from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 

@@ -3,38 +3,9 @@
 import pytest
 
 from qwen3llada.corpus.conversations import encode_answer, encode_prompt, encode_texts, fit
-from qwen3llada.corpus.records import Exchange, exchanges, map_record
+from qwen3llada.corpus.records import Exchange, exchanges
 
 GOOD = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "system"),
-    [
-        ({"conversations": GOOD}, None),
-        ({"conversations": GOOD, "system": "be kind"}, "be kind"),
-        ({"conversations": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "yo"}]}, None),
-        ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}, None),
-        ({"messages": [{"role": "system", "content": "s"}, *GOOD]}, "s"),
-        ({"conversations": {"from": ["human", "gpt"], "value": ["hi", "yo"]}}, None),
-        ({"prompt": "hi", "response": "yo"}, None),
-        ({"question": "hi", "answer": "yo", "system": "s"}, "s"),
-        ({"instruction": "hi", "input": " ", "output": "yo"}, None),
-        ({"conversations": None, "prompt": "hi", "response": "yo", "id": 3}, None),
-    ],
-)
-def test_every_shape_becomes_the_same_record(row, system):
-    assert map_record(row) == {"conversations": GOOD, "system": system}
-
-
-def test_the_input_of_an_instruction_is_part_of_the_prompt():
-    record = map_record({"instruction": "Add.", "input": "1 2", "output": "3"})
-    assert record["conversations"][0]["value"] == "Add.\n1 2"
-
-
-@pytest.mark.parametrize("turns", [None, "text", 3, [None, "x"], [{"from": 1, "value": None}], {"from": "x"}])
-def test_malformed_turns_are_passed_on_unchanged(turns):
-    assert map_record({"conversations": turns})["conversations"] == turns
 
 
 def test_turns_choose_the_pairs_and_what_comes_before_is_history():
@@ -47,6 +18,36 @@ def test_turns_choose_the_pairs_and_what_comes_before_is_history():
     assert exchanges(record, "first") == pairs[:1]
     assert exchanges(record, "last") == pairs[-1:]
     assert exchanges(record, "all") == pairs
+
+
+def marked(*marks):
+    """A mapped record of three pairs, with what its answers' `train` is (None: no mark)."""
+    turns = []
+    for name, mark in zip("abc", marks, strict=True):
+        turns += [{"from": "human", "value": name}, {"from": "gpt", "value": name.upper()}]
+        turns[-1] |= {} if mark is None else {"train": mark}
+    return {"conversations": turns}
+
+
+ONE, TWO = Exchange("a", "A"), Exchange("b", "B", None, (("a", "A"),))
+THREE = Exchange("c", "C", None, (("a", "A"), ("b", "B")))
+
+
+@pytest.mark.parametrize(
+    ("marks", "first", "last", "every"),
+    [
+        ((None, None, None), ONE, THREE, [ONE, TWO, THREE]),
+        ((False, None, None), TWO, THREE, [TWO, THREE]),
+        ((None, None, False), ONE, TWO, [ONE, TWO]),
+        ((None, False, True), ONE, THREE, [ONE, THREE]),
+        ((False, True, False), TWO, TWO, [TWO]),
+    ],
+)
+def test_answers_that_are_not_taught_are_history_only(marks, first, last, every):
+    record = marked(*marks)
+    assert exchanges(record, "first") == [first]
+    assert exchanges(record, "last") == [last]
+    assert exchanges(record, "all") == every
 
 
 def test_turns_of_no_pair_are_not_used():
@@ -62,6 +63,8 @@ def test_turns_of_no_pair_are_not_used():
         ({"conversations": []}, "at least one human→gpt pair"),
         ({"conversations": GOOD[:1]}, r"pair; its turns are \['human'\]"),
         ({"conversations": GOOD[::-1]}, "at least one human→gpt pair"),
+        (marked(False, False, False), r"pair; its turns are .*, 3 of them not to be taught"),
+        (marked(None, 0.5, None), r"must be true or false \(1 or 0\), not 0\.5"),
         ({"conversations": GOOD, "system": ["x"]}, "must be text or absent"),
         ({"conversations": [GOOD[0], {"from": "gpt", "value": 3}]}, "must be text, not int"),
     ],

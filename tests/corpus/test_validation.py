@@ -14,6 +14,7 @@ from qwen3llada.corpus.gate import InvalidConversations, validate
 from qwen3llada.corpus.profile import drift
 from qwen3llada.corpus.rules import Rule, Rules, ValidateParams
 from qwen3llada.corpus.sources import ConversationData
+from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenization import tokenize_conversations
 
 
@@ -137,6 +138,68 @@ def test_warnings_let_records_through(tmp_path, gate):
     assert re.search(r"duplicates</td>.*<td class=warning>warning", page)
     assert "<td class=failed>" not in page
     assert len((tmp_path / "validated/train/conversations.jsonl").read_text().splitlines()) == 23
+
+
+def test_fields_that_are_not_used_are_named_with_counts(tmp_path, gate):
+    """Of every shape. A name with a comma is one name."""
+    noted = [row | {"note": "Mind this one.", "id": "a b"} for row in GOOD[:3]]
+    pairs = [{"question": f"Q {i}?", "answer": "A.", "hint": "It is easy.", "note": "x y"} for i in range(2)]
+    files = [*noted, *GOOD[3:]], [*pairs, pair("z", "Z") | {"a, b": "two words"}]
+    report = gate(*files)
+    assert report["passed"]
+    assert report["warnings"] == [r"train: 6 of 23 records break unused_fields: note (5), hint (2), a\x2c b (1)"]
+    assert report["train"]["unused_fields"] == {"note": 5, "hint": 2, r"a\x2c b": 1}
+    assert report["heldout"]["unused_fields"] == {}
+    assert "not used: hint, note" in (tmp_path / "reports/validation/index.html").read_text()
+    with pytest.raises(InvalidConversations, match=r"6 of 23 records break unused_fields: note \(5\), hint \(2\)"):
+        gate(*files, rules={"unused_fields": {"severity": "error"}})
+
+
+def test_untaught_answers_media_and_null_filled_turns(tmp_path, gate, tokenizer):
+    """What cannot be used is refused by its rule; what is history only, or null, is in the right samples."""
+    marked = pair("Is it 3?", "It is 4, wrong.")["conversations"]
+    marked[1]["weight"] = 0
+    nulls = [{"role": None, "content": None} | turn for turn in pair("Where?", "Here.")["conversations"]]
+    rows = [
+        {"conversations": [*marked, *pair("Sure?", "It is 3.")["conversations"]]},
+        {"conversations": nulls},
+        {"conversations": marked},
+        {"conversations": [marked[0], marked[1] | {"weight": 0.5}]},
+        {"image": "lamp.png"} | pair("<image>\nWhat is it?", "A lamp."),
+    ]
+    gate(GOOD, rows, on_invalid="quarantine", max_invalid_fraction=0.5)
+    assert {entry["index"]: entry["reasons"] for entry in quarantined(tmp_path)} == {
+        22: {"pairs": "its turns are: human gpt; 0 of its answers are taught"},
+        23: {"structure": "weight, train or loss of turn 1 is '0.5', not true or false (1 or 0)"},
+        24: {"media": "1 places of media that are not used"},
+    }
+    for turns in ("all", "first", "last"):
+        data = ConversationData(name="x", heldout_fraction=0.1, num_proc=1, turns=turns)
+        out = tmp_path / f"tokens-{turns}"
+        tokenize_conversations(tmp_path / "validated/train", out, tokenizer, data, max_length=256)
+        tokens = load_tokens(out)
+        assert len(tokens) == 22
+        texts = [
+            (
+                tokenizer.decode(s.tokens[: s.prompt_length].tolist()),
+                tokenizer.decode(s.tokens[s.prompt_length : -1].tolist()),
+            )
+            for s in (tokens[20], tokens[21])
+        ]
+        assert texts == [("Is it 3?\nIt is 4, wrong.\nSure?\n", "It is 3."), ("Where?\n", "Here.")]
+
+
+def test_records_that_differ_in_what_is_taught_are_not_equal_and_answers_of_history_do_not_conflict(gate):
+    def row(answer, mark):
+        turns = [*pair("How?", answer)["conversations"], *pair("Sure?", "Yes.")["conversations"]]
+        turns[1] |= mark
+        return {"conversations": turns}
+
+    only = row("Otherwise.", {})
+    only["conversations"][3] |= {"train": False}
+    same = row("Wrong.", {"train": False}), row("Wrong.", {})
+    assert gate(GOOD, [*same, pair("How?", "Otherwise.")])["warnings"] == []
+    assert gate(GOOD, [only, pair("How?", "Rather.")])["warnings"] == ["train: 1 of 22 records break conflicts"]
 
 
 def test_the_result_does_not_depend_on_blocks_or_processes(tmp_path, gate, monkeypatch):

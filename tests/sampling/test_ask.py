@@ -91,6 +91,11 @@ def test_one_answer_is_printed_alone_and_several_below_their_questions(text, che
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def messages(*turns):
+    """A conversation of turns such as "user What?"."""
+    return {"messages": [dict(zip(("role", "content"), turn.split(" ", 1), strict=True)) for turn in turns]}
+
+
 @pytest.mark.parametrize(
     ("row", "question"),
     [
@@ -114,6 +119,29 @@ def test_one_answer_is_printed_alone_and_several_below_their_questions(text, che
             },
             Exchange("C", "D", "own", (("A", "B"),)),
         ),
+        (messages("user A", "assistant B", "user C"), Exchange("C", "", "S", (("A", "B"),))),
+        (messages("user A"), Exchange("A", "", "S")),
+        (messages("system own", "user A", "assistant B", "user C"), Exchange("C", "", "own", (("A", "B"),))),
+        (messages("user A", "assistant B", "system Mind.", "user C"), Exchange("Mind.\nC", "", "S", (("A", "B"),))),
+        (
+            {"conversations": [{"from": "human", "value": "A"}, {"from": "gpt", "value": "B", "train": False}]}
+            | {"system": ""},
+            Exchange("A", "", "S"),
+        ),
+        ({"question": "What?"}, Exchange("What?", "", "S")),
+        ({"question": "What?", "system_prompt": "own"}, Exchange("What?", "", "own")),
+        ({"instruction": "Add.", "input": "1 2"}, Exchange("Add.\n1 2", "", "S")),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, Exchange("Add.\n1 2", "", "S")),
+        ({"instruction": "", "input": "1 + 2"}, Exchange("1 + 2", "", "S")),
+        ({"prompt": "", "question": "What?", "answer": ""}, Exchange("What?", "", "S")),
+        ({"query": "What?", "context": "This."}, Exchange("What?\nThis.", "", "S")),
+        ({"question": "C", "history": [["A", "B"]]}, Exchange("C", "", "S", (("A", "B"),))),
+        (
+            {"prompt": "C", "history": messages("user A", "assistant B")["messages"]},
+            Exchange("C", "", "S", (("A", "B"),)),
+        ),
+        ({"prompt": messages("user A", "assistant B", "user C")["messages"]}, Exchange("C", "", "S", (("A", "B"),))),
+        ({"inputs": "What?", "targets": "That."}, Exchange("What?", "", "S")),
     ],
 )
 def test_every_form_of_a_question(row, question):
@@ -128,7 +156,19 @@ def test_every_form_of_a_question(row, question):
         ('{"prompt": "a", "system": 3}', "prompt 2: system=3 must be text or absent"),
         ('{"text": "a"}', "prompt 2: a record must have conversations"),
         ('{"messages": []}', "prompt 2: a record must have at least one human→gpt pair"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "prompt 2: a record must have at least one"),
+        (json.dumps(messages("assistant a")), "prompt 2: a record must have at least one"),
+        (json.dumps(messages("user a", "user b")), r"take turns with gpt; its turns are \['human', 'human'\]"),
+        (json.dumps(messages("assistant a", "user b")), r"human must begin .*\['gpt', 'human'\]"),
+        (json.dumps(messages("user a", "assistant b", "tool c", "user d")), "take turns with gpt"),
+        (
+            '{"messages": [{"role": "user", "content": null}]}',
+            "prompt 2: the value of a turn must be text, not NoneType",
+        ),
+        ('{"question": " "}', "prompt 2: the question is blank"),
+        ('{"question": 3}', "prompt 2: the value of a turn must be text, not int"),
+        ('{"question": "a", "history": "b"}', r"prompt 2: history must be a list of \[human, gpt\] pairs"),
+        ('{"question": "a", "system_prompt": 3}', "prompt 2: system_prompt=3 must be text or absent"),
+        ('{"question": "<image> What?", "image": "a.png"}', "prompt 2: it asks about an image"),
         ("{", "line 2 is not JSON"),
     ],
 )
@@ -139,6 +179,16 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
         list(read_questions(SampleRequest(prompts=file)))
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_fields_that_are_not_asked_are_named(tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"question": "a", "hint": "It is easy.", "id": 3}] * 2 + [
+        {"prompt": "b", "response": "The answer is known."}
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert len(list(read_questions(SampleRequest(prompts=file)))) == 3
+    assert capsys.readouterr().err == f"warning: {file}: fields that are not asked: hint (2)\n"
 
 
 @pytest.mark.parametrize(
