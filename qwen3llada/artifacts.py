@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,7 @@ def publish(folder: Path, path: Path) -> None:
 
     A folder cannot be renamed over one that has files, so the old one steps aside and returns if the rename fails.
     """
-    for directory, _, files in os.walk(folder):
-        for name in files:
-            _flush(Path(directory, name))
-        _flush(Path(directory))
+    _flush_tree(folder)
     old = path.parent / f".{path.name}.old"
     if os.path.lexists(path):
         _remove(old)
@@ -90,6 +87,56 @@ def publish(folder: Path, path: Path) -> None:
         raise
     _flush(path.parent)
     _remove(old)
+
+
+@contextmanager
+def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield a temporary sibling of each path, not there yet; on success they take the places of all `paths`, or of none.
+
+    The body makes a file or a folder at each. Whatever the body raises, or the renames, everything is as it was before.
+    The last path should be the record of the others: a process that is killed between two renames leaves no file there.
+    Raises: OSError in one line when the disk is full; whatever the body raises.
+    """
+    temporaries = [path.parent / f".{path.name}.partial" for path in paths]
+    for path, temporary in zip(paths, temporaries, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+    try:
+        with full_disk_named(Path(os.path.commonpath([path.absolute().parent for path in paths])) / "*"):
+            yield temporaries
+            for temporary in temporaries:
+                _flush_tree(temporary)
+            _swap(paths, temporaries)
+    except BaseException:
+        for temporary in temporaries:
+            _remove(temporary)
+        raise
+
+
+def _swap(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
+    """Rename each temporary to its path; undo all of it if one rename fails."""
+    olds = [path.parent / f".{path.name}.old" for path in paths]
+    for path, old in zip(paths, olds, strict=True):  # what a killed process left between two renames
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
+        _remove(old)
+    try:
+        for path, old in reversed([*zip(paths, olds, strict=True)]):
+            if os.path.lexists(path):
+                os.rename(path, old)
+        for path, temporary in zip(paths, temporaries, strict=True):
+            os.rename(temporary, path)
+    except BaseException:
+        for path, old, temporary in zip(paths, olds, temporaries, strict=True):
+            if not os.path.lexists(temporary):  # it has been put in place
+                os.rename(path, temporary)
+            if os.path.lexists(old):
+                os.rename(old, path)
+        raise
+    for folder in {path.parent for path in paths}:
+        _flush(folder)
+    for old in olds:
+        _remove(old)
 
 
 @contextmanager
@@ -159,6 +206,16 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
                     raise InputError(f"{path}: line {number} is not JSON: {error.msg}") from error
 
     return values()
+
+
+def _flush_tree(path: Path) -> None:
+    """Wait until a file, or a folder and all that is in it, is on the disk."""
+    if path.is_file():
+        _flush(path)
+    for directory, _, files in os.walk(path):
+        for name in files:
+            _flush(Path(directory, name))
+        _flush(Path(directory))
 
 
 def _flush(path: Path) -> None:

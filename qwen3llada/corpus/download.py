@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import new_folder, write_json
+from qwen3llada.artifacts import new_together, write_json
 from qwen3llada.corpus import builtin
 from qwen3llada.corpus.blocks import file_format
 from qwen3llada.corpus.builtin import BuiltinParams
@@ -45,6 +45,7 @@ def download(
 ) -> dict[str, Any]:
     """Fill `raw`: model, text/{train,heldout}, conversations/{train,heldout}, and SOURCE.json, which is returned.
 
+    The four change together, or none does: after an error all that was in `raw` before is still there.
     SOURCE.json says of each where it came from, in which revision, under which licence (null = not known), and the
     sizes and SHA-256 of its files. Builtin and local sources are read without any use of the network.
     Raises: ValueError if a source, revision or split does not exist or holds nothing; OSError if the hub is not there.
@@ -55,13 +56,14 @@ def download(
         "conversations": _data(conversations, world),
     }
     record: dict[str, Any] = {}
-    for name, artifact in artifacts.items():
-        with new_folder(raw / name) as folder:
+    with new_together([raw / name for name in (*artifacts, SOURCE_FILE)]) as (*folders, source_file):
+        for (name, artifact), folder in zip(artifacts.items(), folders, strict=True):
+            folder.mkdir()
             artifact.write(folder)
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             described = {path.relative_to(folder).as_posix(): describe_file(path) for path in files}
-        record[name] = artifact.origin | {"files": described}
-    write_json(raw / SOURCE_FILE, record)
+            record[name] = artifact.origin | {"files": described}
+        write_json(source_file, record)
     return record
 
 
