@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.errors import InputError
+from qwen3llada.errors import InputError, seeming_encoding, wide_encoding
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -91,7 +91,7 @@ def publish(folder: Path, path: Path) -> None:
 
 @contextmanager
 def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield a temporary sibling of each path, not there yet; on success they take the places of all `paths`, or of none.
+    """Yield a temporary sibling of each path, not there yet; on success all take their places, or none does.
 
     The body makes a file or a folder at each. Whatever the body raises, or the renames, everything is as it was before.
     The last path should be the record of the others: a process that is killed between two renames leaves no file there.
@@ -172,13 +172,18 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file. Raises FileNotFoundError, or ValueError naming the file and line that are not JSON."""
+    """Read a JSON file. Raises FileNotFoundError, or InputError naming the file and line that are not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
+        if (wide := wide_encoding(error.doc.encode())) is not None:  # ASCII as UTF-16 without its mark is valid UTF-8
+            raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}") from error
         raise InputError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        seems = seeming_encoding(error.object)
+        raise InputError(
+            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; it seems to be {seems}"
+        ) from error
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
@@ -189,20 +194,28 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
-    """Yield the value of each line that is not blank.
+    """Yield the value of each line that is not blank. A byte order mark before the first is passed over.
 
-    Raises: FileNotFoundError at once; ValueError naming the file and line that is not JSON, when it is reached.
+    Raises: FileNotFoundError at once; InputError naming the file and the line that is not UTF-8 text (with the encoding
+    that it seems to have) or not JSON, when it is reached.
     """
-    file = open(path, encoding="utf-8")  # noqa: SIM115 - opened here so that a missing file is an error of the call
+    file = open(path, "rb")  # noqa: SIM115 - opened here so that a missing file is an error of the call
 
     def values() -> Iterator[Any]:
         with file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
                 try:
-                    yield json.loads(line)
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if text.strip():
+                        yield json.loads(text)
+                except UnicodeDecodeError as error:
+                    seems = seeming_encoding(line + file.read(1 << 16) if number == 1 else line)
+                    raise InputError(
+                        f"{path}: line {number} is not UTF-8 text: {error.reason}; it seems to be {seems}"
+                    ) from error
                 except json.JSONDecodeError as error:
+                    if number == 1 and (wide := wide_encoding(line + file.read(1 << 16))) is not None:
+                        raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}") from error
                     raise InputError(f"{path}: line {number} is not JSON: {error.msg}") from error
 
     return values()

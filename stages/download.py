@@ -8,7 +8,7 @@ RAW = Path("data/raw")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.download import download
+    from qwen3llada.corpus.download import download, source_notes
 
     record = download(
         RAW, model=params.model, text=params.pretrain_data, conversations=params.sft_data, world=params.builtin
@@ -16,6 +16,8 @@ def main(params: Params) -> None:
     for name, entry in record.items():
         size = sum(file["bytes"] for file in entry["files"].values())
         print(f"{name}: {len(entry['files'])} files, {size:,} bytes from {entry['source']}")
+        for note in source_notes(entry):
+            print(f"{name}: {note}")
 
 
 if __name__ == "__main__":
