@@ -10,11 +10,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from qwen3llada.encodings import seeming_encoding, wide_encoding
 from qwen3llada.errors import InputError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -75,10 +76,7 @@ def publish(folder: Path, path: Path) -> None:
 
     A folder cannot be renamed over one that has files, so the old one steps aside and returns if the rename fails.
     """
-    for directory, _, files in os.walk(folder):
-        for name in files:
-            _flush(Path(directory, name))
-        _flush(Path(directory))
+    _flush_tree(folder)
     old = path.parent / f".{path.name}.old"
     if os.path.lexists(path):
         _remove(old)
@@ -115,6 +113,56 @@ def read_marker(folder: Path) -> set[str] | None:
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise InputError(f"{folder / MARKER}: damaged: it must list the files that were written")
     return set(files)
+
+
+@contextmanager
+def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield a temporary sibling of each path, not there yet; on success all take their places, or none does.
+
+    The body makes a file or a folder at each. Whatever the body raises, or the renames, everything is as it was before.
+    The last path should be the record of the others: a process that is killed between two renames leaves no file there.
+    Raises: OSError in one line when the disk is full; whatever the body raises.
+    """
+    temporaries = [path.parent / f".{path.name}.partial" for path in paths]
+    for path, temporary in zip(paths, temporaries, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+    try:
+        with full_disk_named(Path(os.path.commonpath([path.absolute().parent for path in paths])) / "*"):
+            yield temporaries
+            for temporary in temporaries:
+                _flush_tree(temporary)
+            _swap(paths, temporaries)
+    except BaseException:
+        for temporary in temporaries:
+            _remove(temporary)
+        raise
+
+
+def _swap(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
+    """Rename each temporary to its path; undo all of it if one rename fails."""
+    olds = [path.parent / f".{path.name}.old" for path in paths]
+    for path, old in zip(paths, olds, strict=True):  # what a killed process left between two renames
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
+        _remove(old)
+    try:
+        for path, old in reversed([*zip(paths, olds, strict=True)]):
+            if os.path.lexists(path):
+                os.rename(path, old)
+        for path, temporary in zip(paths, temporaries, strict=True):
+            os.rename(temporary, path)
+    except BaseException:
+        for path, old, temporary in zip(paths, olds, temporaries, strict=True):
+            if not os.path.lexists(temporary):  # it has been put in place
+                os.rename(path, temporary)
+            if os.path.lexists(old):
+                os.rename(old, path)
+        raise
+    for folder in {path.parent for path in paths}:
+        _flush(folder)
+    for old in olds:
+        _remove(old)
 
 
 @contextmanager
@@ -161,13 +209,18 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file. Raises FileNotFoundError, or ValueError naming the file and line that are not JSON."""
+    """Read a JSON file. Raises FileNotFoundError, or InputError naming the file and line that are not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
+        if (wide := wide_encoding(error.doc.encode())) is not None:  # ASCII as UTF-16 without its mark is valid UTF-8
+            raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}") from error
         raise InputError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        seems = seeming_encoding(error.object)
+        raise InputError(
+            f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; it seems to be {seems}"
+        ) from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise InputError(f"{path}: not JSON that can be read: {error}") from error
 
@@ -180,20 +233,29 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
-    """Yield the value of each line that is not blank.
+    """Yield the value of each line that is not blank. A byte order mark before the first is passed over.
 
-    Raises: FileNotFoundError at once; ValueError naming the file and line that is not JSON, when it is reached.
+    Raises: FileNotFoundError at once; InputError naming the file and the line that is not UTF-8 text (with the encoding
+    that it seems to have) or not JSON, when it is reached.
     """
-    file = open(path, encoding="utf-8")  # noqa: SIM115 - opened here so that a missing file is an error of the call
+    file = open(path, "rb")  # noqa: SIM115 - opened here so that a missing file is an error of the call
 
     def values() -> Iterator[Any]:
         with file:
-            for number, line in enumerate(_lines(file, path), start=1):
-                if not line.strip():
-                    continue
+            for number, line in enumerate(file, start=1):
                 try:
-                    value = json.loads(line)
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if not text.strip():
+                        continue
+                    value = json.loads(text)
+                except UnicodeDecodeError as error:
+                    seems = seeming_encoding(line + file.read(1 << 16) if number == 1 else line)
+                    raise InputError(
+                        f"{path}: line {number} is not UTF-8 text: {error.reason}; it seems to be {seems}"
+                    ) from error
                 except json.JSONDecodeError as error:
+                    if number == 1 and (wide := wide_encoding(line + file.read(1 << 16))) is not None:
+                        raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}") from error
                     raise InputError(f"{path}: line {number} is not JSON: {error.msg}") from error
                 except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
                     raise InputError(f"{path}: line {number} is not JSON that can be read: {error}") from error
@@ -202,12 +264,14 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
     return values()
 
 
-def _lines(file: TextIO, path: str | os.PathLike) -> Iterator[str]:
-    """The lines of `file`. Raises InputError where they are not UTF-8."""
-    try:
-        yield from file
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason}") from error
+def _flush_tree(path: Path) -> None:
+    """Wait until a file, or a folder and all that is in it, is on the disk."""
+    if path.is_file():
+        _flush(path)
+    for directory, _, files in os.walk(path):
+        for name in files:
+            _flush(Path(directory, name))
+        _flush(Path(directory))
 
 
 def _flush(path: Path) -> None:

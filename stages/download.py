@@ -10,7 +10,7 @@ RAW = Path("data/raw")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.download import download
+    from qwen3llada.corpus.download import download, source_notes
 
     written = {str(RAW / name): (RAW / name, OUTPUT) for name in ("model", "text", "conversations")}
     check_destinations(written, local_sources(params))
@@ -20,6 +20,8 @@ def main(params: Params) -> None:
     for name, entry in record.items():
         size = sum(file["bytes"] for file in entry["files"].values())
         print(f"{name}: {len(entry['files'])} files, {size:,} bytes from {entry['source']}")
+        for note in source_notes(entry):
+            print(f"{name}: {note}")
 
 
 def local_sources(params: Params) -> dict[str, str]:

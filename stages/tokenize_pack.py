@@ -11,7 +11,7 @@ REPORTS = Path("reports/tokenize_pack")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.tokenization import tokenize_corpora
+    from qwen3llada.corpus.tokenization import text_notes, tokenize_corpora
 
     counts = tokenize_corpora(
         RAW / "text",
@@ -29,6 +29,8 @@ def main(params: Params) -> None:
         print(f"pretrain: {text['shards']:,} shards of {text['shard_bytes']:,} bytes, tokenized while training")
     else:
         print(f"pretrain: {text['sequence_tokens']:,} tokens in {text['sequences']:,} sequences")
+    for note in text_notes(counts["pretrain"]):
+        print(f"pretrain: {note}")
     dropped = f"{chats['dropped']} too long and dropped"
     print(f"sft: {chats['sample_tokens']:,} tokens in {chats['samples']:,} samples, {dropped}")
 

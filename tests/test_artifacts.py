@@ -7,7 +7,7 @@ import os
 import pytest
 
 from qwen3llada import artifacts
-from qwen3llada.artifacts import new_file, new_folder, read_json, read_jsonl, write_json, write_jsonl
+from qwen3llada.artifacts import new_file, new_folder, new_together, read_json, read_jsonl, write_json, write_jsonl
 
 
 def full_disk():
@@ -191,3 +191,61 @@ def test_written_files_have_ordinary_permissions(tmp_path):
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
     assert json.loads((tmp_path / "x.json").read_text()) == 1
+
+
+def state(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_together(folder, content):
+    with new_together([folder / "a", folder / "b", folder / "record.json"]) as (a, b, record):
+        for made in (a, b):
+            made.mkdir()
+            (made / f"{content}.txt").write_text(content)
+        record.write_text(content)
+
+
+@pytest.mark.parametrize("failing", [None, *range(6)])
+def test_outputs_that_change_together(tmp_path, monkeypatch, failing):
+    """Each of the six renames fails once: three step aside, three take their places."""
+    write_together(tmp_path, "old")
+    before, rename, calls = state(tmp_path), os.rename, []
+    assert set(before.values()) == {"old"}
+
+    def counted(source, target):
+        calls.append(target)
+        if len(calls) - 1 == failing:
+            raise OSError(errno.EIO, "broken")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", counted)
+    if failing is None:
+        write_together(tmp_path, "new")
+        assert state(tmp_path) == {"a/new.txt": "new", "b/new.txt": "new", "record.json": "new"}
+        assert len(calls) == 6
+    else:
+        with pytest.raises(OSError, match="broken"):
+            write_together(tmp_path, "new")
+        assert state(tmp_path) == before
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "record.json"]
+
+
+@pytest.mark.parametrize("renames", range(1, 6))
+def test_a_process_killed_among_the_renames_leaves_no_false_record(tmp_path, renames):
+    write_together(tmp_path, "old")
+    if (child := os.fork()) == 0:
+        rename, done = os.rename, []
+
+        def killed(source, target):
+            if len(done) == renames:
+                os._exit(9)
+            done.append(rename(source, target))
+
+        os.rename = killed
+        write_together(tmp_path, "new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "record.json").exists()
+    write_together(tmp_path, "third")
+    assert state(tmp_path) == {"a/third.txt": "third", "b/third.txt": "third", "record.json": "third"}
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "record.json"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,27 @@ from typing import Any
 
 import pyarrow as pa
 
+from qwen3llada.encodings import seeming_encoding, wide_encoding
+from qwen3llada.errors import InputError
+
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow")
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
+CONVERT = "Convert it: iconv -f ENCODING -t UTF-8"
+MANY_LINES = 3  # lines that are not UTF-8 before the whole file is taken to be in another encoding
 SAVED_STATE = "state.json"  # of a folder that `datasets` saved: which Arrow files belong to it
-#: Files that `datasets` writes beside its Arrow files.
-BOOKKEEPING = ("dataset_info.json", "dataset_dict.json", SAVED_STATE, "SOURCE.json")
+#: Names, by format and without endings, of files that describe data, a model or a project and hold no data themselves.
+BOOKKEEPING = {
+    "json": {"dataset_info", "dataset_infos", "dataset_dict", "state", "source", "config", "generation_config"}
+    | {"adapter_config", "preprocessor_config", "processor_config", "tokenizer", "tokenizer_config", "vocab"}
+    | {"special_tokens_map", "added_tokens", "trainer_state", "model.safetensors.index", "pytorch_model.bin.index"}
+    | {"package", "package-lock", "tsconfig", "datapackage", "croissant", "metadata", "manifest", "schema", "stats"}
+    | {"statistics", "features"},
+    "txt": {"readme", "license", "licence", "copying", "notice", "changelog", "changes", "authors", "contributors"}
+    | {"contributing", "citation", "merges", "vocab", "requirements", "constraints", "robots", "version"}
+    | {"cmakelists", "checksums", "md5sums", "sha1sums", "sha256sums"},
+}
+_REQUIREMENTS = re.compile(r"requirements[._-].*|.*[._-]requirements")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +95,8 @@ def _json_row(line: bytes) -> Row:
     try:
         return Row(json.loads(line.decode()))
     except UnicodeDecodeError as error:
-        return Row(
-            None, f"not UTF-8 text: {error.reason} at byte {error.start}", line.decode(errors="backslashreplace")
-        )
+        why = f"not UTF-8 text: {error.reason} at byte {error.start}; it seems to be {seeming_encoding(line)}"
+        return Row(None, why, line.decode(errors="backslashreplace"))
     except json.JSONDecodeError as error:
         return Row(None, f"not JSON: {error.msg} at character {error.pos}", line.decode())
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
@@ -89,12 +104,30 @@ def _json_row(line: bytes) -> Row:
 
 
 def file_format(path: Path) -> str | None:
-    """The format that a file's name declares, without its compression; None if it is not one of `FORMATS`."""
+    """The format that a file's name declares, without its compression; None if it is not one of `FORMATS`.
+
+    None, too, for a file that is no data by its name (`is_bookkeeping`).
+    """
+    return None if is_bookkeeping(path) else declared_format(path)
+
+
+def declared_format(path: Path) -> str | None:
+    """The format in a file's name, whatever is in it."""
+    found = _without_compression(path).rpartition(".")
+    return found[2] if found[1] and found[2] in FORMATS else None
+
+
+def is_bookkeeping(path: Path) -> bool:
+    """Whether a file describes data, a model or a project, going by its name: dataset_infos.json, requirements.txt."""
+    stem, _, kind = _without_compression(path).rpartition(".")
+    return stem in BOOKKEEPING.get(kind, ()) or (kind == "txt" and _REQUIREMENTS.fullmatch(stem) is not None)
+
+
+def _without_compression(path: Path) -> str:
     name = path.name.lower()
     for suffix in COMPRESSION:
         name = name.removesuffix(suffix)
-    found = name.rpartition(".")[2] if "." in name else ""
-    return found if found in FORMATS and path.name not in BOOKKEEPING else None
+    return name
 
 
 def open_stream(path: Path) -> pa.NativeFile:
@@ -105,6 +138,44 @@ def open_stream(path: Path) -> pa.NativeFile:
 def open_text(stream: pa.NativeFile) -> io.TextIOWrapper:
     """Characters of a UTF-8 stream. A byte that is not UTF-8 becomes a lone surrogate, which no valid text holds."""
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def check_encoding(path: Path) -> None:
+    """Refuse a file of text that as a whole has another encoding than UTF-8, judged by its first `BLOCK_BYTES`.
+
+    A line that is damaged among lines that are not is left to the reader. Raises: InputError with the file's name and
+    the encoding that it seems to have.
+    """
+    with open_stream(path) as stream:
+        head = stream.read(BLOCK_BYTES)
+    seems = wide_encoding(head)
+    if seems is None:
+        head = head[: head.rfind(b"\n") + 1] or head  # the block may end within a character
+        try:
+            head.decode()
+            return
+        except UnicodeDecodeError:
+            seems = _other_encoding(path, head)
+    if seems is not None:
+        raise InputError(f"{path}: not UTF-8 text; it seems to be {seems}. {CONVERT}")
+
+
+def _other_encoding(path: Path, head: bytes) -> str | None:
+    """The encoding of text that is not UTF-8 on many lines, and UTF-8 beyond ASCII on none; else None."""
+    lines = head.split(b"}" if file_format(path) == "json" else b"\n")  # an array may be one long line
+    beyond = [line for line in lines if not line.isascii()]
+    broken = sum(not _is_utf8(line) for line in beyond)
+    if broken < max(MANY_LINES, len(lines) // 20) or broken < len(beyond):
+        return None
+    return seeming_encoding(b"\n".join(beyond))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def iter_lines(path: Path) -> Iterator[list[bytes]]:

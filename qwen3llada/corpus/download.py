@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import new_folder, write_json
+from qwen3llada.artifacts import new_together, write_json
 from qwen3llada.corpus import builtin
 from qwen3llada.corpus.blocks import file_format
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.hub import MODEL_FILES, HubRepository, dataset_files, fetch, model_files, resolve
 from qwen3llada.corpus.landing import copy_file, describe_file, land
-from qwen3llada.corpus.locate import is_local, licence_of, local_files
+from qwen3llada.corpus.locate import is_local, left_out, licence_of, local_files
 from qwen3llada.corpus.mixture import Ingredient, land_mixture
-from qwen3llada.corpus.records import HUMAN, map_record
-from qwen3llada.corpus.selection import Files, Selection
+from qwen3llada.corpus.same_text import prompts
+from qwen3llada.corpus.selection import Files, Selection, refuse_overlap
 from qwen3llada.corpus.sources import (
     BUILTIN,
     MIXTURE,
@@ -26,7 +26,7 @@ from qwen3llada.corpus.sources import (
 )
 from qwen3llada.corpus.splits import parse_split
 from qwen3llada.corpus.stream_source import list_shards, write_shards
-from qwen3llada.corpus.text import AUTO, text_column
+from qwen3llada.corpus.text_column import AUTO, text_column
 from qwen3llada.errors import InputError
 
 SOURCE_FILE = "SOURCE.json"
@@ -37,7 +37,7 @@ class Artifact:
     """One folder of data/raw: what is known of its origin, and the function that fills it."""
 
     origin: dict[str, Any]
-    write: Callable[[Path], None]
+    write: Callable[[Path], dict[str, Any] | None]  # returns what is known of it only then
 
 
 def download(
@@ -45,6 +45,7 @@ def download(
 ) -> dict[str, Any]:
     """Fill `raw`: model, text/{train,heldout}, conversations/{train,heldout}, and SOURCE.json, which is returned.
 
+    The four change together, or none does: after an error all that was in `raw` before is still there.
     SOURCE.json says of each where it came from, in which revision, under which licence (null = not known), and the
     sizes and SHA-256 of its files. Builtin and local sources are read without any use of the network.
     Raises: ValueError if a source, revision or split does not exist or holds nothing; OSError if the hub is not there.
@@ -55,14 +56,29 @@ def download(
         "conversations": _data(conversations, world),
     }
     record: dict[str, Any] = {}
-    for name, artifact in artifacts.items():
-        with new_folder(raw / name) as folder:
-            artifact.write(folder)
+    with new_together([raw / name for name in (*artifacts, SOURCE_FILE)]) as (*folders, source_file):
+        for (name, artifact), folder in zip(artifacts.items(), folders, strict=True):
+            folder.mkdir()
+            found = artifact.write(folder) or {}
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             described = {path.relative_to(folder).as_posix(): describe_file(path) for path in files}
-        record[name] = artifact.origin | {"files": described}
-    write_json(raw / SOURCE_FILE, record)
+            record[name] = artifact.origin | found | {"files": described}
+        write_json(source_file, record)
     return record
+
+
+def source_notes(entry: dict[str, Any]) -> list[str]:
+    """What the user should know of an entry of SOURCE.json: what was chosen, and what was left out."""
+    notes = [
+        f"left out, as by their names they hold no data: {', '.join(part['left_out'])}"
+        for part in (entry, *entry.get("mixture", ()), entry.get("heldout", {}))
+        if part.get("left_out")
+    ]
+    if (column := entry.get("text_field")) is not None:
+        notes.append(f"rows are divided by column {column if isinstance(column, str) else ', '.join(column)}")
+    if dropped := entry.get("asks_heldout"):
+        notes.append(f"{dropped:,} conversations left out of training: a later prompt of theirs opens a held-out one")
+    return list(dict.fromkeys(notes))
 
 
 def fetch_model(source: str, revision: str | None = None) -> Path:
@@ -108,12 +124,15 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
     train, repository = _files(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split}
     heldout, held_out = _heldout(params)
-    whole, divided = _selections(params)
+    column = _TextColumn(params, [train])
+    whole, divided = _selections(params, column)
+    refuse_overlap(train, heldout, whole)
 
-    def write(folder: Path) -> None:
-        land(train, folder / "train", folder / "heldout", divided)
+    def write(folder: Path) -> dict[str, Any]:
+        dropped = land(train, folder / "train", folder / "heldout", divided)
         if heldout:
             land(heldout, folder / "heldout", None, whole)
+        return column.facts() | ({"asks_heldout": dropped} if dropped else {})
 
     return Artifact(origin | held_out, write)
 
@@ -123,13 +142,27 @@ def _stream(params: TextData) -> Artifact:
     shards, repository = list_shards(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split, "streaming": True}
     heldout, held_out = _heldout(params)
-    whole, _ = _selections(params)
+    whole, _ = _selections(params, _TextColumn(params, []))
+    _refuse_held_shards(params, [shard["path"] for shard in shards["shards"]], heldout, repository is None, whole)
 
     def write(folder: Path) -> None:
         write_shards(folder / "train", shards)
         land(heldout, folder / "heldout", None, whole)
 
     return Artifact(origin | held_out, write)
+
+
+def _refuse_held_shards(
+    params: TextData, shards: list[str], heldout: list[Files], local: bool, selection: Selection
+) -> None:
+    """Raises: InputError if a shard is held out, too. Shards of the hub are compared by their paths in it."""
+    if local:
+        train = [Files([Path(path).expanduser() for path in shards], part) for part in parse_split(params.split)[:1]]
+        refuse_overlap(train, heldout, selection)
+    elif params.heldout_name in (None, params.name):
+        held = [path.as_posix() for files in heldout for path in files.paths]
+        if both := [path for path in shards if any(name.endswith(f"/{path}") for name in held)]:
+            raise InputError(f"{params.name}: {both[0]} would be trained on and held out: the splits overlap")
 
 
 def _mixture(params: TextData | ConversationData) -> Artifact:
@@ -141,13 +174,16 @@ def _mixture(params: TextData | ConversationData) -> Artifact:
         for (_, repository), source in found
     ]
     heldout, held_out = _heldout(params)
-    whole, divided = _selections(params)
+    column = _TextColumn(params, [files for (files, _), _ in found])
+    whole, divided = _selections(params, column)
+    refuse_overlap([files for (sources, _), _ in found for files in sources], heldout, whole)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> dict[str, Any]:
         as_text = isinstance(params, TextData)
-        land_mixture(ingredients, folder / "train", folder / "heldout", divided, as_text=as_text)
+        dropped = land_mixture(ingredients, folder / "train", folder / "heldout", divided, as_text=as_text)
         if heldout:
             land(heldout, folder / "heldout", None, whole)
+        return column.facts() | ({"asks_heldout": dropped} if dropped else {})
 
     return Artifact({"source": MIXTURE, "mixture": origins} | held_out, write)
 
@@ -167,46 +203,58 @@ def _heldout(params: DataSource) -> tuple[list[Files], dict[str, Any]]:
     return files, {"heldout": _origin(source.name, repository) | {"split": source.split}}
 
 
-def _selections(params: TextData | ConversationData) -> tuple[Selection, Selection]:
+def _selections(params: TextData | ConversationData, column: "_TextColumn") -> tuple[Selection, Selection]:
     """Of all rows, and of rows some of which are held out."""
-    whole = Selection(params.columns, 0.0, _key(params), getattr(params, "txt_unit", "file"))
+    if isinstance(params, TextData):
+        whole = Selection(params.columns, 0.0, column.text_of, params.txt_unit)
+    else:
+        whole = Selection(params.columns, 0.0, _opening, prompts=prompts)
     return whole, replace(whole, heldout_fraction=params.heldout_fraction)
+
+
+def _opening(path: Path, value: Any) -> str:
+    """What a conversation is held out by: its first prompt; the whole record if it has none."""
+    asked = prompts(value)
+    return asked[0] if asked else str(value)
+
+
+class _TextColumn:
+    """The column of the text of each source, found when a text is first asked for."""
+
+    def __init__(self, params: TextData | ConversationData, sources: list[list[Files]]):
+        self._field = getattr(params, "text_field", AUTO)
+        self._paths = [[path for part in files for path in part.paths] for files in sources]
+        self._columns: dict[Path, str | None] = {}
+
+    def text_of(self, path: Path, value: Any) -> str:
+        """The text of a row, which it is held out by. Raises: InputError naming the file whose row has none."""
+        if path not in self._columns:
+            source = next(paths for paths in self._paths if path in paths)
+            self._columns |= dict.fromkeys(source, text_column(source, self._field))
+        column = "text" if file_format(path) == "txt" else self._columns[path]
+        text = value.get(column) if isinstance(value, dict) else None
+        if not isinstance(text, str) and (text is not None or column not in (value or ())):
+            raise InputError(f"{path}: {column} of a record is {text!r:.60}, not text")
+        return text or ""
+
+    def facts(self) -> dict[str, Any]:
+        """For SOURCE.json: the columns that were read, if any."""
+        found = sorted({column for column in self._columns.values() if column is not None})
+        return {"text_field": found[0] if len(found) == 1 else found} if found else {}
 
 
 def _files(source: DataSource | MixtureSource) -> tuple[list[Files], HubRepository | None]:
     """The files of each slice that the split adds up, downloaded if they are not local, and the repository."""
     name, parts = source.name, parse_split(source.split)
     if is_local(name):
-        for key in ("config", "revision"):
-            if getattr(source, key) is not None:
-                raise InputError(f"{name}: {key}={getattr(source, key)!r} must be null, a local source has none")
-        return [Files(local_files(name, part.split), part) for part in parts], None
+        if source.revision is not None:
+            raise InputError(f"{name}: revision={source.revision!r} must be null, a local source has none")
+        return [Files(local_files(name, part.split, source.config), part) for part in parts], None
     repository = resolve(name, source.revision, "dataset")
     paths = dataset_files(repository, source.config, parts)
     folder = fetch(repository, sorted({path for found in paths for path in found}))
     files = [Files([folder / path for path in found], part) for found, part in zip(paths, parts, strict=True)]
     return files, repository
-
-
-def _key(params: TextData | ConversationData) -> Callable[[Path, Any], str]:
-    """What rows are held out by: a conversation by its first prompt, a text by itself."""
-    columns: dict[Path, str | None] = {}
-
-    def of_conversation(path: Path, value: Any) -> str:
-        turns = map_record(value)["conversations"] if isinstance(value, dict) else None
-        asked = [t["value"] for t in turns or [] if isinstance(t, dict) and t.get("from") == HUMAN and "value" in t]
-        return str(asked[0]) if asked else str(value)
-
-    def of_text(path: Path, value: Any) -> str:
-        if path not in columns:
-            field = getattr(params, "text_field", AUTO)
-            columns[path] = "text" if file_format(path) == "txt" else text_column(path, field)
-        text = value.get(columns[path]) if isinstance(value, dict) else None
-        if not isinstance(text, str) and (text is not None or columns[path] not in (value or ())):
-            raise InputError(f"{path}: {columns[path]} of a record is {text!r:.60}, not text")
-        return text or ""
-
-    return of_text if isinstance(params, TextData) else of_conversation
 
 
 def _write_builtin(folder: Path, params: TextData | ConversationData, world: BuiltinParams) -> None:
@@ -225,5 +273,6 @@ def _built_in() -> dict[str, Any]:
 
 def _origin(source: str, repository: HubRepository | None) -> dict[str, Any]:
     if repository is None:
-        return {"source": source, "revision": None, "licence": licence_of(source)}
+        ignored = {"left_out": names} if (names := left_out(source)) else {}
+        return {"source": source, "revision": None, "licence": licence_of(source)} | ignored
     return {"source": source, "revision": repository.commit, "licence": repository.licence}

@@ -14,6 +14,7 @@ from qwen3llada.corpus.blocks import Block, Row
 from qwen3llada.corpus.conversations import is_encodable
 from qwen3llada.corpus.lost import find_lost
 from qwen3llada.corpus.records import GPT, HUMAN, is_taught, map_record, visible
+from qwen3llada.corpus.same_text import folded
 
 #: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
 FACTS = (
@@ -112,7 +113,7 @@ class FactFinder:
             return facts | {"not_unicode": f"{broken} of {len(texts)} texts hold a lone surrogate"}
         self._count(turns, taught, texts, found)
         asked = [before for before, after in itertools.pairwise(turns) if (before[0], after[0]) == (HUMAN, GPT)]
-        prompts = [fingerprint(" ".join(text.split()).casefold()) for _, text in asked]
+        prompts = [fingerprint(folded(text)) for _, text in asked]
         found.openings[-1] = next(iter(prompts), None)
         facts["leaked_from"] = next((self.heldout[key] for key in prompts if key in self.heldout), None)
         return facts | self._hashes(record["system"], turns, taught) | {"excess_tokens": self._excess(texts)}

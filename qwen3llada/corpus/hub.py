@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from qwen3llada.corpus.blocks import is_bookkeeping
 from qwen3llada.corpus.landing import COPY_BYTES
 from qwen3llada.corpus.splits import Slice
 from qwen3llada.errors import InputError
@@ -98,7 +99,8 @@ def dataset_files(repository: HubRepository, config: str | None, parts: list[Sli
     for part in parts:
         if part.split not in by_split:
             raise InputError(f"{repository.name}: no split={part.split!r}; it has {', '.join(by_split) or 'none'}")
-        found.append([url.partition(f"@{repository.commit}/")[2] for url in by_split[part.split]])
+        paths = [url.partition(f"@{repository.commit}/")[2] for url in by_split[part.split]]
+        found.append([path for path in paths if not is_bookkeeping(Path(path))])
     return found
 
 

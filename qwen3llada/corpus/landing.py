@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from qwen3llada.corpus.blocks import COMPRESSION, Block
-from qwen3llada.corpus.selection import Files, Selection, row_blocks, share
+from qwen3llada.corpus.selection import Files, Selection, asks_heldout, heldout_openings, row_blocks, share
 from qwen3llada.errors import InputError
 
 COPY_BYTES = 1 << 20
@@ -33,15 +33,17 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def land(sources: list[Files], train: Path, heldout: Path | None, selection: Selection) -> None:
+def land(sources: list[Files], train: Path, heldout: Path | None, selection: Selection) -> int:
     """Put the rows of `sources` into the folder `train`, or into `heldout` those that a `heldout_fraction` holds out.
 
     Files of which every row and column is wanted are copied byte by byte, so that damage stays where validation finds
     it. Else JSON lines stay as they are, columnar files become parquet and all others JSON lines.
+    Returns: how many conversations were left out, because a later prompt of theirs opens a held-out one.
     Raises: ValueError if a folder ends without a row, or a column is missing.
     """
     whole = not selection.columns and not selection.heldout_fraction
     rows = {train: 0} | ({heldout: 0} if heldout and selection.heldout_fraction else {})
+    openings, dropped = heldout_openings(sources, selection), 0
     number, several = 0, sum(len(files.paths) for files in sources) > 1
     for files in sources:
         wanted = files.wanted(selection)
@@ -57,6 +59,11 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
                 sinks = {folder: stack.enter_context(_Sink(folder, name)) for folder in rows}
                 for block in row_blocks(path, selection):
                     sides = list(_sides(block, position, wanted, selection, train, heldout))
+                    if openings:
+                        asked = [asks_heldout(row, selection, openings) for row in block.rows()]
+                        clash = [side == train and again for side, again in zip(sides, asked, strict=True)]
+                        sides = [None if again else side for side, again in zip(sides, clash, strict=True)]
+                        dropped += sum(clash)
                     position += len(block)
                     for folder, sink in sinks.items():
                         rows[folder] += sink.write(block, [side == folder for side in sides], selection.columns)
@@ -64,6 +71,7 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
         if not count:
             what = f"heldout_fraction={selection.heldout_fraction}" if len(rows) > 1 else "split"
             raise InputError(f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}")
+    return dropped
 
 
 def _sides(

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from qwen3llada.corpus.blocks import Row
 from qwen3llada.corpus.landing import json_lines
-from qwen3llada.corpus.selection import Files, Selection, row_blocks, share
+from qwen3llada.corpus.selection import Files, Selection, asks_heldout, heldout_openings, row_blocks, share
 from qwen3llada.errors import InputError
 
 Item = TypeVar("Item")
@@ -47,33 +47,41 @@ def interleave(sources: Sequence[Iterator[Item]], weights: Sequence[float]) -> I
 
 def land_mixture(
     ingredients: Sequence[Ingredient], train: Path, heldout: Path | None, selection: Selection, *, as_text: bool
-) -> dict[str, int]:
+) -> int:
     """Interleave the rows of the sources into a file of JSON lines in `train`, and those held out to `heldout`.
 
-    `as_text`: a row becomes {"text": its key}, so that sources with other columns go together. Returns: how many rows
-    of each source there are. Raises: ValueError if a folder ends without a row.
+    `as_text`: a row becomes {"text": its key}, so that sources with other columns go together.
+    Returns: how many conversations were left out, because a later prompt of theirs opens a held-out one.
+    Raises: InputError if a folder ends without a row.
     """
     folders = [train] + ([heldout] if heldout is not None and selection.heldout_fraction else [])
-    taken = {ingredient.name: 0 for ingredient in ingredients}
+    openings = heldout_openings([files for ingredient in ingredients for files in ingredient.files], selection)
+    dropped = 0
     written = dict.fromkeys(folders, 0)
-    rows = [_rows(ingredient, selection, as_text) for ingredient in ingredients]
+    rows = [_rows(ingredient, selection, openings, as_text) for ingredient in ingredients]
     with ExitStack() as stack:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         files = {folder: stack.enter_context(open(folder / MIXTURE_FILE, "wb")) for folder in folders}
-        for name, part, line in interleave(rows, [ingredient.weight for ingredient in ingredients]):
+        for part, asks, line in interleave(rows, [ingredient.weight for ingredient in ingredients]):
             folder = folders[-1] if part < selection.heldout_fraction else train
+            if folder == train and asks:
+                dropped += 1
+                continue
             files[folder].write(line + b"\n")
             written[folder] += 1
-            taken[name] += 1
     for folder, count in written.items():
         if not count:
-            raise InputError(f"mixture of {', '.join(taken)}: no row for {folder.name}")
-    return taken
+            raise InputError(f"mixture of {', '.join(i.name for i in ingredients)}: no row for {folder.name}")
+    return dropped
 
 
-def _rows(ingredient: Ingredient, selection: Selection, as_text: bool) -> Iterator[tuple[str, float, bytes]]:
-    """The wanted rows of a source: its name, the number in [0, 1) by which a row is held out, and its line of JSON."""
+def _rows(
+    ingredient: Ingredient, selection: Selection, openings: frozenset[int], as_text: bool
+) -> Iterator[tuple[float, bool, bytes]]:
+    """Of each wanted row of a source: the number in [0, 1) by which it is held out, whether it asks again what opens a
+    held-out conversation, and its line of JSON.
+    """
     for files in ingredient.files:
         wanted = files.wanted(selection)
         number = 0
@@ -82,8 +90,8 @@ def _rows(ingredient: Ingredient, selection: Selection, as_text: bool) -> Iterat
                 lines = json_lines(block, selection.columns)
                 for row, line in zip(block.rows(), lines, strict=True):
                     if wanted is None or number in wanted:
-                        part = share(row, path, selection)
-                        yield ingredient.name, part, _text_line(row, path, selection) if as_text else line
+                        asks = asks_heldout(row, selection, openings)
+                        yield share(row, path, selection), asks, _text_line(row, path, selection) if as_text else line
                     number += 1
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from qwen3llada.artifacts import read_json
 from qwen3llada.corpus import formats
-from qwen3llada.corpus.blocks import COMPRESSION, FORMATS, SAVED_STATE, Block, Row, file_format
+from qwen3llada.corpus.blocks import COMPRESSION, FORMATS, SAVED_STATE, Block, Row, check_encoding, file_format
 from qwen3llada.errors import InputError
 
 RECORDS = {
@@ -26,7 +26,8 @@ RECORDS = {
 def data_files(folder: Path) -> list[Path]:
     """The data files in `folder`, at any depth, in the order of their paths; links are followed.
 
-    Left out is what is hidden and, of a folder that `datasets` saved, what it has put there since as a cache.
+    Left out is what is hidden, what is no data by its name (`is_bookkeeping`) and, of a folder that `datasets` saved,
+    what it has put there since as a cache.
     Raises: ValueError if there is none, or `folder` does not exist.
     """
     if not folder.is_dir():
@@ -66,6 +67,7 @@ def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Bl
         elif kind == "arrow":
             yield from formats.read_arrow(path, columns)
         elif kind in RECORDS:
+            check_encoding(path)
             yield from RECORDS[kind](path)
         else:
             raise InputError(f"{path}: holds no records; formats that do: {', '.join([*RECORDS, 'parquet', 'arrow'])}")

@@ -16,6 +16,9 @@ class Slice:
     start: str | None = None
     end: str | None = None
 
+    def __str__(self) -> str:
+        return self.split if self.whole else f"{self.split}[{self.start or ''}:{self.end or ''}]"
+
     @property
     def whole(self) -> bool:
         """Whether it is all of its split."""

@@ -1,13 +1,12 @@
 """Pretraining sequences made while training: shards are read, tokenized and packed when a sample is asked for.
 
-The shards are dealt out to lanes. A lane joins the documents of its shards, EOS after each, cuts them into sequences,
-and starts over with its first shard after its last. Runs of `RUN` positions come from the lanes in turn. All of that
-depends on the list of shards alone, so the sample at a position is the same with any number of processes and workers;
-each of them reads the lanes that its positions come from.
+The shards are dealt out to lanes (`lanes`). A lane joins the documents of its shards, EOS after each, cuts them into
+sequences, and starts over with its first shard after its last. Runs of `RUN` positions come from the lanes in turn, in
+proportion to their text. All of that depends on `stream.json` alone, so the sample at a position is the same with any
+number of processes and workers; each of them reads the lanes that its positions come from.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,16 @@ import numpy as np
 
 from qwen3llada.artifacts import read_json
 from qwen3llada.corpus.hub import HubFile, HubRepository, fetch
+from qwen3llada.corpus.lanes import ranks, turns
 from qwen3llada.corpus.samples import Sample
-from qwen3llada.corpus.text import file_blocks, text_column
+from qwen3llada.corpus.text import file_blocks
 from qwen3llada.corpus.text_tokens import TextEncoder
 from qwen3llada.errors import InputError
 
 STREAM_FILE = "stream.json"
 #: Modules that decide which tokens come out of the shards.
-CODE = ("blocks", "formats", "hub", "pieces", "reading", "stream", "text", "text_tokens")
-MAX_LANES = 64  # each holds a block of text as tokens, a few megabytes
+CODE = ("blocks", "formats", "hub", "lanes", "pieces", "reading", "same_text", "stream", "text", "text_tokens")
+HELDOUT_FILE = "heldout.npy"  # hashes of the held-out documents, which are left out of training
 RUN = 8  # neighbouring positions of one lane: a micro-batch of one process then comes from few lanes
 
 #: Where a lane goes on: shard (counted on over all passes), block in it, tokens of the block that are used up.
@@ -43,8 +43,11 @@ class TextStream:
         self._described = read_json(folder / STREAM_FILE)
         self.sample_length: int = self._described["max_length"]
         self.shards: list[dict[str, Any]] = self._described["shards"]
-        self.lanes = min(len(self.shards), MAX_LANES)
-        self._encoder = TextEncoder(tokenizer)
+        self.lanes: list[list[int]] = self._described["lanes"]  # numbers of the shards of each
+        self._turns = turns([sum(shard_size(self.shards[i]) for i in lane) for lane in self.lanes])
+        self._ranks = ranks(self._turns)
+        self._counts = np.bincount(self._turns)
+        self._encoder = TextEncoder(tokenizer, frozenset(np.load(folder / HELDOUT_FILE).tolist()))
 
     def read(self, positions: Iterator[int], cursors: Mapping[int, Any]) -> Iterator[Sample]:
         """The samples at `positions` (rising). `cursors`: what `needed` left of those before; empty: from the start.
@@ -71,11 +74,13 @@ class TextStream:
         return {position: cursors[position] for position in last.values()}
 
     def _lane(self, position: int) -> int:
-        return position // RUN % self.lanes
+        return int(self._turns[position // RUN % len(self._turns)])
 
     def _number(self, position: int) -> int:
         """Which of its lane's sequences is at a position."""
-        return position // (RUN * self.lanes) * RUN + position % RUN
+        cycle, turn = divmod(position // RUN, len(self._turns))
+        before = cycle * int(self._counts[self._turns[turn]]) + int(self._ranks[turn])
+        return before * RUN + position % RUN
 
     def _sequences(self, lane: int, first: int, place: Place) -> Iterator[tuple[int, np.ndarray, Place]]:
         """A lane's sequences from number `first`, which begins at `place`: number, tokens, where the next begins."""
@@ -90,7 +95,7 @@ class TextStream:
 
     def _blocks(self, lane: int, shard: int, first: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Tokens of a lane's blocks without end, from a block of a shard on: number of shard and block, [n] int32."""
-        mine = self.shards[lane :: self.lanes]
+        mine = [self.shards[i] for i in self.lanes[lane]]
         found = first > 0 or shard % len(mine) > 0  # a pass that was begun before had text
         for number in count(shard):
             for block, text in enumerate(self._texts(mine[number % len(mine)])):
@@ -109,14 +114,21 @@ class TextStream:
             raise InputError(f"{path}: no such file; it was there when the stream was described")
         if (size := path.stat().st_size) != shard["bytes"]:
             raise InputError(f"{path}: has {size} bytes and had {shard['bytes']} when the stream was described")
-        column = partial(text_column, text_field=self._described["text_field"])
-        yield from file_blocks(path, column, self._described["txt_unit"])
+        yield from file_blocks(path, self._described["text_field"], self._described["txt_unit"])
 
     def _local(self, shard: Mapping[str, Any]) -> Path:
-        """The file of a shard; that of a hub repository is downloaded, or taken from the cache, and checked."""
-        hub = self._described["repository"]
-        if hub is None:
-            return Path(shard["path"]).expanduser()
-        file = HubFile(shard["path"], shard["bytes"], shard["sha256"], shard["blob"])
-        repository = HubRepository(hub["name"], "dataset", hub["commit"], None, (file,))
-        return fetch(repository, [file.path]) / file.path
+        return local_shard(self._described["repository"], shard)
+
+
+def shard_size(shard: Mapping[str, Any]) -> int:
+    """How much text a shard has: bytes of its documents as UTF-8, or of its file where that was not read before."""
+    return shard.get("text_bytes", shard["bytes"])
+
+
+def local_shard(repository: Mapping[str, Any] | None, shard: Mapping[str, Any]) -> Path:
+    """The file of a shard; that of a hub `repository` is downloaded, or taken from the cache, and checked."""
+    if repository is None:
+        return Path(shard["path"]).expanduser()
+    file = HubFile(shard["path"], shard["bytes"], shard["sha256"], shard["blob"])
+    found = HubRepository(repository["name"], "dataset", repository["commit"], None, (file,))
+    return fetch(found, [file.path]) / file.path

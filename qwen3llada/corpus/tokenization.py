@@ -12,9 +12,11 @@ from qwen3llada.artifacts import new_file, new_folder, write_json
 from qwen3llada.corpus.conversation_tokens import encode_records, write_conversation_samples
 from qwen3llada.corpus.histogram import Histogram
 from qwen3llada.corpus.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.reading import data_files
 from qwen3llada.corpus.sources import ConversationData, TextData
 from qwen3llada.corpus.stream_source import write_stream
-from qwen3llada.corpus.text_tokens import encode_blocks, write_text_sequences
+from qwen3llada.corpus.text_column import text_column
+from qwen3llada.corpus.text_tokens import document_hashes, encode_blocks, text_notes, write_text_sequences
 from qwen3llada.corpus.token_data import ArrowTokens, load_tokens
 from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.errors import InputError
@@ -24,6 +26,7 @@ __all__ = [
     "ArrowTokens",
     "load_tokenizer",
     "load_tokens",
+    "text_notes",
     "tokenize_conversations",
     "tokenize_corpora",
     "tokenize_text",
@@ -58,18 +61,27 @@ def tokenize_corpora(
     manifests: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     speeds: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     with new_folder(out) as folder:
+        heldout = document_hashes(raw_text / "heldout", text)
         for split in SPLITS:
             tokenize = write_stream if text.streaming and split == "train" else tokenize_text
             with _timed("pretrain", split, manifests, speeds):
                 manifests["pretrain"][split] = tokenize(
-                    raw_text / split, folder / "pretrain" / split, tokenizer, text, max_length=pretrain_length
+                    raw_text / split,
+                    folder / "pretrain" / split,
+                    tokenizer,
+                    text,
+                    max_length=pretrain_length,
+                    heldout=heldout if split == "train" else frozenset(),
                 )
             with _timed("sft", split, manifests, speeds):
                 manifests["sft"][split] = tokenize_conversations(
                     validated / split, folder / "sft" / split, tokenizer, conversations, max_length=sft_length
                 )
     counts = {
-        kind: {split: {k: v for k, v in manifest.items() if isinstance(v, int)} for split, manifest in splits.items()}
+        kind: {
+            split: {k: v for k, v in manifest.items() if isinstance(v, int) or k == "text_field"}
+            for split, manifest in splits.items()
+        }
         for kind, splits in manifests.items()
     }
     write_json(reports / "tokenize.json", counts)
@@ -78,18 +90,25 @@ def tokenize_corpora(
     return counts
 
 
-def tokenize_text(raw: Path, out: Path, tokenizer: Any, params: TextData, *, max_length: int) -> dict[str, Any]:
+def tokenize_text(
+    raw: Path, out: Path, tokenizer: Any, params: TextData, *, max_length: int, heldout: frozenset[int] = frozenset()
+) -> dict[str, Any]:
     """Tokenize the text files in `raw` into sequences of `max_length` tokens in the folder `out`; its manifest.
 
-    Every document ends with EOS (if the tokenizer has one); blank documents are left out and counted.
+    Every document ends with EOS (if the tokenizer has one). Documents that are blank, or whose hash is in `heldout`
+    (`document_hashes`), are left out and counted. `text_field` in the manifest is the column that was read.
     Raises: ValueError if there is no text, no column of text, or not enough of it for one sequence.
     """
+    column = text_column(data_files(raw), params.text_field)
     with new_folder(out) as folder:
         with new_sequences(folder) as writer:
-            counts, lengths = write_text_sequences(encode_blocks(raw, tokenizer, params), writer, params, max_length)
+            parts = encode_blocks(raw, tokenizer, params, heldout)
+            counts, lengths = write_text_sequences(parts, writer, params, max_length)
             digest = writer.close()
         if not counts["documents"]:
-            raise InputError(f"{raw}: no text in it; {counts['blank_documents']} documents, all of them blank")
+            blank, held_out = counts["blank_documents"], counts["heldout_documents"]
+            which = f"{held_out} of them held out and {blank} blank" if held_out else "all of them blank"
+            raise InputError(f"{raw}: no text in it; {blank + held_out} documents, {which}")
         if not writer.sequences:
             tokens = counts["tokens"]
             raise InputError(
@@ -97,7 +116,7 @@ def tokenize_text(raw: Path, out: Path, tokenizer: Any, params: TextData, *, max
             )
         counts |= {"sequences": writer.sequences, "sequence_tokens": writer.tokens, "max_length": max_length}
         made_with = identity(tokenizer) | {"template": None}
-        return _write_manifest(folder, counts | {"sha256": digest} | made_with, lengths)
+        return _write_manifest(folder, {"text_field": column} | counts | {"sha256": digest} | made_with, lengths)
 
 
 def tokenize_conversations(

@@ -107,5 +107,10 @@ def _problems(
         problems.append(f"{split}: no record is valid")
     elif invalid > params.max_invalid_fraction * records:
         limit = params.max_invalid_fraction
-        problems.append(f"{split}: {invalid} of {records} records are invalid, more than max_invalid_fraction={limit}")
+        allowed = int(limit * records)
+        problem = f"{split}: {invalid} of {records} records are invalid, more than max_invalid_fraction={limit} allows"
+        problem += f" ({allowed} records)"
+        if not allowed and limit:
+            problem += f"; with {records} records in {split} one is too many: it is small, hold out more records"
+        problems.append(problem)
     return problems

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen3Config
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+#: Types of plain weights, as safetensors names them. Qwen3 keeps no buffer of integers in its files.
+PLAIN_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def model_type(folder: Path) -> str | None:
@@ -63,3 +65,18 @@ def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: 
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise InputError(f"{shards.folder}: its tensors are not those that config.json describes: {min(wrong)}{more}")
+
+
+def check_dtypes(shards: Shards) -> None:
+    """Raises InputError unless every tensor has one of `PLAIN_DTYPES`.
+
+    int8 and fp8 tensors are codes that mean nothing without their scales, and config.json need not say that they are.
+    """
+    wrong = [(name, tensor) for name, tensor in sorted(shards.tensors.items()) if tensor.dtype not in PLAIN_DTYPES]
+    if wrong:
+        name, tensor = wrong[0]
+        more = f" (and {len(wrong) - 1} more tensors are not)" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{shards.folder / tensor.file}: tensor {name} has dtype {tensor.dtype}, but must be "
+            f"{', '.join(PLAIN_DTYPES.values())}{more}; convert takes plain weights, not quantised ones"
+        )

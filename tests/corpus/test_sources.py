@@ -322,12 +322,21 @@ def test_nothing_is_written_where_a_source_is_missing(tmp_path, checkpoint, loca
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_failure_leaves_what_was_there(tmp_path, checkpoint, local):
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_failure_leaves_all_outputs_as_they_were(tmp_path, checkpoint, local):
+    """The text could be had anew, the conversations could not: the new text may not lie beside the old ones."""
     run(tmp_path, checkpoint, *local)
-    before = {path: path.read_bytes() for path in (tmp_path / "raw").rglob("*") if path.is_file()}
+    before = contents(tmp_path / "raw")
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": f"new {i}"} for i in range(40)])
     with pytest.raises(ValueError, match="no columns"):
         run(tmp_path, checkpoint, local[0], local_chats(tmp_path / "chats.jsonl", columns=["nothing"]))
-    assert {path: path.read_bytes() for path in (tmp_path / "raw").rglob("*") if path.is_file()} == before
+    assert contents(tmp_path / "raw") == before
+    run(tmp_path, checkpoint, *local)
+    assert contents(tmp_path / "raw").keys() - before.keys() == set()
+    assert all(row["text"].startswith("new") for row in rows_of(tmp_path / "raw/text/train"))
 
 
 def test_the_builtin_source_has_the_same_layout(tmp_path):

@@ -217,8 +217,8 @@ def test_pieces_of_a_text_file_change_no_token(tmp_path, monkeypatch):
     ("record", "field", "column"),
     [
         ({"content": "c", "title": "t"}, "auto", "content"),
-        ({"raw": "r", "document": "d", "text": 3}, "auto", "raw"),
-        ({"n": 1, "title": "t", "story": "s"}, "auto", "title"),
+        ({"raw": "r", "document": "d"}, "auto", "raw"),
+        ({"n": 1, "title": "t", "story": "It is a tale of an old hill."}, "auto", "story"),
         ({"text": "x", "story": "s"}, "story", "story"),
     ],
 )

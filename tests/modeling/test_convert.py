@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from qwen3llada import Qwen3LLadaForMaskedLM
+from qwen3llada.errors import InputError
 from qwen3llada.modeling import convert
 from qwen3llada.modeling.convert import ConvertParams, convert_checkpoint, with_mean_rows
 
@@ -265,6 +266,23 @@ def test_a_source_that_is_not_right_is_named_and_nothing_is_written(changed, tmp
     assert str(changed) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "named"),
+    [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.uint8, "U8"), (torch.float64, "F64")],
+)
+def test_tensors_that_are_no_plain_weights_are_refused_by_name(changed, tmp_path, dtype, named):
+    """One tensor in the right shape, with no quantization_config anywhere."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    values = load_file(changed / "model.safetensors")
+    values[name] = values[name].to(dtype)
+    save_file(values, changed / "model.safetensors", metadata={"format": "pt"})
+    message = rf"{name} has dtype {named}, but must be float32, float16, bfloat16;"
+    with pytest.raises(InputError, match=message) as caught:
+        convert_checkpoint(changed, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sliding_window_is_refused(make_source, tmp_path):
