@@ -145,7 +145,7 @@ def exit_status(run: Callable[[], int]) -> int:
 
 
 def _as_child(run: Callable[[], int]) -> int:
-    """What `run` returns. SIGTERM raises, so that the way out is the usual one, which also ends what Prefect started."""
+    """What `run` returns. SIGTERM raises: the way out is then the usual one, which ends what Prefect started."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored
     signal.signal(signal.SIGTERM, _raise_exit)
     try:
