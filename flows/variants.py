@@ -67,22 +67,21 @@ def clone(root: Path, variant: Variant) -> Path:
     made_of = {"revision": revision, "files": digests(root, visible, links=True), "overrides": list(variant.overrides)}
     path = root / CLONES / variant.name
     stamp = path / ".git" / MADE_OF
-    if stamp.exists() and json.loads(stamp.read_text()) == made_of | {
-        "hidden": digests(root, _hidden(root, path, visible))
-    }:
-        return path
+    if stamp.exists():
+        hidden = _hidden(root, path, visible)
+        if json.loads(stamp.read_text()) == made_of | {"hidden": digests(root, hidden, links=False)}:
+            return path
     if path.exists():
         shutil.rmtree(path)
     run(root, "git", "clone", "--quiet", "--no-tags", "--no-checkout", str(root.resolve()), str(path.resolve()))
     run(path, "git", "update-ref", "--no-deref", "HEAD", revision)
-    _configure(root, path)
     copy_files(root, visible, path, links=True)
+    _configure(root, path)
     run(path, "git", "read-tree", "HEAD")
     put_parameters(None, variant.overrides, path)
     hidden = _hidden(root, path, visible)
     copy_files(root, hidden, path, links=False)
-    made_of["hidden"] = digests(root, hidden, links=False)
-    stamp.write_text(json.dumps(made_of))
+    stamp.write_text(json.dumps(made_of | {"hidden": digests(root, hidden, links=False)}))
     return path
 
 
