@@ -13,7 +13,7 @@ FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": POOL}}
 ONCE = {"name": "once", **FLOW}
 ALONE = {"name": "alone", "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}, **FLOW}  # as nightly
 MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
-YEARLY = {"name": "yearly", "schedules": [{"cron": "0 0 1 1 *"}], **FLOW}
+MONTHLY = {"name": "monthly", "schedules": [{"cron": "0 0 1 * *"}], **FLOW}
 STAGE = ("flows.guard", "dvc", "train.py")  # words in the command lines of a stage's processes
 
 

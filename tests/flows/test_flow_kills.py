@@ -8,7 +8,7 @@ import socket
 
 import psutil
 import pytest
-from flow_kills import ALONE, ONCE, STAGE, YEARLY, cancel, deploy, kill, kill_service, training
+from flow_kills import ALONE, MONTHLY, ONCE, STAGE, cancel, deploy, kill, kill_service, training
 from flow_project import Project
 from flow_service import PATIENCE, Service
 
@@ -23,7 +23,7 @@ def served(pristine, tmp_path_factory):
     shutil.copytree(pristine, folder / "project")
     project = Project(folder / "project")
     shutil.copytree(ROOT / "flows", project.root / "flows")
-    deploy(project, ONCE, ALONE, YEARLY)
+    deploy(project, ONCE, ALONE, MONTHLY)
     made = Service(project, folder / "prefect")
     yield made
     if made.process.poll() is None:
@@ -42,7 +42,7 @@ def project(served):
 
 def test_a_schedule_has_runs_ahead_of_it(served):
     with served.client() as client:
-        deployment = client.read_deployment_by_name("pipeline/yearly")
+        deployment = client.read_deployment_by_name("pipeline/monthly")
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": deployment.id}, json={})
         runs = client.read_flow_runs()
     assert sum(run.auto_scheduled for run in runs) >= 3
