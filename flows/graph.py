@@ -5,14 +5,20 @@ DVC is imported in a subprocess: it takes a second, keeps global state, and must
 """
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
 
 from flows.environment import environment
+
+PARAMS = "params.yaml"
 
 
 class Policy(BaseModel):
@@ -40,6 +46,11 @@ class Policy(BaseModel):
     limit: str | None = Field(
         default=None, description="Global concurrency limit of Prefect of which the stage takes one slot, such as gpu"
     )
+    reads: tuple[str, ...] = Field(
+        default=(),
+        description="Parameters that name a file, folder or glob which the stage reads, section.key each; of a list of "
+        "sections, the key in each. A sweep takes what they name into its clones, even if git ignores it",
+    )
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Stage:
 
     name: str
     policy: Policy = field(default_factory=Policy)
+    sources: tuple[str, ...] = ()  # paths of the dependencies that no stage makes, relative to the root
 
 
 def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path()) -> list[Stage]:
@@ -60,12 +72,39 @@ def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path(
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         raise ValueError(f"dvc.yaml: {done.stderr.strip() or f'reading it ended with status {done.returncode}'}")
-    return [_stage(entry["name"], entry["flow"]) for entry in json.loads(done.stdout)]
+    return [_stage(entry["name"], entry["flow"], entry["sources"]) for entry in json.loads(done.stdout)]
 
 
-def _stage(name: str, settings: dict) -> Stage:
+def read_inputs(root: Path) -> list[tuple[str, str]]:
+    """What the stages of the project at `root` read that no stage makes, as (where it is given, path) pairs.
+
+    The dependencies, and the values of the parameters of `meta.flow.reads`, which may be no path at all.
+    Raises: ValueError as `read_stages`, or for a key of `meta.flow.reads` that params.yaml does not have.
+    """
+    tree = YAML(typ="safe", pure=True).load((root / PARAMS).read_text(encoding="utf-8"))
+    inputs = []
+    for stage in read_stages([], root=root):
+        inputs += [(f"dvc.yaml: {stage.name}: deps", path) for path in stage.sources]
+        for key in stage.policy.reads:
+            try:
+                inputs += [(f"{PARAMS}: {key}", value) for value in _values(tree, key.split("."))]
+            except (KeyError, TypeError):
+                raise ValueError(f"dvc.yaml: {stage.name}: meta.flow.reads: {key} must be a key of {PARAMS}") from None
+    return inputs
+
+
+def _values(tree: Any, keys: list[str]) -> list[str]:
+    """The strings at a key, those of each entry where there is a list on the way."""
+    if isinstance(tree, list):
+        return [value for entry in tree for value in _values(entry, keys)]
+    if keys:
+        return _values(tree[keys[0]], keys[1:])
+    return [tree] if isinstance(tree, str) else []
+
+
+def _stage(name: str, settings: dict, sources: Sequence[str] = ()) -> Stage:
     try:
-        return Stage(name, Policy(**settings))
+        return Stage(name, Policy(**settings), tuple(sources))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("meta.flow", *first["loc"]))
@@ -83,7 +122,28 @@ def _main(targets: list[str], *, upstream: bool) -> list[dict]:
         if not upstream:
             steps = [stage for stage in steps if stage in chosen]
         stages = [stage for stage in steps if isinstance(stage, PipelineStage)]
-        return [{"name": s.addressing, "flow": dict((s.meta or {}).get("flow") or {})} for s in stages]
+        made = [Path(out.fs_path) for s in repo.index.stages if isinstance(s, PipelineStage) for out in s.outs]
+        return [
+            {
+                "name": s.addressing,
+                "flow": dict((s.meta or {}).get("flow") or {}),
+                "sources": [_given(dep, repo.root_dir) for dep in s.deps if _unmade(dep, made)],
+            }
+            for s in stages
+        ]
+
+
+def _given(dep: Any, root: str) -> str:
+    """The path of a dependency: relative to the root, unless dvc.yaml has an absolute one."""
+    return dep.fs_path if os.path.isabs(dep.def_path) else os.path.relpath(dep.fs_path, root)
+
+
+def _unmade(dep: Any, made: list[Path]) -> bool:
+    """Whether a dependency is a local file or folder, and no output of a stage, nor above or below one."""
+    if dep.protocol != "local" or type(dep).__name__ == "ParamsDependency":
+        return False
+    path = Path(dep.fs_path)
+    return not any(path.is_relative_to(out) or out.is_relative_to(path) for out in made)
 
 
 if __name__ == "__main__":

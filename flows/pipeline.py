@@ -21,6 +21,7 @@ from flows.limits import slot
 from flows.outcome import StageFailedError
 from flows.processes import exit_status
 from flows.stage import run_stage
+from flows.temporary import bind_server_to_this_process
 from flows.workspace import workspace
 
 RETRY_JITTER = 0.5  # a delay is lengthened at random by up to this share of it
@@ -113,6 +114,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--force", action="store_true", help="run them even if nothing has changed")
     args = parser.parse_args()
+    bind_server_to_this_process()
     state = pipeline(
         args.stage, upstream=not args.only, params=args.params, overrides=args.set, force=args.force, return_state=True
     )

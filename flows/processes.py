@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.2
+LEFT_SECONDS = 10  # for what a run has left, other than stages under guard, to end when asked
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def adopt_orphans() -> None:
@@ -112,30 +115,53 @@ def end_adopted(own: Collection[int], seconds: float) -> None:
 
 
 def exit_status(run: Callable[[], int]) -> int:
-    """What `run`, a flow on a terminal, returns; 130 and one line after Ctrl-C, 128 + signal if it was killed.
+    """What `run`, a flow on a terminal, returns; 130 and one line after Ctrl-C, 143 and one line after SIGTERM.
 
     It runs in a child with a process group of its own. A terminal signals the whole group, and Prefect's temporary
-    server, gone with the first Ctrl-C, would leave the run trying to reach it for minutes.
+    server, gone with the first Ctrl-C, would leave the run trying to reach it for minutes. However the child ends,
+    what it has left is ended before this returns. If it is this process that is killed, the child gets SIGTERM.
     """
+    adopt_orphans()
+    ours = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)  # one that comes now waits until both are ready for it
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         end_with_parent()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored
-        try:
-            return run()
-        except KeyboardInterrupt:
-            print("error: interrupted; the next run goes on from what is saved", file=sys.stderr)
-            return 128 + signal.SIGINT
+        if os.getppid() != ours:
+            os.kill(os.getpid(), signal.SIGTERM)  # it was gone before we could ask for the signal
+        return _as_child(run)
 
     def pass_on(signum: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signum)
+            os.kill(child, signal.SIGTERM if signum == signal.SIGHUP else signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in STOPPERS:
         signal.signal(signum, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    end_adopted((), LEFT_SECONDS)
     return status if status >= 0 else 128 - status
+
+
+def _as_child(run: Callable[[], int]) -> int:
+    """What `run` returns. SIGTERM raises: the way out is then the usual one, which ends what Prefect started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored
+    signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
+        return run()
+    except KeyboardInterrupt:
+        print("error: interrupted; the next run goes on from what is saved", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except SystemExit as left:
+        if left.code == 128 + signal.SIGTERM:
+            print("error: told to stop (SIGTERM); the next run goes on from what is saved", file=sys.stderr)
+        raise
+
+
+def _raise_exit(signum: int, _: object) -> NoReturn:
+    raise SystemExit(128 + signum)
 
 
 def _not_below(pids: Collection[int], processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -24,6 +24,7 @@ from flows.outcome import StageFailedError
 from flows.pipeline import run_stages
 from flows.processes import exit_status
 from flows.stage import stop_all
+from flows.temporary import bind_server_to_this_process
 from flows.variants import Variant, clone, expand, save
 
 LOSSES = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
@@ -125,6 +126,7 @@ def main() -> int:
     parser.add_argument("--name", default="sweep", help="first part of the experiments' names")
     parser.add_argument("--metric", help="metric to compare, as file:key")
     args = parser.parse_args()
+    bind_server_to_this_process()
     grid = {keys: values.split(",") for keys, _, values in (axis.partition("=") for axis in args.axis)}
     state = sweep(grid, args.stage, args.jobs, args.name, args.metric, return_state=True)
     if not state.is_completed():

@@ -4,25 +4,27 @@ The workspace itself is only read. `dvc exp run --temp` would not do: it changes
 workspace while it sets up, which another run, or a kill at that moment, would meet.
 """
 
-import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.environment import environment
+from flows.commands import run
+from flows.graph import read_inputs
+from flows.snapshot import copy_files, digests, hidden_files, visible_files
 from flows.workspace import put_parameters
 
 CLONES = Path(".dvc/tmp/sweep")
 MADE_OF = "made-of"  # in the clone's .git folder
 # A variant's name is that of a folder, a git reference and a DVC experiment.
 NAME = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(?<!\.)")
+# Who commits, and what decides which files of the workspace are the same as those that git has stored.
+GIT_SETTINGS = ("user.name", "user.email", "core.autocrlf", "core.eol", "core.fileMode", "core.attributesFile")
 
 
 @dataclass(frozen=True)
@@ -63,31 +65,32 @@ def expand(grid: dict[str, list[str]], prefix: str) -> list[Variant]:
 def clone(root: Path, variant: Variant) -> Path:
     """A clone of the workspace at `root`, changes and untracked files included, with the variant's parameters.
 
-    It shares DVC's cache. A clone that an interrupted sweep has left is used again if it was made of the same files and
-    parameters: its checkpoints are in it.
-    Raises: `StageFailedError` naming a wrong key; RuntimeError with the text of git or dvc.
+    Files are copied byte for byte. So is what a variant reads though git ignores it. DVC's cache is shared.
+    A clone that an interrupted sweep has left is used again if it was made of the same files and parameters: its
+    checkpoints are in it.
+    Raises: ValueError for what a clone cannot have or would find elsewhere; `StageFailedError` naming a wrong key;
+        RuntimeError with the text of git or dvc.
     """
-    changes = run(root, "git", "diff", "--binary", "HEAD")
-    others = run(root, "git", "ls-files", "-z", "--others", "--exclude-standard")
-    untracked = [name for name in others.split("\0") if name]
+    visible = visible_files(root)
     revision = run(root, "git", "rev-parse", "HEAD").strip()
-    made_of = _fingerprint(root, revision, changes, untracked, variant)
+    made_of = {"revision": revision, "files": digests(root, visible, links=True), "overrides": list(variant.overrides)}
     path = root / CLONES / variant.name
     stamp = path / ".git" / MADE_OF
-    if stamp.exists() and stamp.read_text() == made_of:
-        return path
+    if stamp.exists():
+        hidden = _hidden(root, path, visible)
+        if json.loads(stamp.read_text()) == made_of | {"hidden": digests(root, hidden, links=False)}:
+            return path
     if path.exists():
         shutil.rmtree(path)
     run(root, "git", "clone", "--quiet", "--no-tags", "--no-checkout", str(root.resolve()), str(path.resolve()))
-    run(path, "git", "checkout", "--quiet", "--detach", revision)
-    if changes:
-        run(path, "git", "apply", "--whitespace=nowarn", stdin=changes)
-    for name in untracked:
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / name, path / name, follow_symlinks=False)
+    run(path, "git", "update-ref", "--no-deref", "HEAD", revision)
+    copy_files(root, visible, path, links=True)
     _configure(root, path)
+    run(path, "git", "read-tree", "HEAD")
     put_parameters(None, variant.overrides, path)
-    stamp.write_text(made_of)
+    hidden = _hidden(root, path, visible)
+    copy_files(root, hidden, path, links=False)
+    stamp.write_text(json.dumps(made_of | {"hidden": digests(root, hidden, links=False)}))
     return path
 
 
@@ -102,38 +105,26 @@ def save(path: Path, variant: Variant, stages: Iterable[str]) -> None:
     shutil.rmtree(path)
 
 
-def run(folder: Path, *command: str, stdin: str | None = None) -> str:
-    """Standard output of a command in `folder`. Raises: RuntimeError with what it said on standard error."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), input=stdin, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise RuntimeError(f"{' '.join(command[:4])}: {said}")
-    return done.stdout
-
-
 def _configure(root: Path, path: Path) -> None:
     """The clone's own settings of dvc and git: the workspace's, and its cache."""
     if (local := root / ".dvc/config.local").exists():
         shutil.copy2(local, path / ".dvc/config.local")
     cache = run(root, sys.executable, "-m", "dvc", "cache", "dir").strip()
     run(path, sys.executable, "-m", "dvc", "--quiet", "cache", "dir", "--local", str((root / cache).resolve()))
-    for key in ("user.name", "user.email"):
-        if value := subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True).stdout.strip():
+    for key in GIT_SETTINGS:
+        done = subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True)
+        if value := done.stdout.strip():
             run(path, "git", "config", key, value)
+    for name in ("attributes", "exclude"):
+        given = root / run(root, "git", "rev-parse", "--git-path", f"info/{name}").strip()
+        if given.exists():
+            (path / ".git/info").mkdir(exist_ok=True)
+            shutil.copy2(given, path / ".git/info" / name)
 
 
-def _fingerprint(root: Path, revision: str, changes: str, untracked: list[str], variant: Variant) -> str:
-    files = {name: _digest(root / name) for name in untracked}
-    parts = [revision, changes, files, variant.overrides]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    """Of a file's content, or of where a link points to."""
-    content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
-    return hashlib.sha256(content).hexdigest()
+def _hidden(root: Path, path: Path, visible: Collection[str]) -> list[str]:
+    """The files of `root` that the stages read with the parameters in the clone at `path`, but git does not see."""
+    return hidden_files(root, read_inputs(path), visible)
 
 
 def _word(value: str) -> str:

@@ -6,13 +6,12 @@ python -m pytest tests/flows/builtin.py -s
 """
 
 import json
-import os
-import signal
 import time
 
 import psutil
 import pytest
 from flow_clone import Clone
+from flow_kills import kill
 from flow_service import PATIENCE, Service
 
 from qwen3llada.evaluation.report_charts import line_chart, number
@@ -110,8 +109,7 @@ def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, se
     seen = clone.saved()
     clone.wait_for_training(seen)
     attempts = service.task_runs(run)["pretrain"].run_count
-    for pid in clone.running("worker", "prefect.engine"):
-        os.kill(pid, signal.SIGKILL)
+    kill(clone, "worker", "prefect.engine")
     clone.wait_until(lambda: not clone.processes(), PATIENCE)
     assert attempts == 3
     assert "was killed by signal 9" in service.said()

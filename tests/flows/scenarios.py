@@ -1,27 +1,21 @@
-"""The service as a user runs it: server, worker, schedules, cancellation, death. Minutes, so not part of the suite:
+"""The service as a user runs it: server, worker, schedules, cancellation, death. Minutes, so not part of the suite,
+which has short forms of its kills (test_flow_kills.py):
 
 python -m pytest tests/flows/scenarios.py -s
 """
 
-import os
 import shutil
-import signal
 import time
 
 import pytest
+from flow_kills import ALONE, MINUTE, ONCE, cancel, deploy, kill_service, resume, training
 from flow_service import PATIENCE, Service
-from ruamel.yaml import YAML
 
 from flows.environment import ROOT
-from flows.serve import POOL
 
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
 SECONDS_TO_STOP = 60  # with the server and the worker, on two busy cores
-FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": POOL}}
-ONCE = {"name": "once", **FLOW}
-ALONE = {"name": "alone", "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}, **FLOW}  # as nightly
-MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
 
 
 @pytest.fixture
@@ -34,49 +28,22 @@ def service(project, tmp_path):
         made.stop()
 
 
-def deploy(project, *deployments):
-    YAML().dump({"name": "scenarios", "deployments": list(deployments)}, project.root / "prefect.yaml")
-
-
-def stage_processes(project):
-    return project.running("flows.guard", "dvc", "train.py")
-
-
 def test_cancel_and_stop(service, project):
     project.set(steps=20_000)
-    run = service.submit()
-    project.wait_until(project.has_checkpoint, PATIENCE)
-
-    from prefect.states import Cancelling
-
-    with service.client() as client:
-        client.set_flow_run_state(run, Cancelling(), force=True)
-    asked = time.monotonic()
-    project.wait_until(lambda: not stage_processes(project), PATIENCE)
-    seconds = time.monotonic() - asked
+    seconds = cancel(service, project, training(service, project))
     print(f"\nfrom the request to cancel to the end of all processes of the stage: {seconds:.1f} s")
     assert seconds < SECONDS_TO_END
-    assert project.has_checkpoint()
     assert project.dvc("status").returncode == 0
-    assert service.ended(run).is_cancelled()
 
     # the service is stopped in mid-training: the checkpoint is saved, and nothing is left
-    run = service.submit()
-    project.wait_until(lambda: len(project.lives()) == 2, PATIENCE)
-    time.sleep(2)
+    training(service, project)
     service.stop()
     assert project.processes() == []
     assert project.has_checkpoint()
 
     # started again, the next run resumes
-    saved = project.saved_step()
-    steps = saved + 300
-    project.set(steps=steps)
     service.start()
-    run = service.submit()
-    assert service.ended(run).is_completed()
-    assert f"resuming after step {saved}" in service.said()
-    assert project.model() == project.undisturbed_model(steps)
+    resume(service, project, "once", 300)
     assert len(project.lives()) == 3
 
 
@@ -110,25 +77,13 @@ def test_two_at_once_wait_for_the_slot(service, project):
 @pytest.mark.parametrize("victims", [("worker",), ("worker", "prefect.engine"), ("server",), ("flows.serve",)])
 def test_whatever_is_killed_nothing_is_left_and_a_new_run_resumes(service, project, victims):
     project.set(steps=20_000)
-    lost = service.submit("alone")
-    project.wait_until(project.has_checkpoint, PATIENCE)
-    for pid in project.running(*victims):
-        os.kill(pid, signal.SIGKILL)
-    killed = time.monotonic()
-    assert service.process.wait(PATIENCE) != 0
-    project.wait_until(lambda: not project.processes(), PATIENCE)
-    seconds = time.monotonic() - killed
+    lost = training(service, project, "alone")
+    seconds = kill_service(service, project, *victims)
     print(f"\nfrom SIGKILL of {' and '.join(victims)} to the end of all processes: {seconds:.1f} s")
     assert seconds < SECONDS_TO_STOP
     assert project.dvc("status").returncode == 0
 
-    saved = project.saved_step()
-    steps = saved + 300
-    project.set(steps=steps)
     service.start()
     assert service.state(lost).is_final()
-    run = service.submit("alone")
-    assert service.ended(run).is_completed(), service.state(run)
-    assert f"resuming after step {saved}" in service.said()
+    resume(service, project, "alone", 300)
     assert len(project.lives()) == 2
-    assert project.model() == project.undisturbed_model(steps)

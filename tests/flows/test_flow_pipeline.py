@@ -1,8 +1,5 @@
-"""The flow on a real project and a real Prefect server."""
+"""What the flow reads from a real project."""
 
-import threading
-
-import psutil
 import pytest
 
 from flows.graph import Policy, read_stages
@@ -34,23 +31,3 @@ def test_wrong_policies_are_named(settings, said):
 
     with pytest.raises(ValueError, match=f"dvc.yaml: train: {said}"):
         _stage("train", settings)
-
-
-def test_a_killed_trainer_is_retried_and_resumes(project):
-    project.set(steps=60)
-
-    def kill():
-        project.wait_until(project.has_checkpoint)
-        psutil.Process(project.lives()[0]).kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    answer = project.flow_run()
-    killer.join()
-    assert answer["result"] == {"prepare": "unchanged", "train": "ran", "measure": "ran"}, answer
-    assert len(project.lives()) == 2
-    assert project.model() == project.undisturbed_model(60)
-    assert '"metric": "metrics.json:loss"' in answer["artifacts"]["metrics"]
-    assert answer["artifacts"]["progress-train"] == 100
-    assert answer["slots"] == 0
-    assert answer["scheduled"] >= 3  # a cron deployment has runs ahead of it

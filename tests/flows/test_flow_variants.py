@@ -3,7 +3,12 @@
 import os
 
 import pytest
+from ruamel.yaml import YAML
 
+from flows.environment import ROOT
+from flows.graph import _values, read_inputs
+from flows.snapshot import visible_files
+from flows.sweep import _run
 from flows.variants import Variant, clone, expand
 
 pytestmark = pytest.mark.timeout(900)  # where the machine is busy, each dvc takes a minute to start
@@ -38,14 +43,82 @@ def test_a_name_that_leads_out_of_the_folder_of_clones_is_refused(name):
     assert expand({"sft.optim.lr": ["0.1"]}, "lr-2.v_1")[0].name == "lr-2.v_1-0_1"
 
 
-def test_a_clone_has_changes_untracked_files_and_links(project):
-    (project.root / "train.py").write_text("changed\n")
-    (project.root / "folder").mkdir()
-    (project.root / "folder/new.txt").write_text("new\n")
+def test_a_clone_is_the_workspace_byte_for_byte(project):
+    """Changes, untracked files, links and line ends, where git has line ends of its own."""
+    ends = b"lf\ncrlf\r\ncr\rend\x0b\x85\xe2\x80\xa8 \t\r\n"
+    project.git("config", "core.autocrlf", "false")
+    for name in ("stored.bat", "changed.bat"):
+        (project.root / name).write_bytes(b"one\r\ntwo\n")
+    project.git("add", "stored.bat", "changed.bat")
+    project.git("commit", "-qm", "line ends")
+    project.git("config", "core.autocrlf", "input")
+    for name in ("changed.bat", "staged.txt", os.fsdecode(b"new\xff.txt"), "folder/new.txt"):
+        (project.root / name).parent.mkdir(exist_ok=True)
+        (project.root / name).write_bytes(ends)
+    project.git("-c", "core.safecrlf=false", "add", "staged.txt")
+    (project.root / "measure.py").unlink()
+    (project.root / "prepare.py").chmod(0o755)
     (project.root / "link").symlink_to("folder")
+    before = project.git("status", "--porcelain")
+
     path = clone(project.root, Variant("v", ("train.rate=0.5",)))
-    assert (path / "train.py").read_text() == "changed\n"
-    assert (path / "folder/new.txt").read_text() == "new\n"
+    names = visible_files(project.root)
+    assert {"changed.bat", "staged.txt", "new\udcff.txt", "folder/new.txt", "stored.bat"} <= set(names)
+    for name in set(names) - {"params.yaml", "link"}:
+        assert (path / name).read_bytes() == (project.root / name).read_bytes(), name
     assert os.readlink(path / "link") == "folder"
+    assert os.access(path / "prepare.py", os.X_OK)
+    assert not (path / "measure.py").exists()
     assert "rate: 0.5" in (path / "params.yaml").read_text()
     assert "rate: 0.1" in (project.root / "params.yaml").read_text()
+    assert "stored.bat" not in project.git("-C", str(path), "status", "--porcelain")
+    assert project.git("status", "--porcelain") == before
+
+
+def test_a_variant_has_the_ignored_data_that_it_reads(project):
+    """That of a parameter and of a dependency; a clone is used again unless they have changed."""
+    stages = (project.root / "dvc.yaml").read_text()
+    (project.root / "dvc.yaml").write_text(stages.replace("deps: [prepare.py]", "deps: [prepare.py, work/words]"))
+    data = project.root / "work/my/chat.jsonl"  # .gitignore has /work/
+    data.parent.mkdir(parents=True)
+    data.write_bytes(b"one\r\n")
+    (project.root / "work/words").write_text("a b c")
+    (project.root / "work/other").write_text("what nothing names")
+    variant = Variant("v", ("prepare.source=work/my/chat.jsonl",))
+
+    path = clone(project.root, variant)
+    assert (path / "work/my/chat.jsonl").read_bytes() == b"one\r\n"
+    assert (path / "work/words").read_text() == "a b c"
+    assert not (path / "work/other").exists()
+    assert not (path / "text.txt").exists()  # an output
+
+    (path / "checkpoint").touch()
+    assert (clone(project.root, variant) / "checkpoint").exists()
+    data.write_bytes(b"two\r\n")
+    assert not (clone(project.root, variant) / "checkpoint").exists()
+    assert (path / "work/my/chat.jsonl").read_bytes() == b"two\r\n"
+
+
+def test_a_path_out_of_the_workspace_is_refused_before_anything_runs(project):
+    variants = [Variant("a", ("train.rate=0.5",)), Variant("b", ("prepare.source=../chat.jsonl",))]
+    with pytest.raises(ValueError, match=r"^params\.yaml: prepare\.source: given '\.\./chat.jsonl', which leads out"):
+        _run(variants, [], 1)
+    assert project.lives() == []
+
+
+def test_the_sources_of_the_data_are_declared():
+    """Each parameter of a source of model or data that can be a path is in `meta.flow.reads` of its stage."""
+    inputs = read_inputs(ROOT)
+    assert {value for where, value in inputs if "params.yaml" in where} == {"builtin"}
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    keys = [f"{section}.{key}" for section in ("pretrain_data", "sft_data") for key in ("name", "heldout_name")]
+    mixtures = ["pretrain_data.mixture.name", "sft_data.mixture.name"]
+    assert sorted(stages["download"]["meta"]["flow"]["reads"]) == sorted(["model.source", *keys, *mixtures])
+
+
+def test_a_parameter_of_a_list_of_sections_is_read_in_each():
+    tree = {"data": {"mixture": [{"name": "a"}, {"name": "b"}], "name": None}}
+    assert _values(tree, ["data", "mixture", "name"]) == ["a", "b"]
+    assert _values(tree, ["data", "name"]) == []
+    with pytest.raises(KeyError):
+        _values(tree, ["data", "names"])

@@ -1,0 +1,82 @@
+"""What is done to runs and services, and what must hold afterwards: for the suite and for the long scenarios."""
+
+import os
+import signal
+import time
+
+from flow_service import PATIENCE
+from ruamel.yaml import YAML
+
+from flows.serve import POOL
+
+FLOW = {"entrypoint": "flows/pipeline.py:pipeline", "work_pool": {"name": POOL}}
+ONCE = {"name": "once", **FLOW}
+ALONE = {"name": "alone", "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}, **FLOW}  # as nightly
+MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
+MONTHLY = {"name": "monthly", "schedules": [{"cron": "0 0 1 * *"}], **FLOW}
+STAGE = ("flows.guard", "dvc", "train.py")  # words in the command lines of a stage's processes
+
+
+def deploy(project, *deployments):
+    YAML().dump({"name": "scenarios", "deployments": list(deployments)}, project.root / "prefect.yaml")
+
+
+def training(service, project, deployment="once"):
+    """A new run, when its trainer has come further than the one before."""
+    lives, saved = len(project.lives()), project.saved_step()
+    run = service.submit(deployment)
+    project.wait_until(lambda: len(project.lives()) > lives and project.saved_step() > saved, PATIENCE)
+    return run
+
+
+def cancel(service, project, run) -> float:
+    """Cancel a run. Returns the seconds until no process of its stage is left; its training has saved."""
+    from prefect.states import Cancelling
+
+    with service.client() as client:
+        client.set_flow_run_state(run, Cancelling(), force=True)
+    asked = time.monotonic()
+    project.wait_until(lambda: not project.running(*STAGE), PATIENCE)
+    seconds = time.monotonic() - asked
+    assert project.has_checkpoint()
+    assert service.ended(run).is_cancelled()
+    return seconds
+
+
+def kill(project, *words) -> float:
+    """SIGKILL to the processes with one of the words as an argument. Returns the time at which it was sent."""
+    victims = project.running(*words)
+    assert victims
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+def kill_service(service, project, *words) -> float:
+    """Kill a part of a service. Returns the seconds until all of it has ended, and the run's stage, which has saved."""
+    killed = kill(project, *words)
+    assert service.process.wait(PATIENCE) != 0
+    project.wait_until(lambda: not project.processes(), PATIENCE)
+    assert project.has_checkpoint()
+    return time.monotonic() - killed
+
+
+def resume(service, project, deployment, steps):
+    """A new run goes on from the checkpoint, and after `steps` more the model is that of an undisturbed training."""
+    saved = project.saved_step()
+    project.set(steps=saved + steps)
+    run = service.submit(deployment)
+    assert service.ended(run).is_completed(), service.state(run)
+    assert f"resuming after step {saved}" in service.said()
+    assert project.model() == project.undisturbed_model(saved + steps)
+
+
+def end_of_terminal_run(process, project, status, said) -> float:
+    """Seconds until a `python -m flows.…` that was told to stop has ended; nothing is left, and training has saved."""
+    asked = time.monotonic()
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == status, output
+    assert f"error: {said}; the next run goes on from what is saved" in output.splitlines()
+    assert "Traceback" not in output
+    assert project.processes() == []
+    return time.monotonic() - asked

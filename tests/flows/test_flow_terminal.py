@@ -1,0 +1,98 @@
+"""Flows on a terminal, stopped and killed in every way: nothing stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+from flow_kills import end_of_terminal_run
+from flow_project import Workspace
+from flow_service import PATIENCE
+
+from flows.environment import environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # where the machine is busy, the server takes minutes
+SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever starts the temporary server
+
+
+def test_sigterm_to_a_run_without_a_server(project):
+    project.set(steps=1_000_000)
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+    running = project.start("-m", "flows.pipeline", variables=home, process_group=0)
+    project.wait_until(project.has_checkpoint, PATIENCE)
+    assert project.running(*SERVER)
+    running.terminate()
+    end_of_terminal_run(running, project, 143, "told to stop (SIGTERM)")
+    assert project.dvc("status").returncode == 0
+
+
+def test_sigkill_to_a_run_and_its_child(project):
+    """As `kill -9` of all that a list of processes shows as flows.pipeline; the server is only starting."""
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+    running = project.start("-m", "flows.pipeline", variables=home)
+    project.wait_until(lambda: bool(project.running(*SERVER)), PATIENCE)
+    pids = project.running("flows.pipeline")
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    project.wait_until(lambda: not project.processes(), 120)
+    assert running.wait() == -signal.SIGKILL
+
+
+RUN = """
+    import pathlib, subprocess, sys, time
+    from flows.processes import exit_status
+
+    def run():
+        helper = subprocess.Popen(["sleep", "600"])  # as the temporary server: ended on the usual way out
+        pathlib.Path("ready").touch()
+        try:
+            time.sleep(600)
+        finally:
+            helper.terminate()
+            helper.wait()
+            pathlib.Path("cleaned").touch()
+
+    sys.exit(exit_status(run))
+"""
+
+
+@pytest.mark.parametrize(
+    ("signum", "victim", "status", "cleaned"),
+    [
+        (signal.SIGINT, "parent", 130, True),
+        (signal.SIGTERM, "parent", 143, True),
+        (signal.SIGHUP, "parent", 143, True),
+        (signal.SIGTERM, "child", 143, True),
+        (signal.SIGKILL, "parent", -9, True),
+        (signal.SIGKILL, "child", 137, False),
+    ],
+)
+def test_what_a_run_has_started_ends_with_it(tmp_path, signum, victim, status, cleaned):
+    folder = Workspace(tmp_path)
+    code = textwrap.dedent(RUN)
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    folder.wait_until((tmp_path / "ready").exists)
+    named = {"parent": psutil.Process(parent.pid), "child": psutil.Process(parent.pid).children()[0]}
+    named[victim].send_signal(signum)
+    assert parent.wait(60) == status
+    if (signum, victim) != (signal.SIGKILL, "parent"):
+        assert folder.processes() == []  # when it returns, all is gone
+    folder.wait_until(lambda: not folder.processes(), 60)
+    assert (tmp_path / "cleaned").exists() == cleaned
+    assert b"Traceback" not in parent.stderr.read()
+
+
+def test_the_temporary_server_is_gone_with_its_owner(tmp_path):
+    """Whether it is importing or not: nothing but the end of its pipe tells it."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.temporary", "0"], stdin=subprocess.PIPE, cwd=tmp_path, env=environment()
+    )
+    time.sleep(1)
+    assert server.poll() is None
+    server.stdin.close()
+    assert server.wait(60) == -signal.SIGKILL
