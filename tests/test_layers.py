@@ -20,6 +20,7 @@ LAYERS = [
     "destinations",
     "artifacts",
     "section",
+    "encodings",
     "errors",
 ]
 MODULES = sorted(p for top in ("qwen3llada", "stages", "flows") for p in (ROOT / top).rglob("*.py"))

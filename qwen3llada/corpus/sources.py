@@ -1,5 +1,7 @@
 """Where the model, the text and the conversations come from: the parameters of the sources."""
 
+import glob
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -165,3 +167,16 @@ class ConversationData(DataSource):
     num_proc: int = Field(
         default=2, ge=1, le=512, description="processes that tokenize (1 to 512); the result does not depend on it"
     )
+
+
+def local_sources(raw: Path, model: ModelSource, text: TextData, conversations: ConversationData) -> dict[str, str]:
+    """What is read, by knob; of a glob the first file that lies in the folder `raw`, if one does."""
+    given = {"model.source": model.source}
+    for section, data in (("pretrain_data", text), ("sft_data", conversations)):
+        given |= {f"{section}.name": data.name, f"{section}.heldout_name": data.heldout_name or ""}
+        given |= {f"{section}.mixture.{number}": source.name for number, source in enumerate(data.mixture)}
+    for knob, name in given.items():
+        if glob.has_magic(name):
+            found = glob.glob(str(Path(name).expanduser()), recursive=True)
+            given[knob] = next((file for file in found if raw.absolute() in Path(file).absolute().parents), "")
+    return {knob: name for knob, name in given.items() if name}
