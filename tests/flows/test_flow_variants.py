@@ -5,10 +5,10 @@ import os
 import pytest
 from ruamel.yaml import YAML
 
+from flows import sweep, variants
 from flows.environment import ROOT
 from flows.graph import _values, read_inputs
 from flows.snapshot import visible_files
-from flows.sweep import _run
 from flows.variants import Variant, clone, expand
 
 pytestmark = pytest.mark.timeout(900)  # where the machine is busy, each dvc takes a minute to start
@@ -75,7 +75,7 @@ def test_a_clone_is_the_workspace_byte_for_byte(project):
     assert project.git("status", "--porcelain") == before
 
 
-def test_a_variant_has_the_ignored_data_that_it_reads(project):
+def test_a_variant_has_the_ignored_data_that_it_reads(project, monkeypatch):
     """That of a parameter and of a dependency; a clone is used again unless they have changed."""
     stages = (project.root / "dvc.yaml").read_text()
     (project.root / "dvc.yaml").write_text(stages.replace("deps: [prepare.py]", "deps: [prepare.py, work/words]"))
@@ -92,6 +92,9 @@ def test_a_variant_has_the_ignored_data_that_it_reads(project):
     assert not (path / "work/other").exists()
     assert not (path / "text.txt").exists()  # an output
 
+    inputs = read_inputs(path)
+    monkeypatch.setattr(variants, "read_inputs", lambda root: inputs)  # seconds of dvc, for what is known
+    monkeypatch.setattr(variants, "_configure", lambda root, path: None)
     (path / "checkpoint").touch()
     assert (clone(project.root, variant) / "checkpoint").exists()
     data.write_bytes(b"two\r\n")
@@ -99,21 +102,28 @@ def test_a_variant_has_the_ignored_data_that_it_reads(project):
     assert (path / "work/my/chat.jsonl").read_bytes() == b"two\r\n"
 
 
-def test_a_path_out_of_the_workspace_is_refused_before_anything_runs(project):
-    variants = [Variant("a", ("train.rate=0.5",)), Variant("b", ("prepare.source=../chat.jsonl",))]
-    with pytest.raises(ValueError, match=r"^params\.yaml: prepare\.source: given '\.\./chat.jsonl', which leads out"):
-        _run(variants, [], 1)
-    assert project.lives() == []
+def test_what_one_clone_cannot_have_is_refused_before_any_variant_runs(tmp_path, monkeypatch):
+    def refuse(root, variant):
+        if variant.name == "b":
+            raise ValueError("params.yaml: data.name: given '../chat.jsonl', which leads out of the workspace")
+        return tmp_path
+
+    ran = []
+    monkeypatch.setattr(sweep, "clone", refuse)
+    monkeypatch.setattr(sweep, "_named", lambda variant: lambda *args: ran.append(args))
+    with pytest.raises(ValueError, match="leads out of the workspace"):
+        sweep._run([Variant("a", ()), Variant("b", ())], [], 1)
+    assert ran == []
 
 
 def test_the_sources_of_the_data_are_declared():
     """Each parameter of a source of model or data that can be a path is in `meta.flow.reads` of its stage."""
-    inputs = read_inputs(ROOT)
-    assert {value for where, value in inputs if "params.yaml" in where} == {"builtin"}
-    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    reads = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["download"]["meta"]["flow"]["reads"]
     keys = [f"{section}.{key}" for section in ("pretrain_data", "sft_data") for key in ("name", "heldout_name")]
     mixtures = ["pretrain_data.mixture.name", "sft_data.mixture.name"]
-    assert sorted(stages["download"]["meta"]["flow"]["reads"]) == sorted(["model.source", *keys, *mixtures])
+    assert sorted(reads) == sorted(["model.source", *keys, *mixtures])
+    params = YAML(typ="safe").load(ROOT / "params.yaml")
+    assert {value for key in reads for value in _values(params, key.split("."))} == {"builtin"}
 
 
 def test_a_parameter_of_a_list_of_sections_is_read_in_each():
