@@ -70,7 +70,7 @@ def test_flag_beats_environment_beats_file(monkeypatch):
 
 def test_a_wrong_value_in_the_environment_is_one_line(monkeypatch):
     monkeypatch.setitem(os.environ, "Q3LTEST_NOISE__CAP", "-1")
-    with pytest.raises(ParamsError, match=r"environment: Q3LTEST_…: noise.cap: given '-1', .*greater than 0$"):
+    with pytest.raises(ParamsError, match=r"environment: Q3LTEST_…: noise.cap: given '-1', .*greater than 0; allowed: above 0$"):
         from_environment(Train())
 
 
@@ -152,7 +152,7 @@ def test_wrong_flags_say_what_is_allowed(argv, words):
 def test_wrong_environment_variables_say_what_is_allowed(monkeypatch, name, value, words):
     monkeypatch.setitem(os.environ, f"Q3LTEST_{name}", value)
     with pytest.raises(ParamsError) as caught:
-        flags(Train())
+        from_environment(Train())
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message

@@ -41,9 +41,9 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
         with files_blamed(folder):
             config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
         return merged(base, folder, config=config, **options)
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with files_blamed(folder):
-        model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, **options)
+        model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
     _check_loaded(folder, info)
     return model
 
