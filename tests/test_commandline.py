@@ -70,7 +70,9 @@ def test_flag_beats_environment_beats_file(monkeypatch):
 
 def test_a_wrong_value_in_the_environment_is_one_line(monkeypatch):
     monkeypatch.setitem(os.environ, "Q3LTEST_NOISE__CAP", "-1")
-    with pytest.raises(ParamsError, match=r"environment: Q3LTEST_…: noise.cap: given '-1', .*greater than 0; allowed: above 0$"):
+    with pytest.raises(
+        ParamsError, match=r"environment: Q3LTEST_…: noise.cap: given '-1', .*greater than 0; allowed: above 0$"
+    ):
         from_environment(Train())
 
 

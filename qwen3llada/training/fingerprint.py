@@ -43,6 +43,7 @@ CODE = (
     "training/layer_graphs.py",
     "training/loop.py",
     "training/optimizer.py",
+    "training/optimizers.py",
     "training/reduction.py",
     "training/rotary_kernels.py",
     "training/run.py",
