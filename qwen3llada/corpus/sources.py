@@ -103,13 +103,13 @@ class TextData(DataSource):
 
     streaming: bool = Field(
         default=False,
-        description="true = shards are tokenized and packed while training; before, local ones are read to count their text. "
+        description="true = shards are tokenized and packed while training; local ones are read before to count text. "
         "Needs pretrain.max_steps, a source of whole splits with its own held-out data, and packing",
     )
     text_field: str = Field(
         default="auto",
         min_length=1,
-        description="column of the text; auto = text, content, raw, document, …, else the one column that reads like text",
+        description="column of the text; auto = text, content, raw, document, …, else the one that reads like text",
     )
     txt_unit: Literal["file", "paragraph", "line"] = Field(
         default="file",
