@@ -8,6 +8,7 @@ import pytest
 
 from qwen3llada import artifacts
 from qwen3llada.artifacts import new_file, new_folder, new_together, read_json, read_jsonl, write_json, write_jsonl
+from qwen3llada.errors import InputError
 
 
 def full_disk():
@@ -249,3 +250,29 @@ def test_a_process_killed_among_the_renames_leaves_no_false_record(tmp_path, ren
     write_together(tmp_path, "third")
     assert state(tmp_path) == {"a/third.txt": "third", "b/third.txt": "third", "record.json": "third"}
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "record.json"]
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    assert list(read_jsonl(tmp_path / "x.jsonl")) == [{"a": 1}, {"a": 2}]
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "seems"),
+    [
+        ("latin-1", "ISO-8859-1"),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16-LE"),
+        ("utf-16-be", "UTF-16-BE"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+def test_another_encoding_is_named(tmp_path, encoding, seems):
+    text = json.dumps({"prompt": "Wo liegt Österreich, und wer fährt über die Brücke?"}, ensure_ascii=False) + "\n"
+    for name, read in (("x.jsonl", lambda path: list(read_jsonl(path))), ("x.json", read_json)):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        with pytest.raises(InputError, match=rf"{name}: .*not UTF-8 text.*it seems to be {seems}") as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)

@@ -31,7 +31,9 @@ class MixtureSource(Section):
     """One source of a mixture."""
 
     name: str = Field(min_length=1, description="as in the section around it, but neither builtin nor mixture")
-    config: str | None = Field(default=None, description="configuration of a hub data set; null = its default")
+    config: str | None = Field(
+        default=None, description="configuration of a hub data set or of a copy of one; null = its default"
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set; null = main")
     split: str = Field(default="train", min_length=1, description="split, or a slice of it")
     weight: float = Field(
@@ -57,7 +59,8 @@ class DataSource(Section):
         "interleaved by weight until the first source has no more",
     )
     config: str | None = Field(
-        default=None, description="configuration of a hub data set (wikitext-2-raw-v1, say); null = its default"
+        default=None,
+        description="configuration of a hub data set (wikitext-2-raw-v1, say) or of a copy of one; null = its default",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set; null = main")
     split: str = Field(
@@ -76,7 +79,7 @@ class DataSource(Section):
         ge=0,
         lt=1,
         description="share of the training split to hold out (0 = none, to below 1), chosen by a hash of each row's "
-        "text or first prompt, so that equal ones stay together",
+        "text or first prompt, without case and white space, so that equal ones stay together",
     )
     columns: list[str] = Field(default=[], description="columns to keep; empty = all")
 
@@ -107,13 +110,13 @@ class TextData(DataSource):
 
     streaming: bool = Field(
         default=False,
-        description="true = shards are read, tokenized and packed while training, without a pass over them before. "
+        description="true = shards are tokenized and packed while training; local ones are read before to count text. "
         "Needs pretrain.max_steps, a source of whole splits with its own held-out data, and packing",
     )
     text_field: str = Field(
         default="auto",
         min_length=1,
-        description="column of the text; auto = text, content, raw, document, …, else the first column of strings",
+        description="column of the text; auto = text, content, raw, document, …, else the one that reads like text",
     )
     txt_unit: Literal["file", "paragraph", "line"] = Field(
         default="file",

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from qwen3llada.corpus.builtin import BuiltinParams
-from qwen3llada.corpus.download import download
+from qwen3llada.corpus.download import download, source_notes
 from qwen3llada.corpus.landing import land
 from qwen3llada.corpus.locate import is_local, licence_of, local_files
 from qwen3llada.corpus.mixture import interleave
@@ -20,6 +20,7 @@ from qwen3llada.corpus.reading import read_rows
 from qwen3llada.corpus.selection import Files, Selection
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.splits import Slice, parse_split
+from qwen3llada.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,93 @@ def test_the_files_of_a_split(tmp_path, files, split, expected):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     assert [path.relative_to(tmp_path).as_posix() for path in local_files(str(tmp_path), split)] == expected
+
+
+def fill(folder, *names):
+    for name in names:
+        write_jsonl(folder / name, [{"question": name, "answer": "a"}])
+
+
+def test_files_that_describe_data_are_no_data(tmp_path, checkpoint, local):
+    folder = tmp_path / "chat"
+    fill(folder, "chat.jsonl", "dataset_infos.json", "config.json", "tokenizer_config.json", "Package.json")
+    fill(folder, "requirements.txt", "requirements-dev.txt", "LICENSE.txt", "deep/README.txt")
+    assert [path.name for path in local_files(str(folder), "train")] == ["chat.jsonl"]
+    assert [path.name for path in local_files(str(folder / "*"), "train")] == ["chat.jsonl"]
+    with pytest.raises(InputError, match=r"config\.json: by its name it describes data and holds none"):
+        local_files(str(folder / "config.json"), "train")
+    write_jsonl(folder / "chat.jsonl", CHATS)
+    record = run(tmp_path, checkpoint, local[0], local_chats(folder))
+    assert len(record["conversations"]["left_out"]) == 8
+    assert "deep/README.txt" in record["conversations"]["left_out"]
+    assert any("dataset_infos.json" in note for note in source_notes(record["conversations"]))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_one_of_several_configurations_is_asked_for(tmp_path, listed):
+    """Two folders with the same splits, or what the head of README.md lists."""
+    folder = tmp_path / "gsm8k"
+    if listed:
+        fill(folder, "main-train.jsonl", "main-test.jsonl", "socratic-train.jsonl")
+        entries = [
+            f"- config_name: {name}\n  data_files:\n  - {{split: train, path: {name}-*}}\n"
+            for name in ("main", "socratic")
+        ]
+        (folder / "README.md").write_text("---\nlicense: mit\nconfigs:\n" + "".join(entries) + "---\n# GSM8K\n")
+        expected = ["main-train.jsonl"]
+    else:
+        fill(folder, "main/train-0.jsonl", "main/test-0.jsonl", "socratic/train-0.jsonl")
+        expected = ["main/train-0.jsonl"]
+    with pytest.raises(InputError, match=r"gsm8k: has 2 configurations: main, socratic; set config to one of them"):
+        local_files(str(folder), "train")
+    found = local_files(str(folder), "train", "main")
+    assert [path.relative_to(folder).as_posix() for path in found] == expected
+    with pytest.raises(InputError, match="config='german' is none of its configurations: main, socratic"):
+        local_files(str(folder), "train", "german")
+
+
+def test_folders_of_one_split_are_no_configurations(tmp_path):
+    fill(tmp_path, "train/a/1.jsonl", "train/b/1.jsonl", "test/1.jsonl")
+    assert len(local_files(str(tmp_path), "train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("split", "heldout", "rows"),
+    [("train", "train", 200), ("train[:100]", "train[90:120]", 10), ("train[:50%]+train[150:]", "train[-5:]", 5)],
+)
+def test_rows_that_are_trained_on_and_held_out_are_refused(tmp_path, checkpoint, local, split, heldout, rows):
+    """Also under another name for the same file; slices that only touch each other are allowed."""
+    (tmp_path / "other.jsonl").symlink_to(tmp_path / "texts.jsonl")
+    name = str(tmp_path / "texts.jsonl")
+    for other in (None, str(tmp_path / "other.jsonl")):
+        text = TextData(name=name, split=split, heldout_name=other, heldout_split=heldout)
+        with pytest.raises(InputError, match=rf"{rows} of its rows would be trained on and held out"):
+            run(tmp_path, checkpoint, text, local[1])
+    assert not (tmp_path / "raw").exists()
+    run(tmp_path, checkpoint, TextData(name=name, split="train[:100]", heldout_split="train[100:]"), local[1])
+
+
+def test_conversations_are_divided_by_what_the_leakage_rule_compares(tmp_path, checkpoint, local):
+    """Neither case nor white space tells prompts apart; a later prompt may not open a held-out conversation."""
+
+    def turns(*asked):
+        return {
+            "conversations": [t for q in asked for t in ({"from": "human", "value": q}, {"from": "gpt", "value": "a"})]
+        }
+
+    rows = [turns(form.format(i)) for i in range(60) for form in ("Question {}?", "question  {}?", "QUESTION\n{}?")]
+    rows += [turns(f"other {i}", f"question {i}?") for i in range(60)]
+    chats = local_chats(write_jsonl(tmp_path / "chats.jsonl", rows), heldout_fraction=0.3)
+    record = run(tmp_path, checkpoint, local[0], chats)
+    train, heldout = (rows_of(tmp_path / "raw/conversations" / split) for split in ("train", "heldout"))
+
+    def asked(row):
+        return [" ".join(t["value"].lower().split()) for t in row["conversations"][::2]]
+
+    openings = {asked(row)[0] for row in heldout}
+    assert len(openings) > 15
+    assert not [row for row in train if openings & set(asked(row))]
+    assert record["conversations"]["asks_heldout"] == len(rows) - len(train) - len(heldout) > 0
 
 
 def test_links_are_followed_and_globs_may_name_folders(tmp_path):

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+from collections import Counter
+from fractions import Fraction
 from itertools import islice
+from math import gcd
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,8 @@ from qwen3llada.corpus import formats
 from qwen3llada.corpus.batching import make_loader
 from qwen3llada.corpus.builtin import BuiltinParams
 from qwen3llada.corpus.download import download
+from qwen3llada.corpus.lanes import deal, turns
+from qwen3llada.corpus.same_text import hashes
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.stream import RUN, STREAM_FILE, TextStream
 from qwen3llada.corpus.stream_source import list_shards, write_shards, write_stream
@@ -26,14 +31,14 @@ NOISE = NoiseParams.model_validate({"random_length_prob": 0.0})
 @pytest.fixture
 def shards(tmp_path):
     """Three shards of other sizes and formats, of which the second needs several blocks; and their documents."""
-    texts = [[f"shard {s} document {d} {'x' * (d * 7 % 40)}ö" for d in range(n)] for s, n in enumerate((9, 40, 14))]
+    texts = [[f"shard {s} document {d} {'x' * (d * 7 % 40)}ö" for d in range(n)] for s, n in enumerate((20, 40, 30))]
     texts[1][3] = " "  # blank: no document
     folder = tmp_path / "shards"
     folder.mkdir()
     lines = ["".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(part)) for part in texts]
     (folder / "0.jsonl.gz").write_bytes(gzip.compress(lines[0].encode()))
     (folder / "1.jsonl").write_text(lines[1])
-    pq.write_table(pa.table({"id": range(14), "text": texts[2]}), folder / "2.parquet", row_group_size=5)
+    pq.write_table(pa.table({"id": range(30), "text": texts[2]}), folder / "2.parquet", row_group_size=5)
     return folder, [[text for text in part if text.strip()] for part in texts]
 
 
@@ -53,20 +58,27 @@ def describe(folder, out, tokenizer, **settings):
 
 
 def expected(tokenizer, texts, samples):
-    """The first samples, by way of the whole token sequences of all lanes; here each shard is a lane."""
+    """The first samples, by way of the whole token sequences of all lanes; here each shard is a lane, large ones first.
+
+    In a cycle each lane has turns in proportion to its bytes, 256 on average; turn k of n lies at (k + 1/2) / n of it.
+    """
     backend = tokenizer.backend_tokenizer
+    sizes = [sum(len(text.encode()) for text in part) for part in texts]
+    order = sorted(range(len(texts)), key=lambda i: -sizes[i])
+    turns = [round(256 * sizes[i] * len(texts) / sum(sizes)) for i in order]
+    assert gcd(*turns) == 1
+    cycle = sorted((Fraction(2 * k + 1, 2 * n), lane) for lane, n in enumerate(turns) for k in range(n))
     lanes = []
-    for part in texts:
+    for part in (texts[i] for i in order):
         once = [i for text in part for i in [*backend.encode(text, add_special_tokens=False).ids, 0]]
         once = [tokenizer.eos_token_id if i == 0 else i for i in once]
         endless = once * (samples * LENGTH // len(once) + 2)
         lanes.append([endless[i : i + LENGTH] for i in range(0, samples * LENGTH, LENGTH)])
-    order = []
-    while len(order) < samples:
-        for lane in lanes:
-            order += lane[:RUN]
-            del lane[:RUN]
-    return order[:samples]
+    found = []
+    for _, lane in cycle[: samples // RUN + 1]:
+        found += lanes[lane][:RUN]
+        del lanes[lane][:RUN]
+    return found[:samples]
 
 
 def rows(batches):
@@ -114,7 +126,7 @@ def test_reading_goes_on_from_the_cursors_of_all_readers(steps, workers, shards,
         for batch in islice(loader(stream, micro_batch_size=2, num_processes=2, process_index=index), steps):
             cursors |= batch.cursors
             cursors = stream.needed(cursors)
-    assert 0 < len(cursors) <= stream.lanes
+    assert 0 < len(cursors) <= len(stream.lanes)
     stored = json.loads(json.dumps(list(cursors.items())))
     batches = loader(stream, micro_batch_size=4, start_step=steps, cursors=dict(stored), num_workers=workers)
     assert rows(islice(batches, 5)) == dict(
@@ -122,11 +134,12 @@ def test_reading_goes_on_from_the_cursors_of_all_readers(steps, workers, shards,
     )
 
 
-def test_what_was_read_is_not_read_again(shards, tokenizer, tmp_path):
+def test_what_was_read_is_not_read_again(shards, tokenizer, tmp_path, monkeypatch):
     """A lane of two shards that has come to its second needs the first no more."""
     folder, _ = shards
+    monkeypatch.setattr("qwen3llada.corpus.lanes.MAX_LANES", 1)
     described = describe(folder, tmp_path, tokenizer)
-    described.lanes = 1
+    assert described.lanes == [[0, 1, 2]]
     whole = list(described.read(iter(range(300)), {}))
     place = next(i for i, sample in enumerate(whole) if sample.cursor[0] == 1 and sample.cursor[1] == 2)
     (folder / "0.jsonl.gz").unlink()
@@ -136,8 +149,8 @@ def test_what_was_read_is_not_read_again(shards, tokenizer, tmp_path):
         assert sample.cursor == before.cursor
 
 
-def test_no_shard_is_opened_before_training(tmp_path, tokenizer):
-    """What is no parquet at all is found by the reader that comes to it, not before."""
+def test_shards_are_listed_first_and_read_once_before_training(tmp_path, tokenizer):
+    """What is no parquet at all is found when the text is counted, not after some steps of training."""
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "train-0.parquet").write_bytes(b"not parquet")
     (tmp_path / "held.txt").write_text("kept apart")
@@ -151,9 +164,67 @@ def test_no_shard_is_opened_before_training(tmp_path, tokenizer):
     )
     assert [*record["text"]["files"]] == ["heldout/held.txt", f"train/{STREAM_FILE}"]
     assert record["text"]["streaming"] is True
-    write_stream(tmp_path / "raw/text/train", tmp_path / "out", tokenizer, text, max_length=8)
     with pytest.raises(ValueError, match=r"train-0\.parquet: damaged parquet file"):
-        next(TextStream(tmp_path / "out", tokenizer).read(iter([0]), {}))
+        write_stream(tmp_path / "raw/text/train", tmp_path / "out", tokenizer, text, max_length=8)
+
+
+def documents(tokenizer, stream, samples):
+    """How often each document comes in the first samples, whole ones only; EOS ends each."""
+    lanes = {}
+    for position, sample in enumerate(stream.read(iter(range(samples)), {})):
+        lanes.setdefault(stream._lane(position), []).extend(sample.tokens.tolist())
+    texts = [text for tokens in lanes.values() for text in tokenizer.decode(tokens).split("<|endoftext|>")[:-1]]
+    return Counter(texts)
+
+
+@pytest.mark.parametrize("few", [1, 3])
+def test_text_is_repeated_alike_however_it_is_cut_into_files(few, tokenizer, tmp_path):
+    """A blank part, a part of 30 bytes, a mostly blank part of many bytes, and parts of 1 : 2 : 4 of text."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    names = {"blank": [" ", None] * 40, "tiny": [f"tiny {i}" for i in range(few)], "hollow": [None] * 400 + ["hollow"]}
+    names |= {f"part{n}": [f"part{n} {i:03} {'x' * 50}" for i in range(15 * n)] for n in (1, 2, 4)}
+    for name, texts in names.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    params = TextData(name=str(folder), streaming=True, heldout_name="elsewhere", num_proc=1)
+    write_shards(tmp_path / "raw", list_shards(params)[0])
+    counts = write_stream(tmp_path / "raw", tmp_path / "out", tokenizer, params, max_length=LENGTH)
+    assert (counts["blank_shards"], counts["blank_documents"], counts["documents"]) == (1, 480, 105 + few + 1)
+    stream = TextStream(tmp_path / "out", tokenizer)
+    assert len(stream.lanes) == 3
+    passes = 9
+    seen = documents(tokenizer, stream, passes * sum(len(text) + 1 for t in names.values() for text in t if text) // 16)
+    assert len(seen) == 105 + few + 1 + sum(name not in {t for n in names.values() for t in n} for name in seen)
+    whole = [seen[text] for texts in names.values() for text in texts if text and text.strip()]
+    assert passes - 2 <= min(whole) <= max(whole) <= passes + 2
+
+
+def test_lanes_are_balanced_and_drawn_by_their_size():
+    sizes = [5000, 0, 3, 900, 1100, 4000, 7]
+    lanes = deal(sizes, least=500)
+    assert sorted(shard for lane in lanes for shard in lane) == [0, 2, 3, 4, 5, 6]
+    loads = [sum(sizes[i] for i in lane) for lane in lanes]
+    assert min(loads) >= 500
+    order = turns(loads).tolist()
+    for end in range(1, len(order) + 1):  # at every point, not only after the whole cycle
+        for lane, load in enumerate(loads):
+            assert abs(order[:end].count(lane) - end * load / sum(loads)) < 2
+    assert deal([0, 0], 1) == []
+    assert turns([7, 7, 7]).tolist() == [0, 1, 2]
+
+
+def test_held_out_documents_are_not_streamed(shards, tokenizer, tmp_path):
+    """Case and white space do not make another document."""
+    folder, texts = shards
+    held = hashes(["  SHARD 0 document\t0  ö"])
+    assert texts[0][0] == "shard 0 document 0 ö"
+    params = TextData(name=str(folder), streaming=True, heldout_name="elsewhere", num_proc=1)
+    write_shards(tmp_path / "raw", list_shards(params)[0])
+    counts = write_stream(tmp_path / "raw", tmp_path / "out", tokenizer, params, max_length=LENGTH, heldout=held)
+    assert (counts["heldout_documents"], counts["documents"]) == (1, 88)
+    texts[0] = texts[0][1:]
+    found = TextStream(tmp_path / "out", tokenizer).read(iter(range(200)), {})
+    assert [sample.tokens.tolist() for sample in found] == expected(tokenizer, texts, 200)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_pieces_of_a_text_file_change_no_token(tmp_path, monkeypatch):
     [
         ({"content": "c", "title": "t"}, "auto", "content"),
         ({"raw": "r", "document": "d"}, "auto", "raw"),
-        ({"n": 1, "title": "t", "story": "It is a tale of an old hill."}, "auto", "story"),
+        ({"n": 1, "title": "t", "story": "an ox is on my hill"}, "auto", "story"),
         ({"text": "x", "story": "s"}, "story", "story"),
     ],
 )
@@ -231,8 +231,9 @@ def test_the_text_column_is_found_or_named(tmp_path, tokenizer, record, field, c
     else:
         write_jsonl(raw / "a.jsonl", [record])
     params = text_params(text_field=field, remainder="pad")
-    tokenize_text(raw, tmp_path / "out", tokenizer, params, max_length=16)
+    manifest = tokenize_text(raw, tmp_path / "out", tokenizer, params, max_length=32)
     assert tokenizer.decode(stored(tmp_path / "out")[0][:-1]) == record[column]
+    assert manifest["text_field"] == column
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_damaged_files_are_named(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_files_of_other_columns_are_named(tmp_path, tokenizer, kind):
-    """The first file decides which column is the text; a later one may have none, or one of numbers."""
+    """All files have one column of text; a later one may have none, or one of numbers."""
 
     def write(name, table):
         path = tmp_path / name[0] / f"{name}.{kind}"
@@ -413,7 +414,7 @@ def test_the_manifest_knows_the_tokens_and_the_tokenizer(tmp_path, tokenizer, ma
 def test_both_corpora_are_tokenized_whole_or_not_at_all(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "model")
     for split in ("train", "heldout"):
-        write_jsonl(tmp_path / "text" / split / "a.jsonl", [{"text": "some words " * 5}] * 4)
+        write_jsonl(tmp_path / "text" / split / "a.jsonl", [{"text": f"{split[:4]} words " * 5}] * 4)
         write_jsonl(tmp_path / "chats" / split / "a.jsonl", [good()] * 3)
     arguments = (tmp_path / "text", tmp_path / "chats", tmp_path / "out", tmp_path / "reports")
     knobs = {"tokenizer_folder": tmp_path / "model", "text": text_params(), "conversations": chat_params()}

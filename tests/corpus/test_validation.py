@@ -111,10 +111,12 @@ def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
     assert report["train"]["invalid"] == 2
     assert [entry["index"] for entry in quarantined(tmp_path)] == [18, 19]
     assert "2 invalid records are set aside" in (tmp_path / "reports/validation/index.html").read_text()
-    with pytest.raises(
-        InvalidConversations, match=r"2 of 20 records are invalid, more than max_invalid_fraction=0\.09"
-    ):
+    problem = r"train: 2 of 20 records are invalid, more than max_invalid_fraction=0\.09 allows \(1 records\)\. "
+    with pytest.raises(InvalidConversations, match=problem):
         gate(rows, on_invalid="quarantine", max_invalid_fraction=0.09)
+    small = r"train: 2 of 20 .* allows \(0 records\); with 20 records in train one is too many: it is small"
+    with pytest.raises(InvalidConversations, match=small):
+        gate(rows, on_invalid="quarantine", max_invalid_fraction=0.04)
     assert not (tmp_path / "validated").exists()
 
 

@@ -1,0 +1,60 @@
+"""A file of another encoding than UTF-8: one line with its name and the encoding that it seems to have."""
+
+import json
+
+import pytest
+
+from qwen3llada.corpus.reading import read_blocks
+from qwen3llada.corpus.text import txt_blocks
+from qwen3llada.errors import InputError, seeming_encoding
+
+ROWS = [{"question": f"Wer fährt im Jahr {i} über die Brücke?", "answer": "Österreich"} for i in range(30)]
+FORMS = {
+    "a.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+    "a.json": json.dumps(ROWS, ensure_ascii=False),
+    "a.csv": "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in ROWS),
+    "a.txt": "\n".join(row["question"] for row in ROWS),
+}
+ENCODINGS = {
+    "latin-1": "ISO-8859-1",
+    "cp1252": "ISO-8859-1",  # the same bytes, here
+    "utf-16": "UTF-16",
+    "utf-16-le": "UTF-16-LE",
+    "utf-16-be": "UTF-16-BE",
+    "utf-32": "UTF-32",
+}
+
+
+def read(path):
+    return [*txt_blocks(path, "line")] if path.suffix == ".txt" else [*read_blocks(path)]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_file_and_its_encoding_are_named(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes(FORMS[name].encode(encoding))
+    with pytest.raises(InputError, match=rf"{name}: not UTF-8 text.*it seems to be {ENCODINGS[encoding]}") as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_utf_8_is_read_with_and_without_its_mark(tmp_path, name):
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_bytes(FORMS[name].encode(encoding))
+        assert sum(len(block.decoded()) if name == "a.txt" else len(block) for block in read(tmp_path / name)) >= 30
+
+
+def test_a_damaged_line_is_not_another_encoding(tmp_path):
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
+    lines[3] = lines[3].replace("ü".encode(), b"\xfc")
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    rows = [row for block in read(tmp_path / "a.jsonl") for row in block.rows()]
+    assert [i for i, row in enumerate(rows) if row.error] == [3]
+    assert "not UTF-8 text" in rows[3].error
+
+
+def test_words_for_other_bytes():
+    assert seeming_encoding("“Straße”, sagte er".encode("cp1252")) == "Windows-1252"
+    assert seeming_encoding("Привет, мир".encode("cp1251")).startswith("an encoding with many bytes above 127")
+    assert seeming_encoding("viele Wörter, Sätze, Bücher".encode() + b"\xff") == "damaged UTF-8"
