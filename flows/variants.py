@@ -17,7 +17,7 @@ from pathlib import Path
 from flows.commands import run
 from flows.graph import read_inputs
 from flows.snapshot import copy_files, digests, hidden_files, visible_files
-from flows.workspace import put_parameters
+from flows.workspace import check_parameters, put_parameters
 
 CLONES = Path(".dvc/tmp/sweep")
 MADE_OF = "made-of"  # in the clone's .git folder
@@ -68,8 +68,8 @@ def clone(root: Path, variant: Variant) -> Path:
     Files are copied byte for byte. So is what a variant reads though git ignores it. DVC's cache is shared.
     A clone that an interrupted sweep has left is used again if it was made of the same files and parameters: its
     checkpoints are in it.
-    Raises: ValueError for what a clone cannot have or would find elsewhere; `StageFailedError` naming a wrong key;
-        RuntimeError with the text of git or dvc.
+    Raises: ValueError for what a clone cannot have or would find elsewhere; `StageFailedError` naming a wrong key or a
+        folder that is not the project's to replace; RuntimeError with the text of git or dvc.
     """
     visible = visible_files(root)
     revision = run(root, "git", "rev-parse", "HEAD").strip()
@@ -90,6 +90,7 @@ def clone(root: Path, variant: Variant) -> Path:
     put_parameters(None, variant.overrides, path)
     hidden = _hidden(root, path, visible)
     copy_files(root, hidden, path, links=False)
+    check_parameters(path)
     stamp.write_text(json.dumps(made_of | {"hidden": digests(root, hidden, links=False)}))
     return path
 

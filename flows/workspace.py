@@ -20,7 +20,7 @@ STEP = "parameters"
 
 @contextmanager
 def workspace(params: str | None, overrides: Sequence[str], root: Path = Path()) -> Iterator[None]:
-    """Hold the workspace at `root` for a run, after writing its parameters into `params.yaml`.
+    """Hold the workspace at `root` for a run, after writing its parameters into `params.yaml` and checking them.
 
     Runs that change no parameters share the workspace (dvc locks single stages); one that does must be alone when it
     starts. The parameters stay: they are what the outputs were made with. `git restore params.yaml` undoes them.
@@ -29,7 +29,7 @@ def workspace(params: str | None, overrides: Sequence[str], root: Path = Path())
         params: a parameter set (`configs/NAME.yaml`), or None.
         overrides: `section.key=value`, on top of it.
     Raises: `StageFailedError` of step "parameters": busy if another run is going on; else with the line that names
-        the wrong key, and nothing is written.
+        the wrong key, and nothing is written; or as `check_parameters`.
     """
     if not (root / ".dvc").is_dir():
         raise ValueError(f"{root.resolve()} must be the root of a DVC project: it has no .dvc")
@@ -39,6 +39,7 @@ def workspace(params: str | None, overrides: Sequence[str], root: Path = Path())
             _lock(file, fcntl.LOCK_EX, "another run uses the workspace; this one would change its parameters")
             put_parameters(params, overrides, root)
         _lock(file, fcntl.LOCK_SH, "another run is changing the parameters of the workspace")
+        check_parameters(root)
         yield
 
 
@@ -52,7 +53,6 @@ def _lock(file: Any, kind: int, message: str) -> None:
 def put_parameters(params: str | None, overrides: Sequence[str], root: Path = Path()) -> None:
     """Write a parameter set and overrides into params.yaml of `root`.
 
-    Through the package's own command, which checks them, in a subprocess: flows import nothing of the package.
     Raises: `StageFailedError` of step "parameters" with the line that names the wrong key; nothing is written then.
     """
     file = Path(params) if params and not overrides else GIVEN
@@ -63,7 +63,20 @@ def put_parameters(params: str | None, overrides: Sequence[str], root: Path = Pa
         (root / GIVEN).parent.mkdir(exist_ok=True)
         with open(root / GIVEN, "w", encoding="utf-8") as stream:
             YAML().dump(tree, stream)
-    command = [sys.executable, "-m", "qwen3llada.params", str(file)]
+    _run_params(str(file), root)
+
+
+def check_parameters(root: Path = Path()) -> None:
+    """Check params.yaml of `root` and the folders that it has replaced, before dvc, which removes them unasked.
+
+    Raises: `StageFailedError` of step "parameters" with the line that names the wrong key or the folder.
+    """
+    _run_params("--check", root)
+
+
+def _run_params(argument: str, root: Path) -> None:
+    """The package's own command, which checks parameters, in a subprocess: flows import nothing of the package."""
+    command = [sys.executable, "-m", "qwen3llada.params", argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -14,7 +14,7 @@ def load_backend(folder: str | Path) -> tuple[Any, set[str]]:
     """The tokenizer in `folder` as the tokenizers library has it, and its control tokens.
 
     The same as `load_tokenizer` gives, but where there is a tokenizer.json without Transformers, which takes seconds to
-    import. Raises: ValueError as `load_tokenizer`.
+    import. Raises: InputError as `load_tokenizer`.
     """
     file, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
     if not file.is_file() or not settings.is_file():

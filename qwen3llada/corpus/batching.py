@@ -72,7 +72,7 @@ def make_loader(
     never beyond `max_length`. `real_tokens` [R]: ids for the noise types that draw some. `at_least_one`: no sample is
     left without a masked position. `pad_to_multiple_of`: batch lengths are multiples of this.
     `num_workers`: processes that make batches ahead; 0: this one does, when asked.
-    Raises ValueError on values out of range and on combinations that cannot be served.
+    Raises InputError on values out of range and on combinations that cannot be served.
     """
     import torch
     from torch.utils.data import DataLoader

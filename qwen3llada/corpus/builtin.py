@@ -82,7 +82,7 @@ class BuiltinParams(Section):
 def write_builtin_text(folder: str | Path, params: BuiltinParams) -> None:
     """Write the pretraining text to `folder` as train.jsonl and heldout.jsonl, one {"text": document} per line.
 
-    Raises: ValueError if the world is too small for so many different documents.
+    Raises: InputError if the world is too small for so many different documents.
     """
     train, heldout = builtin_documents(params)
     for split, texts in (("train", train), ("heldout", heldout)):
@@ -118,7 +118,7 @@ def write_builtin_model(folder: str | Path, params: BuiltinParams) -> None:
 
     Its tokenizer is trained on the training text and the training conversations.
 
-    Raises: ValueError if `bpe_tokens` is more than the text has merges for.
+    Raises: InputError if `bpe_tokens` is more than the text has merges for.
     """
     from qwen3llada.corpus.builtin_model import write_tokenizer, write_weights
 

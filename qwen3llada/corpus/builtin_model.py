@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 def write_tokenizer(folder: Path, texts: Iterable[str], *, bpe_tokens: int) -> None:
     """Train a byte-level BPE of `bpe_tokens` tokens on `texts` and write its files as Qwen serves them.
 
-    Raises: ValueError if the texts have too few merges.
+    Raises: InputError if the texts have too few merges.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 

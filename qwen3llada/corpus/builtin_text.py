@@ -21,7 +21,7 @@ LARGEST_GROUP = 4  # names
 def documents(kinds: tuple[Kind, ...], count: int, rng: np.random.Generator) -> list[str]:
     """Draw `count` distinct short documents. Every fact is told equally often, in drawn order.
 
-    Raises: ValueError if the world is too small to tell so many different ones.
+    Raises: InputError if the world is too small to tell so many different ones.
     """
     told: dict[str, None] = {}
     subjects = [(kind, entity) for kind, entity, _ in _pairs(kinds)]  # an entity once for each of its facts

@@ -38,7 +38,7 @@ class ConversationEncoder:
         self.tokenizer, self.params, self.max_length = tokenizer, params, max_length
 
     def __call__(self, block: Block) -> EncodedConversations:
-        """The samples of a block. Raises: ValueError naming the file and the record without a human→gpt pair."""
+        """The samples of a block. Raises: InputError naming the file and the record without a human→gpt pair."""
         pairs = []
         for offset, row in enumerate(block.rows()):
             try:

@@ -34,7 +34,7 @@ def encode_prompt(
     `chat`: the tokenizer's chat template, generation prompt included.
 
     Raises:
-        ValueError: `template` is unknown, or `chat` and the tokenizer has no chat template.
+        InputError: `template` is unknown, or `chat` and the tokenizer has no chat template.
     """
     return encode_prompts(tokenizer, template, [Exchange(human, "", system, tuple(history))])[0]
 
@@ -66,7 +66,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts. Nothing is added, and what reads like a special token is encoded as the text that it is.
 
     Raises:
-        ValueError: a text cannot be encoded (a lone surrogate, say).
+        InputError: a text cannot be encoded (a lone surrogate, say).
     """
     if not texts:
         return []

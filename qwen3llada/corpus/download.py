@@ -1,19 +1,18 @@
 """The model and the data, from wherever they are to data/raw: resolved first, then landed, each whole or not at all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3llada.artifacts import new_together, write_json
 from qwen3llada.corpus import builtin
-from qwen3llada.corpus.blocks import file_format
 from qwen3llada.corpus.builtin import BuiltinParams
+from qwen3llada.corpus.dividing import TextColumn, selections
 from qwen3llada.corpus.hub import MODEL_FILES, HubRepository, dataset_files, fetch, model_files, resolve
 from qwen3llada.corpus.landing import copy_file, describe_file, land
 from qwen3llada.corpus.locate import is_local, left_out, licence_of, local_files
 from qwen3llada.corpus.mixture import Ingredient, land_mixture
-from qwen3llada.corpus.same_text import prompts
 from qwen3llada.corpus.selection import Files, Selection, refuse_overlap
 from qwen3llada.corpus.sources import (
     BUILTIN,
@@ -26,7 +25,6 @@ from qwen3llada.corpus.sources import (
 )
 from qwen3llada.corpus.splits import parse_split
 from qwen3llada.corpus.stream_source import list_shards, write_shards
-from qwen3llada.corpus.text_column import AUTO, text_column
 from qwen3llada.errors import InputError
 
 SOURCE_FILE = "SOURCE.json"
@@ -48,7 +46,7 @@ def download(
     The four change together, or none does: after an error all that was in `raw` before is still there.
     SOURCE.json says of each where it came from, in which revision, under which licence (null = not known), and the
     sizes and SHA-256 of its files. Builtin and local sources are read without any use of the network.
-    Raises: ValueError if a source, revision or split does not exist or holds nothing; OSError if the hub is not there.
+    Raises: InputError if a source, revision or split does not exist or holds nothing; OSError if the hub is not there.
     """
     artifacts = {  # all of them are looked up before anything is written
         "model": _model(model, world),
@@ -124,8 +122,8 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
     train, repository = _files(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split}
     heldout, held_out = _heldout(params)
-    column = _TextColumn(params, [train])
-    whole, divided = _selections(params, column)
+    column = TextColumn(params, [train])
+    whole, divided = selections(params, column)
     refuse_overlap(train, heldout, whole)
 
     def write(folder: Path) -> dict[str, Any]:
@@ -142,7 +140,7 @@ def _stream(params: TextData) -> Artifact:
     shards, repository = list_shards(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split, "streaming": True}
     heldout, held_out = _heldout(params)
-    whole, _ = _selections(params, _TextColumn(params, []))
+    whole, _ = selections(params, TextColumn(params, []))
     _refuse_held_shards(params, [shard["path"] for shard in shards["shards"]], heldout, repository is None, whole)
 
     def write(folder: Path) -> None:
@@ -174,8 +172,8 @@ def _mixture(params: TextData | ConversationData) -> Artifact:
         for (_, repository), source in found
     ]
     heldout, held_out = _heldout(params)
-    column = _TextColumn(params, [files for (files, _), _ in found])
-    whole, divided = _selections(params, column)
+    column = TextColumn(params, [files for (files, _), _ in found])
+    whole, divided = selections(params, column)
     refuse_overlap([files for (sources, _), _ in found for files in sources], heldout, whole)
 
     def write(folder: Path) -> dict[str, Any]:
@@ -201,46 +199,6 @@ def _heldout(params: DataSource) -> tuple[list[Files], dict[str, Any]]:
     )
     files, repository = _files(source)
     return files, {"heldout": _origin(source.name, repository) | {"split": source.split}}
-
-
-def _selections(params: TextData | ConversationData, column: "_TextColumn") -> tuple[Selection, Selection]:
-    """Of all rows, and of rows some of which are held out."""
-    if isinstance(params, TextData):
-        whole = Selection(params.columns, 0.0, column.text_of, params.txt_unit)
-    else:
-        whole = Selection(params.columns, 0.0, _opening, prompts=prompts)
-    return whole, replace(whole, heldout_fraction=params.heldout_fraction)
-
-
-def _opening(path: Path, value: Any) -> str:
-    """What a conversation is held out by: its first prompt; the whole record if it has none."""
-    asked = prompts(value)
-    return asked[0] if asked else str(value)
-
-
-class _TextColumn:
-    """The column of the text of each source, found when a text is first asked for."""
-
-    def __init__(self, params: TextData | ConversationData, sources: list[list[Files]]):
-        self._field = getattr(params, "text_field", AUTO)
-        self._paths = [[path for part in files for path in part.paths] for files in sources]
-        self._columns: dict[Path, str | None] = {}
-
-    def text_of(self, path: Path, value: Any) -> str:
-        """The text of a row, which it is held out by. Raises: InputError naming the file whose row has none."""
-        if path not in self._columns:
-            source = next(paths for paths in self._paths if path in paths)
-            self._columns |= dict.fromkeys(source, text_column(source, self._field))
-        column = "text" if file_format(path) == "txt" else self._columns[path]
-        text = value.get(column) if isinstance(value, dict) else None
-        if not isinstance(text, str) and (text is not None or column not in (value or ())):
-            raise InputError(f"{path}: {column} of a record is {text!r:.60}, not text")
-        return text or ""
-
-    def facts(self) -> dict[str, Any]:
-        """For SOURCE.json: the columns that were read, if any."""
-        found = sorted({column for column in self._columns.values() if column is not None})
-        return {"text_field": found[0] if len(found) == 1 else found} if found else {}
 
 
 def _files(source: DataSource | MixtureSource) -> tuple[list[Files], HubRepository | None]:

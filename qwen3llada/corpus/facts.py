@@ -1,6 +1,5 @@
 """What the validation's rules are about: for each record the facts that they judge, found a block at a time."""
 
-import hashlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from qwen3llada.corpus.blocks import Block, Row
 from qwen3llada.corpus.conversations import is_encodable
 from qwen3llada.corpus.lost import find_lost
 from qwen3llada.corpus.records import GPT, HUMAN, is_taught, map_record, visible
-from qwen3llada.corpus.same_text import folded
+from qwen3llada.corpus.same_text import fingerprint, text_hash
 
 #: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
 FACTS = (
@@ -113,7 +112,7 @@ class FactFinder:
             return facts | {"not_unicode": f"{broken} of {len(texts)} texts hold a lone surrogate"}
         self._count(turns, taught, texts, found)
         asked = [before for before, after in itertools.pairwise(turns) if (before[0], after[0]) == (HUMAN, GPT)]
-        prompts = [fingerprint(folded(text)) for _, text in asked]
+        prompts = [text_hash(text) for _, text in asked]
         found.openings[-1] = next(iter(prompts), None)
         facts["leaked_from"] = next((self.heldout[key] for key in prompts if key in self.heldout), None)
         return facts | self._hashes(record["system"], turns, taught) | {"excess_tokens": self._excess(texts)}
@@ -148,12 +147,6 @@ class FactFinder:
 def find_facts(finder: FactFinder, block: Block) -> BlockFacts:
     """The facts of a block (a function that worker processes can be given)."""
     return finder(block)
-
-
-def fingerprint(text: str) -> int:
-    """63 bits of a hash of a text: a million of them collide with a probability below 1e-7."""
-    data = text.encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
 
 
 def _part(role: str, text: str) -> str:

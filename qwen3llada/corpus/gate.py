@@ -38,7 +38,7 @@ def validate(
 
     Reports, written in either case: validation.json (returned), quarantine.jsonl (invalid records, raw and whole), and
     validation/: index.html, data_docs, profile.json. After a failure `out` does not exist.
-    Raises: InvalidConversations if a rule failed; ValueError if there is nothing to judge, or an expectation could not
+    Raises: InvalidConversations if a rule failed; InputError if there is nothing to judge, or an expectation could not
     be evaluated.
     """
     _remove(out)

@@ -45,7 +45,7 @@ class HubRepository:
 def resolve(name: str, revision: str | None, kind: Literal["model", "dataset"]) -> HubRepository:
     """The repository at the commit that `revision` (None = main) is now.
 
-    Raises: ValueError if there is none to be had: no such name or revision, no access. OSError if the hub is not there.
+    Raises: InputError if there is none to be had: no such name or revision, no access. OSError if the hub is not there.
     """
     from huggingface_hub import HfApi
 
@@ -68,7 +68,7 @@ def model_files(repository: HubRepository) -> list[str]:
 def fetch(repository: HubRepository, paths: list[str]) -> Path:
     """Download files, or take them from the cache; the folder they are in.
 
-    Raises: ValueError if a file is not what the hub says it is; OSError if the hub cannot be reached.
+    Raises: InputError if a file is not what the hub says it is; OSError if the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -88,7 +88,7 @@ def fetch(repository: HubRepository, paths: list[str]) -> Path:
 def dataset_files(repository: HubRepository, config: str | None, parts: list[Slice]) -> list[list[str]]:
     """The paths, in the repository, of the data files of each split; how they are found is the hub's own convention.
 
-    Raises: ValueError if the configuration or a split does not exist.
+    Raises: InputError if the configuration or a split does not exist.
     """
     from datasets import load_dataset_builder
 

@@ -39,7 +39,7 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
     Files of which every row and column is wanted are copied byte by byte, so that damage stays where validation finds
     it. Else JSON lines stay as they are, columnar files become parquet and all others JSON lines.
     Returns: how many conversations were left out, because a later prompt of theirs opens a held-out one.
-    Raises: ValueError if a folder ends without a row, or a column is missing.
+    Raises: InputError if a folder ends without a row, or a column is missing.
     """
     whole = not selection.columns and not selection.heldout_fraction
     rows = {train: 0} | ({heldout: 0} if heldout and selection.heldout_fraction else {})
@@ -136,7 +136,7 @@ def _select(block: Block, columns: list[str]) -> pa.RecordBatch:
 def json_lines(block: Block, columns: list[str]) -> list[bytes]:
     """The rows as lines of JSON; lines of JSON, also damaged ones, stay as they are.
 
-    Raises: ValueError for a damaged record of another format, which no line can carry.
+    Raises: InputError for a damaged record of another format, which no line can carry.
     """
     if block.lines is not None and not columns:
         return block.lines

@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 def is_local(name: str) -> bool:
     """Whether `name` is a path and not a hub id: it exists, or a hub id cannot have its form.
 
-    Raises: ValueError if it is a path and nothing is there.
+    Raises: InputError if it is a path and nothing is there.
     """
     path = Path(name).expanduser()
     if path.exists() or glob.has_magic(name):

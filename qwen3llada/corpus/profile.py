@@ -32,7 +32,7 @@ def drift(baseline: dict[str, Any], now: dict[str, Any]) -> dict[str, float]:
     """Jensen-Shannon divergence, in bits, between two summaries of profiles, for each distribution.
 
     0 = equal, 1 = nothing in common (Lin 1991, "Divergence measures based on the Shannon entropy").
-    Raises: ValueError if `baseline` is not a summary.
+    Raises: InputError if `baseline` is not a summary.
     """
     if missing := [name for name in now if name not in baseline]:
         raise InputError(f"a baseline must have {', '.join(now)}; this one has no {', '.join(missing)}")

@@ -28,7 +28,7 @@ def data_files(folder: Path) -> list[Path]:
 
     Left out is what is hidden, what is no data by its name (`is_bookkeeping`) and, of a folder that `datasets` saved,
     what it has put there since as a cache.
-    Raises: ValueError if there is none, or `folder` does not exist.
+    Raises: InputError if there is none, or `folder` does not exist.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -58,7 +58,7 @@ def find_data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path
 def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
     """The records of a file that has records (any format but .txt), in order.
 
-    `columns` limits what is read of a columnar file. Raises: ValueError naming the file if it is damaged as a whole.
+    `columns` limits what is read of a columnar file. Raises: InputError naming the file if it is damaged as a whole.
     """
     kind = file_format(path)
     try:

@@ -60,7 +60,7 @@ def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]
     The pairs before, taught or not, are the history of each. A turn that belongs to no pair is not used.
 
     Raises:
-        ValueError: `record` is no record, or holds no pair that is taught.
+        InputError: `record` is no record, or holds no pair that is taught.
     """
     conversation, system = record.get("conversations"), record.get("system")
     if not isinstance(conversation, list):

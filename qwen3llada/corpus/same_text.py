@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from qwen3llada.corpus.records import GPT, HUMAN, map_record
+from qwen3llada.corpus.records import GPT, HUMAN, map_record, role_of
 
 
 def folded(text: str) -> str:
@@ -15,7 +15,12 @@ def folded(text: str) -> str:
 
 def text_hash(text: str) -> int:
     """63 bits of a hash of the folded text: equal for texts that are the same."""
-    data = folded(text).encode(errors="surrogatepass")
+    return fingerprint(folded(text))
+
+
+def fingerprint(text: str) -> int:
+    """63 bits of a hash of a text: a million of them collide with a probability below 1e-7."""
+    data = text.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
 
 
@@ -25,11 +30,7 @@ def prompts(row: Any) -> list[str]:
     if not isinstance(turns, list):
         return []
     pairs = itertools.pairwise(turns)
-    return [str(human.get("value")) for human, gpt in pairs if (_role(human), _role(gpt)) == (HUMAN, GPT)]
-
-
-def _role(turn: Any) -> Any:
-    return turn.get("from") if isinstance(turn, dict) else None
+    return [str(human.get("value")) for human, gpt in pairs if (role_of(human), role_of(gpt)) == (HUMAN, GPT)]
 
 
 def hashes(texts: Iterable[str]) -> frozenset[int]:

@@ -161,7 +161,8 @@ class ConversationData(DataSource):
     )
     turns: Turns = Field(
         default="all",
-        description="human→gpt pairs that become samples; with last and all, the turns before are part of the prompt",
+        description="which of the human→gpt pairs that are taught become samples: first, last or all; the turns before"
+        " a pair are part of its prompt",
     )
     overflow: Overflow = Field(
         default="drop",

@@ -32,7 +32,7 @@ class Slice:
 
 
 def parse_split(text: str) -> list[Slice]:
-    """The slices that `text` adds up. Raises: ValueError if it is not of the form above."""
+    """The slices that `text` adds up. Raises: InputError if it is not of the form above."""
     slices = []
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())

@@ -17,7 +17,7 @@ def epoch_order(lengths: NDArray[np.int64], *, seed: int, epoch: int, bucket: in
     With `bucket` > 1 neighbours are of similar length: each `bucket`^2 samples of the permutation are sorted by
     `lengths` [n] and cut into groups of `bucket`; the groups come in random order and are shuffled inside. It does not
     depend on the step size, so a sample keeps its position, and with it its noise, when batch sizes change.
-    Samples that fill no whole group stay at the end, unsorted. Raises ValueError on no samples and on `bucket` < 1.
+    Samples that fill no whole group stay at the end, unsorted. Raises InputError on no samples and on `bucket` < 1.
     """
     samples = len(lengths)
     if samples < 1:
@@ -69,7 +69,7 @@ def step_plan(lengths: NDArray[np.int64], *, seed: int, epoch: int, step_size: i
     """The steps of an epoch, the same in every process: a function of these arguments alone.
 
     `lengths` [n]: tokens of each sample. `step_size` = micro batch × accumulation × processes, in samples.
-    `bucket`: see `epoch_order`. Raises ValueError as `epoch_order` does, and on `step_size` < 1.
+    `bucket`: see `epoch_order`. Raises InputError as `epoch_order` does, and on `step_size` < 1.
     """
     if step_size < 1:
         raise InputError(f"{step_size=} must be 1 or more")

@@ -34,7 +34,7 @@ Place = tuple[int, int, int]
 class TextStream:
     """The stream that `stream.json` in `folder` describes (a `TokenStream`). `tokenizer`: what the text is encoded by.
 
-    Raises: ValueError if there is no such file.
+    Raises: InputError if there is no such file.
     """
 
     def __init__(self, folder: Path, tokenizer: Any):
@@ -52,7 +52,7 @@ class TextStream:
     def read(self, positions: Iterator[int], cursors: Mapping[int, Any]) -> Iterator[Sample]:
         """The samples at `positions` (rising). `cursors`: what `needed` left of those before; empty: from the start.
 
-        Raises: ValueError naming a shard that is not there any more, has changed, or cannot be read.
+        Raises: InputError naming a shard that is not there any more, has changed, or cannot be read.
         """
         starts = {self._lane(position): (position, cursor) for position, cursor in sorted(cursors.items())}
         lanes: dict[int, Iterator[tuple[int, np.ndarray, Place]]] = {}

@@ -30,7 +30,7 @@ COUNTS = ("documents", "blank_documents", "heldout_documents", "text_bytes")
 def list_shards(params: TextData) -> tuple[dict[str, Any], HubRepository | None]:
     """What `stream.json` says of the shards of `params`, and their repository (None: local). No shard is opened.
 
-    Raises: ValueError if the source or a split does not exist; OSError if the hub is not there.
+    Raises: InputError if the source or a split does not exist; OSError if the hub is not there.
     """
     parts = parse_split(params.split)
     if not all(part.whole for part in parts):

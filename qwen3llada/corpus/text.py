@@ -38,7 +38,7 @@ class TextBlock:
     open_end: bool = False  # the last text is not the end of its document
 
     def decoded(self) -> list[str]:
-        """The texts; a null counts as empty. Raises: ValueError naming the file and the record that has no text."""
+        """The texts; a null counts as empty. Raises: InputError naming the file and the record that has no text."""
         if self.texts is not None:
             return self.texts
         assert self.block is not None

@@ -53,7 +53,7 @@ class TextEncoder:
         self._eos = b"" if eos is None else np.int32(eos).tobytes()
 
     def __call__(self, block: TextBlock) -> EncodedText:
-        """The tokens of a block. Raises: ValueError naming the file and record whose text is missing or not Unicode."""
+        """The tokens of a block. Raises: InputError naming the file and record whose text is missing or not Unicode."""
         texts = block.decoded()
         whole = range(block.continues, len(texts) - block.open_end)  # neither go on before nor after this block
         blank = {i for i in whole if not texts[i].strip()}

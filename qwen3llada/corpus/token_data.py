@@ -53,7 +53,7 @@ class ArrowTokens:
 
 
 def load_tokens(path: str | Path) -> ArrowTokens:
-    """The samples that `tokenize_pack` wrote to the folder `path`. Raises: ValueError if there are none to read."""
+    """The samples that `tokenize_pack` wrote to the folder `path`. Raises: InputError if there are none to read."""
     return ArrowTokens(path)
 
 

@@ -97,7 +97,7 @@ def tokenize_text(
 
     Every document ends with EOS (if the tokenizer has one). Documents that are blank, or whose hash is in `heldout`
     (`document_hashes`), are left out and counted. `text_field` in the manifest is the column that was read.
-    Raises: ValueError if there is no text, no column of text, or not enough of it for one sequence.
+    Raises: InputError if there is no text, no column of text, or not enough of it for one sequence.
     """
     column = text_column(data_files(raw), params.text_field)
     with new_folder(out) as folder:
@@ -124,7 +124,7 @@ def tokenize_conversations(
 ) -> dict[str, Any]:
     """Tokenize the conversations in `validated` into samples with a prompt length in the folder `out`; its manifest.
 
-    Raises: ValueError if there is no record, a record has no human→gpt pair, or every sample is too long.
+    Raises: InputError if there is no record, a record has no human→gpt pair, or every sample is too long.
     """
     with new_folder(out) as folder:
         with new_sequences(folder, prompts=True) as writer:

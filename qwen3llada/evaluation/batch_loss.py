@@ -105,7 +105,7 @@ class BatchLoss:
 def batch_loss(settings: LossSettings, tokenizer: Any, device: torch.device) -> BatchLoss:
     """The loss that the knobs of a training section describe.
 
-    Raises: ValueError if attention is to be kept within documents and the tokenizer has no EOS, which ends them.
+    Raises: InputError if attention is to be kept within documents and the tokenizer has no EOS, which ends them.
     """
     attention = settings.attention
     if keeps_within_documents(attention) and tokenizer.eos_token_id is None:

@@ -78,7 +78,7 @@ class BatchSource:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Raises: ValueError for a stream, which has no end."""
+        """Raises: InputError for a stream, which has no end."""
         if isinstance(self.dataset, TokenStream):
             raise InputError("max_steps must be above 0: streamed data have no end")
         return steps_per_epoch(len(self.dataset), self.step_size)
@@ -148,7 +148,7 @@ def batch_source(
     `training`: whether the batches are trained on. Then no sequence is left without a masked position, unless the loss
     weighs by 1/p. Evaluation takes the noise as it is drawn, whatever the loss, so that losses can be compared.
     `layout`: seed, micro_batch_size, and what else of `BatchSource` differs from its default.
-    Raises: ValueError if the tokenizer lacks a token that the knobs need.
+    Raises: InputError if the tokenizer lacks a token that the knobs need.
     """
     if tokenizer.mask_token_id is None:
         raise InputError("the model's tokenizer must have a mask token; convert adds it")

@@ -1,5 +1,6 @@
 """Held-out loss: the training loss on data that was not trained on, with the same noise each time."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from qwen3llada.corpus.batching import Batch
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenizer import check_data, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
 from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
@@ -81,7 +83,7 @@ def evaluate_model(
         model: folder of the model. data: folder with heldout/. settings: the training section of the loss in use.
 
     Returns: {"loss": of the loss in use, each loss by name, "by_noise_level": …, "samples": …}.
-    Raises: InputError if the model or the data are missing, or do not belong together.
+    Raises: InputError if the model or the data are missing, do not belong together, or give a loss that is no number.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_is_ours(model)
@@ -105,6 +107,8 @@ def evaluate_model(
         with torch.autocast(device.type, torch.bfloat16, enabled=params.bf16):
             sums = held_out_sums(objective, batches, replace(used, loss_impl=name), device)
         results[name], levels = sums.means()
+        if not math.isfinite(results[name]):
+            raise InputError(f"{model}: its held-out {name} loss is {results[name]}, not a finite number")
         if name == settings.loss_impl:
             results["by_noise_level"] = levels
     return {"loss": results[settings.loss_impl], "loss_impl": settings.loss_impl, **results, "samples": len(dataset)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from qwen3llada.artifacts import new_file, read_json, read_jsonl
+from qwen3llada.artifacts import new_file, read_jsonl
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.report_charts import number
 from qwen3llada.evaluation.report_data import (
@@ -18,6 +18,7 @@ from qwen3llada.evaluation.report_data import (
     level_chart,
     loss_table,
     read_curves,
+    read_object,
     read_sweep,
     training_charts,
 )
@@ -59,12 +60,12 @@ def write_report(
         model, heldout, sample, seed: to record how answers come about, for playing.
 
     Returns: the path of the page. `reports`/history.jsonl remembers the run, for comparison by the next one.
-    Raises: FileNotFoundError or ValueError in one line, naming a file that a stage should have written, or that is of
+    Raises: FileNotFoundError or InputError in one line, naming a file that a stage should have written, or that is of
         another run.
     """
     files = {phase: folder / "summary.json" for phase, (folder, _) in runs.items()}
     files |= {name: reports / file for name, file in RESULTS.items()}
-    numbers = {name: read_json(file) for name, file in files.items()}
+    numbers = {name: read_object(file) for name, file in files.items()}
     for phase, (_, settings) in runs.items():
         _check_run(phase, files[phase], numbers[phase], settings)
     metrics = {k: v for k, v in flat_numbers(numbers).items() if k.split(".")[-1] not in MACHINE_DEPENDENT}
@@ -76,9 +77,9 @@ def write_report(
         "parameters": leaves,
         "hardware": hardware(),
         "sources": data_sources(source),
-        "analyze": read_json(reports / "analyze.json"),
-        "validation": read_json(reports / "validation.json"),
-        "tokens": read_json(reports / "tokenize_pack/tokenize.json"),
+        "analyze": read_object(reports / "analyze.json"),
+        "validation": read_object(reports / "validation.json"),
+        "tokens": read_object(reports / "tokenize_pack/tokenize.json"),
         "phases": PHASES,
         "charts": {phase: training_charts(read_curves(folder)) for phase, (folder, _) in runs.items()},
         "losses": loss_table(numbers["eval_loss"]),

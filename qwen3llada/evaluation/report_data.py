@@ -1,7 +1,8 @@
 """What the report shows, read from the outputs of the stages."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,55 @@ ANSWERED = "reports/sample.json:exact_match"
 THIS_RUN = "this run"
 
 
+@contextmanager
+def content_blamed(path: Path) -> Iterator[None]:
+    """Around what takes the content of `path` apart: what is missing or of another kind there becomes an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: damaged, or not what the stage wrote: {what}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises: FileNotFoundError, or InputError naming a file that holds none."""
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must hold a JSON object, given {type(tree).__name__}")
+    return tree
+
+
 def read_curves(folder: Path) -> dict[str, list[Point]]:
     """Curves by name (`train/loss`), points (step, value), as the trainer wrote them: by DVCLive, or as metrics.jsonl.
 
-    Raises: ValueError naming a file that is not a curve; FileNotFoundError if the folder has none.
+    Raises: InputError naming a file that is not a curve; FileNotFoundError if the folder has none.
     """
     plots = folder / "plots/metrics"
     if plots.is_dir():
         return {str(p.relative_to(plots).with_suffix("")): _read_table(p) for p in sorted(plots.rglob("*.tsv"))}
     curves: dict[str, list[Point]] = {}
-    for point in read_jsonl(folder / "metrics.jsonl"):
-        for name, value in point.items():
-            if name != "step":
-                curves.setdefault(name, []).append((float(point["step"]), float(value)))
+    with content_blamed(folder / "metrics.jsonl"):
+        for point in read_jsonl(folder / "metrics.jsonl"):
+            for name, value in point.items():
+                if name != "step":
+                    curves.setdefault(name, []).append((float(point["step"]), float(value)))
     return curves
 
 
 def _read_table(path: Path) -> list[Point]:
     """DVCLive's tab-separated file: `step`, then the value under the curve's own name."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with content_blamed(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
     names = lines[0].split("\t") if lines else []
     if "step" not in names or len(names) < 2:
         raise InputError(f"{path}: must have the columns step and {path.stem}, has {names}")
     step = names.index("step")
     value = names.index(path.stem) if path.stem in names else 1 - step
-    rows = [line.split("\t") for line in lines[1:]]
-    return [(float(row[step]), float(row[value])) for row in rows if row[value]]
+    with content_blamed(path):
+        rows = [line.split("\t") for line in lines[1:]]
+        return [(float(row[step]), float(row[value])) for row in rows if row[value]]
 
 
 def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
@@ -113,9 +137,10 @@ def read_sweep(path: Path, current: Mapping[str, float]) -> dict[str, Any] | Non
     """
     if not path.exists():
         return None
-    result = read_json(path)
-    metric, rows = result["metric"], list(result["variants"])
-    columns = [name for name in (metric, ANSWERED) if name and any(name in row["metrics"] for row in rows)]
+    with content_blamed(path):
+        result = read_json(path)
+        metric, rows = result["metric"], list(result["variants"])
+        columns = [name for name in (metric, ANSWERED) if name and any(name in row["metrics"] for row in rows)]
     if any(name in current for name in columns):
         rows.append({"name": THIS_RUN, "overrides": [], "metrics": current, "error": None})
     shown = {row["name"]: row["metrics"][metric] for row in rows if metric in row["metrics"]}

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import read_json, read_jsonl, write_jsonl
+from qwen3llada.artifacts import read_jsonl, write_jsonl
+from qwen3llada.evaluation.report_data import content_blamed, read_object
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "dvc")
 HISTORY_KEPT = 100
@@ -57,18 +58,19 @@ def _processor() -> str:
 def data_sources(path: Path) -> list[dict[str, Any]]:
     """What `download` took: name, source, revision, number and bytes of files, and a fingerprint of their content."""
     rows = []
-    for name, entry in read_json(path).items():
-        digests = sorted((file, facts["sha256"]) for file, facts in entry["files"].items())
-        rows.append(
-            {
-                "name": name,
-                "source": entry["source"],
-                "revision": entry.get("revision"),
-                "files": len(digests),
-                "bytes": sum(facts["bytes"] for facts in entry["files"].values()),
-                "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],
-            }
-        )
+    with content_blamed(path):
+        for name, entry in read_object(path).items():
+            digests = sorted((file, facts["sha256"]) for file, facts in entry["files"].items())
+            rows.append(
+                {
+                    "name": name,
+                    "source": entry["source"],
+                    "revision": entry.get("revision"),
+                    "files": len(digests),
+                    "bytes": sum(facts["bytes"] for facts in entry["files"].values()),
+                    "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],
+                }
+            )
     return rows
 
 
@@ -82,7 +84,9 @@ def compare_with_previous(path: Path, current: Mapping[str, Any]) -> dict[str, A
         "metrics": rows of (name, before, now, change) of those that changed, "unchanged": number of the others}.
     """
     history = list(read_jsonl(path)) if path.exists() else []
-    if not history or _content(history[-1]) != _content(current):
+    with content_blamed(path):
+        known = [_content(entry) for entry in history]
+    if not known or known[-1] != _content(current):
         history.append(dict(current))
         write_jsonl(path, history[-HISTORY_KEPT:])
     earlier = next((entry for entry in reversed(history) if _content(entry) != _content(current)), None)

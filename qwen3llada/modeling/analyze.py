@@ -77,7 +77,7 @@ class Comparison:
         return {"ok": self.ok, "summary": dict(Counter(t.status for t in self.tensors)), **values, "tensors": tensors}
 
     def raise_if_wrong(self) -> None:
-        """Raises ValueError in one line that names the first differences."""
+        """Raises InputError in one line that names the first differences."""
         wrong = [f"{t.name}: {t.detail or t.status}" for t in self.mismatches] + self.problems
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -87,7 +87,7 @@ class Comparison:
 def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison:
     """Compare the Qwen3 checkpoint `source` with the qwen3llada checkpoint `converted`, a piece of a tensor at a time.
 
-    Raises: FileNotFoundError, ValueError naming a folder or file that is missing, broken or of another model.
+    Raises: FileNotFoundError, InputError naming a folder or file that is missing, broken or of another model.
     Differences are not raised but reported.
     """
     from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM

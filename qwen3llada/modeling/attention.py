@@ -86,7 +86,8 @@ def attention_bias(
     documents [B,L]: numbers; what the policy shows is seen within one document only.
     A padding query may see no key at all; the model gives such rows finite numbers.
     Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and neither `valid` nor
-    `documents` is given. Raises ValueError for an unknown policy, a block length below 1 and shapes that do not fit.
+    `documents` is given. Raises InputError for an unknown policy or a block length below 1, ValueError for shapes
+    that do not fit.
     """
     _check(policy, prompt_lengths, length, block_length, valid, documents)
     if policy == "full" and valid is None and documents is None:
@@ -155,9 +156,9 @@ def _check(
     if block_length < 1:
         raise InputError(f"{block_length=} must be at least 1")
     if prompt_lengths.dim() != 1:
-        raise InputError(f"prompt_lengths has shape {tuple(prompt_lengths.shape)} but must be [B]")
+        raise ValueError(f"prompt_lengths has shape {tuple(prompt_lengths.shape)} but must be [B]")
     shape = (len(prompt_lengths), length)
     if valid is not None and (valid.dtype != torch.bool or valid.shape != shape):
-        raise InputError(f"valid has shape {tuple(valid.shape)} and {valid.dtype} but must be {shape} and boolean")
+        raise ValueError(f"valid has shape {tuple(valid.shape)} and {valid.dtype} but must be {shape} and boolean")
     if documents is not None and documents.shape != shape:
-        raise InputError(f"documents has shape {tuple(documents.shape)} but must be {shape}")
+        raise ValueError(f"documents has shape {tuple(documents.shape)} but must be {shape}")

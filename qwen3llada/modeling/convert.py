@@ -70,7 +70,7 @@ def convert_checkpoint(
     Every tensor is copied bit for bit with its type, into a file of the same name; embedding and head grow only if the
     mask token finds no free row. `destination` is replaced when all is written, and only if it is empty or was written
     by this project (`check_destinations`).
-    Raises: FileNotFoundError or ValueError, before anything is written, naming what is wrong with the source, the mask
+    Raises: FileNotFoundError or InputError, before anything is written, naming what is wrong with the source, the mask
     token or the destination; OSError when the disk is full. Then `destination` is as it was.
     """
     from transformers import Qwen3ForCausalLM

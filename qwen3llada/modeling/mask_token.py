@@ -62,7 +62,7 @@ def give_mask_token(
 
     `auto`: the tokenizer's own, else `<|mask|>` at the first id after its last; only if the embedding has no such row
     must it grow. An explicit id has to be a row; a warning names the token that it shadows.
-    Raises: ValueError for an id outside the embedding, or one that ends, begins or pads a text.
+    Raises: InputError for an id outside the embedding, or one that ends, begins or pads a text.
     """
     taken = {number: token for token, number in tokenizer.get_vocab().items()}
     origin, number, name = _choose(tokenizer, taken, mask_token, vocab_size)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
-from qwen3llada.errors import InputError
 
 
 class MaskedDiffusionObjective(nn.Module):
@@ -28,7 +27,7 @@ class MaskedDiffusionObjective(nn.Module):
         super().__init__()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
-            raise InputError(f"{head!r} must be a linear layer without bias: only its weight enters the fused loss")
+            raise ValueError(f"{head!r} must be a linear layer without bias: only its weight enters the fused loss")
         self.model = model
         self.chunk_size: int | None = chunk_size
 
@@ -90,7 +89,7 @@ class MaskedDiffusionObjective(nn.Module):
         """[V, D], the weight of the output embeddings: looked up in each step, since FSDP2 swaps it as it gathers."""
         weight = self.model.get_output_embeddings().weight
         if hasattr(weight, "placements"):  # a DTensor; importing its class costs more than a step
-            raise InputError(
+            raise ValueError(
                 f"output embeddings placed as {weight.placements} must be whole while the objective runs: "
                 "wrap the objective itself in FSDP2, and its output embeddings in no group of their own"
             )

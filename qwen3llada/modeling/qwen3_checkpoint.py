@@ -28,7 +28,7 @@ def model_type(folder: Path) -> str | None:
 def read_qwen3_config(folder: Path) -> "Qwen3Config":
     """The configuration of a Qwen3 checkpoint.
 
-    Raises: FileNotFoundError if there is no checkpoint; ValueError naming a model of another kind, or a quantised one.
+    Raises: FileNotFoundError if there is no checkpoint; InputError naming a model of another kind, or a quantised one.
     """
     from transformers import Qwen3Config
 
@@ -47,7 +47,7 @@ def read_qwen3_config(folder: Path) -> "Qwen3Config":
 
 
 def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: "Qwen3Config") -> None:
-    """Raises ValueError unless the files hold every tensor of the model, in its shape, and nothing else."""
+    """Raises InputError unless the files hold every tensor of the model, in its shape, and nothing else."""
     import torch
 
     with torch.device("meta"):

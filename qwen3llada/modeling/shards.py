@@ -65,7 +65,7 @@ class Shards:
 def find_shards(folder: Path) -> Shards:
     """Read the headers of the folder's safetensors files, one `model.safetensors` or those that the index names.
 
-    Raises: FileNotFoundError for a missing file, ValueError naming the file that is truncated or corrupt, or the tensor
+    Raises: FileNotFoundError for a missing file, InputError naming the file that is truncated or corrupt, or the tensor
     that the index and the files do not agree on.
     """
     if (folder / INDEX).is_file():
@@ -100,7 +100,7 @@ def _header(folder: Path, file: str) -> list[tuple[str, TensorInfo]]:
 
 
 def opened(path: Path) -> Any:
-    """`safe_open`, a context manager. Raises ValueError naming a file whose header or length is wrong."""
+    """`safe_open`, a context manager. Raises InputError naming a file whose header or length is wrong."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -55,7 +55,7 @@ class SampleRequest(Section):
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
     """Answer the prompts of a request: print the answers or write them to `request.out`, and the page `request.trace`.
 
-    Raises: ValueError in one line if a prompt or the model is missing or wrong.
+    Raises: InputError in one line if a prompt or the model is missing or wrong.
     """
     check_request(request, model)
     asked = list(read_questions(request))
@@ -94,7 +94,7 @@ def print_answers(asked: Sequence[Exchange], answers: Iterable[Answer]) -> None:
 def read_questions(request: SampleRequest) -> Iterator[Exchange]:
     """The questions of a request, in order. Fields of a file that no question uses are named on stderr at the end.
 
-    Raises: ValueError naming the line of a file that holds none.
+    Raises: InputError naming the line of a file that holds none.
     """
     for prompt in request.prompt:
         yield Exchange(prompt, "", request.system)

@@ -75,7 +75,7 @@ class Chat:
                 self.say(f"error: {' '.join(str(error).split())}", "red")
 
     def take(self, line: str) -> None:
-        """Do what a line asks for: a command, or a question. Raises: ValueError or OSError in one line."""
+        """Do what a line asks for: a command, or a question. Raises: InputError or OSError in one line."""
         if not line.startswith("/"):
             if line:
                 self.ask(line)
@@ -126,7 +126,7 @@ class Chat:
         self.reset("")
 
     def set(self, rest: str) -> None:
-        """Raises: ValueError naming the key, what was given and what is allowed."""
+        """Raises: InputError naming the key, what was given and what is allowed."""
         key, _, value = rest.partition(" ")
         if not key or not value.strip():
             raise InputError("/set needs a key and a value; /settings lists them")
@@ -139,7 +139,7 @@ class Chat:
             self.say(f"{key:22} {shown(value)}")
 
     def trace(self, rest: str) -> None:
-        """Raises: ValueError without a file or before the first answer; OSError if the file cannot be written."""
+        """Raises: InputError without a file or before the first answer; OSError if the file cannot be written."""
         if not rest:
             raise InputError("/trace needs the name of a file to write")
         if self.last is None:
@@ -159,7 +159,7 @@ def shown(value: Any) -> str:
 
 
 def chat(model: Path, params: DecodeParams, *, seed: int, system: str | None = None, bf16: bool = False) -> None:
-    """Talk with the model in `model` until the input ends. Raises: ValueError in one line if it is not one."""
+    """Talk with the model in `model` until the input ends. Raises: InputError in one line if it is not one."""
     console = Console(highlight=False)
     text = TextModel.load(model, bf16=bf16)
     settings = ChatParams(**{name: getattr(params, name) for name in DecodeParams.model_fields}, seed=seed)

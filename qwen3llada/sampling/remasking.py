@@ -85,7 +85,7 @@ class Schedule:
             steps: forward passes for a whole row.
 
         Raises:
-            ValueError: a row has more blocks to decode than steps.
+            InputError: a row has more blocks to decode than steps.
         """
         table = masked.tolist()
         most = max((sum(n > 0 for n in row) for row in table), default=0)

@@ -34,7 +34,7 @@ class Request:
 
 
 def resolve_policy(config: Any, params: DecodeParams) -> str:
-    """The attention policy of a call. Raises ValueError where a setting needs another one."""
+    """The attention policy of a call. Raises InputError where a setting needs another one."""
     if params.block_attention is None:
         policy = config.attention_policy
     else:
@@ -53,7 +53,7 @@ def end_tokens(model: Any) -> tuple[int, ...]:
 
 
 def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
-    """Token ids as lists of int. Raises ValueError for anything else, and for no rows at all."""
+    """Token ids as lists of int. Raises InputError for anything else, and for no rows at all."""
     if isinstance(prompts, Tensor):
         if prompts.dim() != 2 or prompts.is_floating_point() or prompts.dtype == torch.bool:
             raise InputError(f"{name} must be integers [B, P], given {prompts.dtype} {list(prompts.shape)}")
@@ -66,7 +66,7 @@ def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
 
 
 def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str) -> None:
-    """Raises ValueError for an id outside the vocabulary or a row that does not fit the model's positions."""
+    """Raises InputError for an id outside the vocabulary or a row that does not fit the model's positions."""
     for number, row in enumerate(rows):
         if row and (min(row) < 0 or max(row) >= config.vocab_size):
             outside = next(i for i in row if not 0 <= i < config.vocab_size)
@@ -79,7 +79,7 @@ def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str
 
 
 def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
-    """The rows' keys; by default their numbers in the call. Raises ValueError unless there is one for each row."""
+    """The rows' keys; by default their numbers in the call. Raises InputError unless there is one for each row."""
     if row_keys is None:
         return range(rows)
     if len(row_keys) != rows:
@@ -88,7 +88,7 @@ def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
 
 
 def prompt_rows(model: Any, prompts: Prompts, params: DecodeParams) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and answers of masks. Raises ValueError for prompts that cannot be continued."""
+    """Prompts and answers of masks. Raises InputError for prompts that cannot be continued."""
     rows = as_lists(prompts, "prompts")
     check_rows(rows, params.gen_length, model.config, "prompts")
     mask = model.config.mask_token_id
@@ -99,7 +99,7 @@ def prompt_rows(model: Any, prompts: Prompts, params: DecodeParams) -> tuple[lis
 
 
 def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts split at their first mask, before which everything is prompt. Raises ValueError for one without masks."""
+    """Texts split at their first mask, before which everything is prompt. Raises InputError for one without masks."""
     rows = as_lists(texts, "texts")
     check_rows(rows, 0, model.config, "texts")
     mask = model.config.mask_token_id
@@ -146,7 +146,7 @@ def make_request(
     row_keys: Tensor,
     eos_token_ids: Sequence[int],
 ) -> Request:
-    """Lay the rows out on the model's device. Raises ValueError where the parameters do not fit them."""
+    """Lay the rows out on the model's device. Raises InputError where the parameters do not fit them."""
     warn_of_noise(model.config.noise_type)
     policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)

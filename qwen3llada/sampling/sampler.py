@@ -68,7 +68,7 @@ def stream(
         eos_token_ids: what ends an answer; by default the model config's. An empty sequence: nothing does.
 
     Raises:
-        ValueError: at once, not at the first step, if the request is wrong.
+        InputError: at once, not at the first step, if the request is wrong.
     """
     rows = prompt_rows(model, prompts, params)
     ends = end_tokens(model) if eos_token_ids is None else eos_token_ids
@@ -89,7 +89,7 @@ def infill(
 
     What comes before the first mask is the prompt, the rest is decoded in blocks; `steps` are shared by the blocks with
     masks, and `gen_length` is not used. An EOS ends nothing here. `Generation.tokens` holds each text from its first
-    mask on. Raises ValueError if the request is wrong.
+    mask on. Raises InputError if the request is wrong.
     """
     rows = infill_rows(model, texts)
     request = _request(model, rows, params, seed, generator, row_keys, ())

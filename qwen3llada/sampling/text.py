@@ -57,7 +57,7 @@ class TextModel:
 
     @classmethod
     def load(cls, folder: Path, *, bf16: bool = False) -> "TextModel":
-        """The checkpoint in `folder`, on the GPU if there is one. Raises ValueError if it is not one."""
+        """The checkpoint in `folder`, on the GPU if there is one. Raises InputError if it is not one."""
         model = load_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device=device).eval()

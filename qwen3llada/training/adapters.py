@@ -14,7 +14,7 @@ ADAPTER_FOLDER = "adapter"
 
 
 def check_adapters(params: AdapterParams, device: torch.device) -> None:
-    """Raises ValueError if what the method needs is not there."""
+    """Raises InputError if what the method needs is not there."""
     needed = {"none": (), "lora": ("peft",), "qlora": ("peft", "bitsandbytes")}[params.method]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -45,7 +45,7 @@ def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path |
 
     With `resume_from`, a folder that `save_pretrained` of the result wrote, the adapters are those stored there.
     Returns: the peft model around `model`, for saving and merging; None for method "none".
-    Raises ValueError if a target module is in no layer.
+    Raises InputError if a target module is in no layer.
     """
     if params.method == "none":
         return None

@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
-from qwen3llada.errors import InputError
 from qwen3llada.training.rotary_kernels import norm_rotate
 
 
@@ -30,7 +29,7 @@ def attention(
     Queries and keys are rounded once, after the rotation, where Qwen3's own rounds after each operation.
     """
     if past_key_values is not None:
-        raise InputError("past_key_values must be None in training")
+        raise ValueError("past_key_values must be None in training")
     projections = (self.q_proj, self.k_proj, self.v_proj)
     query, key, value = (p(hidden_states).unflatten(-1, (-1, self.head_dim)) for p in projections)  # [B, L, heads, d]
     cos, sin = position_embeddings  # [B or 1, L, d]

@@ -90,7 +90,7 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
         template: form of the prompts in the data, stored with the model.
 
     Returns: the summary, also in `params.reports`.
-    Raises: ValueError or OSError in one line for bad input, a full disk, a loss that is not finite, a device out of
+    Raises: InputError or OSError in one line for bad input, a full disk, a loss that is not finite, a device out of
         memory; `Stopped` (exit status 75) after a signal, when a checkpoint has been saved.
     """
     with StopRequest() as stop, released_folders():

@@ -104,8 +104,10 @@ class Monitor:
         self.speed.pause(began)
 
     def evaluated(self, loss: float, by_level: dict[str, float]) -> bool:
-        """Draw the held-out loss of the present step; whether it is the lowest of the run."""
+        """Draw the held-out loss of the present step; whether it is the lowest of the run. Raises NonFiniteError."""
         state = self.run.state
+        if not isfinite(loss):
+            raise NonFiniteError(f"held-out loss {loss} after step {state.global_step} is not a finite number")
         improved = state.best is None or loss < state.best["eval_loss"]
         if improved:
             state.best = {"step": state.global_step, "eval_loss": loss}

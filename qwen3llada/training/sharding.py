@@ -64,7 +64,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, keep:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Any]) -> None:
-    """Put back what `optimizer_state` gave. Raises ValueError if its parameters are not this optimiser's."""
+    """Put back what `optimizer_state` gave. Raises InputError if its parameters are not this optimiser's."""
     moments = state["moments"]
     names = [name for name, _ in _named(optimizer, model)]
     if set(names) != moments.keys():

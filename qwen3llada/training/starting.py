@@ -19,7 +19,7 @@ from qwen3llada.modeling.positions import check_positions
 from qwen3llada.training.adapters import add_adapters
 from qwen3llada.training.checkpoint import TrainerState, collect_remains, describe_others
 from qwen3llada.training.claiming import claim_destinations
-from qwen3llada.training.fingerprint import fingerprint
+from qwen3llada.training.fingerprint import Fingerprint, fingerprint
 from qwen3llada.training.flops import FlopCounter, flop_counter
 from qwen3llada.training.memory import MemoryEstimate, estimate_memory
 from qwen3llada.training.optimizer import build_optimizer, build_schedule
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 def start(params: TrainParams, *, seed: int, template: str) -> Run:
     """Check what was given, and set up a run at its beginning or at the checkpoint it goes on from.
 
-    Raises: ValueError in one line for inputs that are missing or do not fit, and as `find_checkpoint`.
+    Raises: InputError in one line for inputs that are missing or do not fit, and as `find_checkpoint`.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -54,26 +54,13 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     accelerator = make_accelerator(params)
     claim_destinations(params, accelerator)
     params = with_optimizer_that_runs(params, accelerator)
-    if params.attention.implementation == "flex_attention" and accelerator.device.type != "cuda":
-        raise InputError(
-            f"attention.implementation=flex_attention needs a CUDA device to train on, the model would be on"
-            f" {accelerator.device.type}; auto, sdpa and eager work there"
-        )
+    _check_attention(params, accelerator)
     tokenizer = load_tokenizer(params.model)
-    if (params.model / "config.json").is_file():  # without one, loading the model says so
-        lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
-        check_positions(params.model, lengths)
     data, held_out = _data(params, tokenizer, accelerator, seed)
     _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
     ours = fingerprint(params, seed=seed, data=data, total_steps=total_steps, template=template)
-    if accelerator.is_main_process:
-        collect_remains(params.output_dir)
-        if others := describe_others(params.output_dir, ours):
-            print(others, file=sys.stderr)
-    accelerator.wait_for_everyone()
-    found = find_checkpoint(params.resume_from, params.output_dir, ours)
-    checkpoint, state = found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
+    checkpoint, state = _checkpoint(params, accelerator, ours)
 
     torch.manual_seed(seed)
     model, adapted = _model(params, accelerator, template, checkpoint, data.mask_token_id)
@@ -103,6 +90,32 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     if checkpoint is not None:
         restore(run, checkpoint)
     return run
+
+
+def _check_attention(params: TrainParams, accelerator: "Accelerator") -> None:
+    """Raises InputError where the attention kernel does not run, or the model knows fewer positions than are asked for.
+
+    Without a config.json, loading the model says so.
+    """
+    if params.attention.implementation == "flex_attention" and accelerator.device.type != "cuda":
+        raise InputError(
+            f"attention.implementation=flex_attention needs a CUDA device to train on, the model would be on"
+            f" {accelerator.device.type}; auto, sdpa and eager work there"
+        )
+    if (params.model / "config.json").is_file():
+        lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
+        check_positions(params.model, lengths)
+
+
+def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
+    """The checkpoint to go on from and its state; None and a new state to start anew. By all processes."""
+    if accelerator.is_main_process:
+        collect_remains(params.output_dir)
+        if others := describe_others(params.output_dir, ours):
+            print(others, file=sys.stderr)
+    accelerator.wait_for_everyone()
+    found = find_checkpoint(params.resume_from, params.output_dir, ours)
+    return found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
 
 def _data(

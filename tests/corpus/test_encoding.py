@@ -6,7 +6,8 @@ import pytest
 
 from qwen3llada.corpus.reading import read_blocks
 from qwen3llada.corpus.text import txt_blocks
-from qwen3llada.errors import InputError, seeming_encoding
+from qwen3llada.encodings import seeming_encoding
+from qwen3llada.errors import InputError
 
 ROWS = [{"question": f"Wer fährt im Jahr {i} über die Brücke?", "answer": "Österreich"} for i in range(30)]
 FORMS = {

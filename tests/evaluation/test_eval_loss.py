@@ -1,9 +1,11 @@
 """Held-out losses of a saved model against their plain form, from the logits of all positions."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 from qwen3llada.artifacts import read_json, write_json
@@ -11,6 +13,7 @@ from qwen3llada.corpus.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.token_data import load_tokens
 from qwen3llada.corpus.tokenizer import identity, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_source import Spread, batch_source
 from qwen3llada.evaluation.eval_loss import EvalLossParams, evaluate_model
 from qwen3llada.training.params import PretrainParams
@@ -106,3 +109,12 @@ def test_data_of_another_tokenizer_are_refused(folder, tmp_path):
 def test_a_folder_without_a_model_is_one_line(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no model: config\.json is missing"):
         evaluate_model(tmp_path, folder, SETTINGS, EvalLossParams(), seed=SEED)
+
+
+def test_a_loss_that_is_no_number_names_the_model_and_the_loss(folder, tmp_path):
+    shutil.copytree(folder / "float32", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken/model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"broken: its held-out \w+ loss is nan, not a finite number$"):
+        evaluate_model(tmp_path / "broken", folder, SETTINGS, EvalLossParams(rounds=1), seed=SEED)

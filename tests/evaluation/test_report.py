@@ -12,6 +12,7 @@ import torch
 from qwen3llada.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from qwen3llada.corpus.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation import report_charts as charts
 from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
 from qwen3llada.evaluation.report import ReportParams, write_report
@@ -210,6 +211,32 @@ def test_a_file_that_is_no_curve_is_named(tmp_path):
     table.write_text("time\tloss\n1\t2\n")
     with pytest.raises(ValueError, match=r"loss\.tsv: must have the columns step and loss"):
         read_curves(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pretrain/plots/metrics/loss.tsv", b"step\tloss\n1\t0.5\n2"),  # cut off
+        ("pretrain/plots/metrics/loss.tsv", b"step\tloss\n1\thalf\n"),
+        ("pretrain/plots/metrics/loss.tsv", b"step\tloss\n1\t\xff\n"),
+        ("sft/metrics.jsonl", b'{"step": 1, "train/loss": null}\n'),
+        ("sft/metrics.jsonl", b"[1]\n"),
+        ("sft/summary.json", b"[1]"),
+        ("analyze.json", b"3"),
+        ("tokenize_pack/tokenize.json", b'{"pretrain": '),
+        ("history.jsonl", b'{"revision": 1}\n'),
+        ("sweep.json", b'{"variants": 3}'),
+        ("../SOURCE.json", b'{"model": {"files": []}}'),
+    ],
+)
+def test_a_damaged_output_is_one_line_that_names_it(tmp_path, name, content):
+    path = write_outputs(tmp_path) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path.name}: ") as error:
+        make(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "reports/report.html").exists()
 
 
 class TestCharts:

@@ -30,6 +30,13 @@ def test_losses_by_schedules():
     )
 
 
+def test_the_default_sweep_has_every_loss():
+    """It cannot read the registry: flows import nothing of the package."""
+    from qwen3llada.diffusion.losses import LOSSES
+
+    assert {"pretrain.loss_impl,sft.loss_impl": list(LOSSES)} == sweep.LOSSES
+
+
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../..", "/tmp/x", "a/b", "a\0b", "-a", ".git", "a..b", "a.", "a.lock", "a b", "ü", "a" * 200],

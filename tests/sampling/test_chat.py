@@ -119,6 +119,13 @@ def test_the_last_answer_can_be_traced(text, tmp_path):
     assert printed.count("forward passes") == 2
 
 
+def test_a_trace_does_not_replace_what_is_no_trace(text, tmp_path):
+    (tmp_path / "page.html").write_text("mine")
+    _, printed = talk(text, "1", f"/trace {tmp_path}/page.html")
+    assert "exists and is no page of this stage" in " ".join(printed.split())
+    assert (tmp_path / "page.html").read_text() == "mine"
+
+
 def test_every_command_is_in_the_help(text):
     chat, printed = talk(text, "/help")
     for name in (*chat.commands, "quit"):

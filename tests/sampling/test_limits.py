@@ -15,11 +15,11 @@ from qwen3llada.section import MAX_TOKENS
 
 
 def test_planning_costs_nothing_for_steps_beyond_the_tokens():
-    begin = time.perf_counter()
-    plan = Schedule.plan(torch.tensor([[4, 3], [0, 2]]), 3 * 10**8)
-    assert time.perf_counter() - begin < 0.5
+    begin = time.process_time()
+    plan = Schedule.plan(torch.tensor([[4, 3], [0, 2]]), 3 * 10**7)
+    assert time.process_time() - begin < 0.1
     assert plan.counts.tolist() == [[[1, 1, 1, 1], [1, 1, 1, 0]], [[0, 0, 0, 0], [1, 1, 0, 0]]]
-    assert plan.shares.tolist() == [[15 * 10**7, 15 * 10**7], [0, 3 * 10**8]]
+    assert plan.shares.tolist() == [[15 * 10**6, 15 * 10**6], [0, 3 * 10**7]]
 
 
 def test_steps_beyond_the_tokens_are_one_token_a_step(model):

@@ -198,3 +198,12 @@ def test_loss_that_is_not_finite_stops_with_its_samples(pretraining, tmp_path):
         train(params, seed=1)
     assert saved_steps(params.output_dir)
     assert not params.dst.exists()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_held_out_loss_that_is_not_finite_stops_before_it_is_saved(pretraining, monkeypatch, loss):
+    monkeypatch.setattr("qwen3llada.training.loop.evaluate", lambda run: (loss, {}))
+    params = changed(pretraining, save_steps=0, eval_every_steps=2)
+    with pytest.raises(NonFiniteError, match=rf"^held-out loss {loss} after step 2 is not a finite number$"):
+        train(params, seed=1)
+    assert not saved_steps(params.output_dir)

@@ -1,0 +1,20 @@
+"""What a run checks before its first stage."""
+
+import pytest
+
+from flows.environment import ROOT
+from flows.outcome import StageFailedError
+from flows.workspace import workspace
+
+
+def test_a_folder_that_dvc_would_remove_is_refused_before_the_first_stage(tmp_path):
+    """By the real package's command: dvc removes the outputs of a stage before the stage can look at them."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("mine")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert "\n  dst: out/qwen3llada-converted" in text
+    text = text.replace("\n  dst: out/qwen3llada-converted", "\n  dst: texts")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(StageFailedError, match=r"convert\.dst='texts' holds a\.txt"), workspace(None, [], tmp_path):
+        pytest.fail("a stage could run")
