@@ -1,7 +1,8 @@
-"""Flows on a terminal, stopped and killed in every way: nothing stays."""
+"""Flows and service on a terminal, stopped and killed in every way: nothing stays."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -41,6 +42,18 @@ def test_sigkill_to_a_run_and_its_child(project):
         os.kill(pid, signal.SIGKILL)
     project.wait_until(lambda: not project.processes(), 120)
     assert running.wait() == -signal.SIGKILL
+
+
+def test_after_sigkill_of_the_service_nothing_is_left(project):
+    """Killed while it starts, which costs no second start; scenarios.py kills it with a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
+    service = project.start("-m", "flows.serve", "--port", str(port), variables=home)
+    project.wait_until(lambda: bool(project.running("server")), PATIENCE)
+    service.kill()
+    project.wait_until(lambda: not project.processes(), 120)
 
 
 RUN = """
