@@ -26,7 +26,7 @@ MODEL_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
     *("adapter", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
-CHECKPOINT = re.compile(r"\.?step-\d+(\.partial|\.old)?")
+CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder, or one of an older layout
 CURVES = ("plots", "summary.json", "metrics.json", "metrics.jsonl")
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "

@@ -16,7 +16,7 @@ from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
 from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
-from qwen3llada.modeling.loading import load_pretrained
+from qwen3llada.modeling.loading import check_is_ours, load_pretrained
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.section import Section
 
@@ -84,6 +84,7 @@ def evaluate_model(
     Raises: InputError if the model or the data are missing, or do not belong together.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_is_ours(model)
     tokenizer = load_tokenizer(model)
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size}

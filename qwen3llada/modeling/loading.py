@@ -28,11 +28,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
     from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no model: config.json is missing")
-    kind = model_type(folder)
-    if kind != Qwen3LLadaConfig.model_type:
-        raise InputError(f"{folder}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one (convert)")
+    check_is_ours(folder)
     if is_adapters_alone(folder):
         base = Path(str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")))
         if not (base / "config.json").is_file():
@@ -46,6 +42,17 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
         model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
     _check_loaded(folder, info)
     return model
+
+
+def check_is_ours(folder: Path) -> None:
+    """Raises InputError unless `folder` holds a model or adapters of this project; looks at config.json alone."""
+    from qwen3llada import Qwen3LLadaConfig
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no model: config.json is missing")
+    kind = model_type(folder)
+    if kind != Qwen3LLadaConfig.model_type:
+        raise InputError(f"{folder}: is a {kind} checkpoint, but must be a {Qwen3LLadaConfig.model_type} one (convert)")
 
 
 def is_adapters_alone(folder: Path) -> bool:

@@ -39,6 +39,13 @@ def test_the_file_and_its_encoding_are_named(tmp_path, name, encoding):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_ascii_as_utf_16_without_a_mark_is_valid_utf_8_and_still_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(FORMS[name].encode("ascii", "ignore").decode().encode("utf-16-le"))
+    with pytest.raises(InputError, match=f"{name}: not UTF-8 text; it seems to be UTF-16-LE"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_utf_8_is_read_with_and_without_its_mark(tmp_path, name):
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / name).write_bytes(FORMS[name].encode(encoding))

@@ -57,7 +57,7 @@ def plain_losses(folder, *, rounds=2):
     tokenizer = load_tokenizer(folder / "float32")
     model = Qwen3LLadaForMaskedLM.from_pretrained(folder / "float32", attn_implementation="eager").eval()
     data = Spread(load_tokens(folder / "heldout"), 0)
-    source = batch_source(data, SETTINGS, tokenizer, seed=SEED, micro_batch_size=4)
+    source = batch_source(data, SETTINGS, tokenizer, training=False, seed=SEED, micro_batch_size=4)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in LOSSES}
     for batch in (batch for number in range(rounds) for step in source.steps(number) for batch in step):
         with torch.no_grad():

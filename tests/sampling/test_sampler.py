@@ -239,7 +239,7 @@ def test_other_wrong_requests(model):
     [
         ({"gen_length": 0}, "gen_length"),
         ({"cfg_scale": -1}, "cfg_scale"),
-        ({"remasking": "best"}, "remasking='best' must be one of entropy, low_confidence"),
+        ({"remasking": "best"}, "remasking='best' must be one of low_confidence, random"),
         ({"parallel_blocks": True, "block_attention": False}, "parallel_blocks=true must not be combined"),
         ({"cache": "dual", "block_attention": True}, "cache=dual must not be combined"),
     ],

@@ -67,7 +67,7 @@ def test_adapters_alone_are_saved_on_request_and_read_with_their_base(lora, tmp_
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # the base without them
 
     with pytest.raises(ValueError, match="holds adapters alone, which cannot be trained on"):
-        train(changed(lora, model=lora.dst, resume_from=""), seed=1)
+        train(changed(lora, model=lora.dst, dst=tmp_path / "again", resume_from=""), seed=1)
     config = lora.dst / "adapter_config.json"
     config.write_text(config.read_text().replace(str(lora.model), "out/gone"))
     with pytest.raises(ValueError, match="adapters for the model out/gone, which is not there"):

@@ -191,9 +191,9 @@ def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(pretraining, mon
 
 
 def test_loss_that_is_not_finite_stops_with_its_samples(pretraining, tmp_path):
-    """A learning rate that makes the weights overflow."""
+    """A decay that multiplies the weights by -99 in each step makes them overflow."""
     params = changed(pretraining, max_steps=30, save_steps=1, logging_steps=1, max_grad_norm=0.0)
-    params = changed(params, optim=params.optim.model_dump() | {"lr": 1e30})
+    params = changed(params, optim=params.optim.model_dump() | {"lr": 10.0, "weight_decay": 10.0})
     with pytest.raises(NonFiniteError, match=r"step \d+: loss .* indices of the step's samples: \[\d+, .*step-\d+$"):
         train(params, seed=1)
     assert saved_steps(params.output_dir)
