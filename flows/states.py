@@ -28,12 +28,12 @@ def end_of_task(stop: Interrupted) -> State:
 
 
 def end_of_flow(stop: Interrupted) -> State:
-    """The state of a flow that was told to stop. Of a cancelled run, the worker replaces the message by its own.
+    """The state of a flow that was told to stop.
 
-    Raises: `TerminationSignal` where the infrastructure stops the run to start it again (a pod that is evicted): it
-        must end without a state then.
+    Raises: `TerminationSignal` where a worker has asked for the stop: it gives the run its state itself. Of a cancelled
+        run that is Cancelled; a pod that is evicted is scheduled again.
     """
-    if get_intent() not in (None, "cancel"):
+    if get_intent() is not None:
         get_run_logger().info("%s", stop)
         raise TerminationSignal(signal.SIGTERM) from stop
     return Cancelled(message=str(stop))

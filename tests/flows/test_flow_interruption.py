@@ -106,14 +106,14 @@ def test_a_signal_between_stages_ends_the_flow_as_cancelled(stages, monkeypatch)
     assert (state.type.value, state.message) == ("CANCELLED", "stopped; the next run goes on from what is saved")
 
 
-def test_a_run_that_will_be_started_again_ends_without_a_state(monkeypatch):
-    monkeypatch.setattr(states, "get_run_logger", lambda: logging.getLogger())
-    for intent in (None, "cancel"):
-        monkeypatch.setattr(states, "get_intent", lambda intent=intent: intent)
-        assert states.end_of_flow(Interrupted(SAVED)).is_cancelled()
-    monkeypatch.setattr(states, "get_intent", lambda: "reschedule")
-    with pytest.raises(TerminationSignal):
+@pytest.mark.parametrize("intent", ["cancel", "reschedule", "relinquish"])
+def test_of_a_run_that_a_worker_stops_the_worker_sets_the_state(monkeypatch, caplog, intent):
+    monkeypatch.setattr(states, "get_run_logger", lambda: logging.getLogger("run"))
+    assert states.end_of_flow(Interrupted(SAVED)).is_cancelled()
+    monkeypatch.setattr(states, "get_intent", lambda: intent)
+    with caplog.at_level(logging.INFO, "run"), pytest.raises(TerminationSignal):
         states.end_of_flow(Interrupted(SAVED))
+    assert caplog.messages == [SAVED]
 
 
 def test_the_line_and_the_status_on_a_terminal(capsys):
