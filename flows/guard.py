@@ -67,7 +67,7 @@ class Guard:
                 inputs.discard(output)
             if 0 in ready and not os.read(0, 4096):
                 inputs.discard(0)
-                self._stop(TOLD_TO_STOP, "the owner of this run is gone")
+                self._stop(TOLD_TO_STOP, "the run has stopped or is gone")
             if self.timeout and time.monotonic() - started > self.timeout:
                 self._stop(TIMED_OUT, f"the time limit of {self.timeout:g} s has passed")
             ended = self.dvc.poll() is not None

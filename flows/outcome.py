@@ -22,7 +22,13 @@ _NETWORK = re.compile(
     re.IGNORECASE,
 )
 # A progress bar that a killed process left in mid-line, as tqdm ends it ("[00:02<00:05, 9.1step/s]"), before a message.
-_BAR = re.compile(r"^.*\[\d+:\d\d[^\]]*\]\s*(?=(ERROR|WARNING|error|guard): )")
+_BAR = re.compile(r"^.*\[\d+:\d\d[^\]]*\]\s*(?=(ERROR|WARNING|error|guard|stopped by \w+): )")
+# What a training says that was stopped and has saved: "stopped by SIGTERM: checkpoint saved at step 40 in …".
+_SAVED = re.compile(r"^stopped by [^:]+: checkpoint saved ")
+# How dvc reports such a stop, and the note of the stage that this is no failure: the line above says it better.
+REPORT_OF_STOP = re.compile(
+    rf"ERROR: failed to reproduce .*, exited with {RESUMABLE}$|^what DVC says next is about this stop "
+)
 _OURS = re.compile(r"^(ERROR|WARNING): |^> |^Running stage |^guard: |^Updating lock|^Generating lock")
 
 
@@ -65,9 +71,10 @@ def read_outcome(status: int, lines: Sequence[str]) -> Outcome:
             return Outcome("cached", 0, "came from the run cache")
         return Outcome("ran", 0, "ran")
     if status == TIMED_OUT:
-        return Outcome("timeout", status, "ran longer than meta.flow.timeout_minutes of dvc.yaml allows; stopped")
+        limit = "ran longer than meta.flow.timeout_minutes of dvc.yaml allows"
+        return Outcome("timeout", status, f"{limit}; {_saved(lines) or 'stopped'}")
     if status == TOLD_TO_STOP:
-        return Outcome("cancelled", status, "stopped with this run")
+        return Outcome("cancelled", status, _saved(lines) or "stopped before it was done; the next run runs it again")
     exited = next((m for line in reversed(lines) if line.startswith("ERROR:") and (m := _EXIT.search(line))), None)
     if exited is None:
         return _dvc_failed(status, lines, text)
@@ -76,7 +83,8 @@ def read_outcome(status: int, lines: Sequence[str]) -> Outcome:
 
 def _stage_failed(status: int, lines: Sequence[str]) -> Outcome:
     if status == RESUMABLE:
-        return Outcome("stopped", status, f"was stopped and can be resumed (exit status {status})")
+        said = _saved(lines) or "was stopped and can be resumed"
+        return Outcome("stopped", status, f"{said} (exit status {status})")
     if status < 0 or status > 128:
         number = -status if status < 0 else status - 128
         return Outcome("killed", status, f"was killed by signal {number}; out of memory is a likely reason for 9")
@@ -92,6 +100,11 @@ def _dvc_failed(status: int, lines: Sequence[str], text: str) -> Outcome:
     if 128 < status < 255:
         return Outcome("killed", status, f"dvc was killed by signal {status - 128}")
     return Outcome("failed", status, f"dvc ended with status {status}: {said or _last_words(lines)}")
+
+
+def _saved(lines: Sequence[str]) -> str | None:
+    """What a stopped training said of its checkpoint."""
+    return next((line for line in reversed(lines) if _SAVED.match(line)), None)
 
 
 def _last_words(lines: Sequence[str]) -> str:

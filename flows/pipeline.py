@@ -17,10 +17,12 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows.artifacts import Progress, publish_results, read_metrics
 from flows.graph import Stage, read_stages
+from flows.interruption import Interrupted, interruptible
 from flows.limits import slot
 from flows.outcome import StageFailedError
 from flows.processes import exit_status
 from flows.stage import run_stage
+from flows.states import end_of_flow, end_of_task, report, result_of
 from flows.temporary import bind_server_to_this_process
 from flows.workspace import workspace
 
@@ -39,10 +41,10 @@ def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
-def dvc_stage(stage: Stage, *, force: bool = False, root: Path = Path(), label: str = "") -> str:
+def dvc_stage(stage: Stage, *, force: bool = False, root: Path = Path(), label: str = "") -> str | State:
     """Run one stage of the project at `root`; `label` tells its artifacts from those of other projects.
 
-    Returns how it went: ran, cached or unchanged. Raises: `StageFailedError`.
+    Returns how it went: ran, cached or unchanged; a cancelled state if it was told to stop. Raises: `StageFailedError`.
     """
     logger, progress = get_run_logger(), Progress(f"{label}{stage.name}")
 
@@ -50,18 +52,24 @@ def dvc_stage(stage: Stage, *, force: bool = False, root: Path = Path(), label: 
         logger.info("%s", "\n".join(lines))
         progress.see(lines)
 
-    with slot(stage.policy.limit):
-        kind = run_stage(stage, show, force=force or stage.policy.always, root=root).kind
+    try:
+        with interruptible(), slot(stage.policy.limit):
+            kind = run_stage(stage, show, force=force or stage.policy.always, root=root).kind
+    except Interrupted as stop:
+        return end_of_task(stop)
     progress.finish()
     return kind
 
 
 def run_stages(stages: list[Stage], *, force: bool = False, root: Path = Path(), label: str = "") -> dict[str, str]:
-    """A task per stage, one after the other. Returns how each went. Raises: `StageFailedError` of the first to fail."""
+    """A task per stage, one after the other. Returns how each went.
+
+    Raises: `StageFailedError` of the first to fail; `Interrupted` if one was told to stop.
+    """
     ended: dict[str, str] = {}
     for stage in stages:
-        run: Callable[..., str] = with_policy(stage, label)
-        ended[stage.name] = run(stage, force=force, root=root, label=label)
+        run: Callable[..., State] = with_policy(stage, label)
+        ended[stage.name] = result_of(run(stage, force=force, root=root, label=label, return_state=True))
     return ended
 
 
@@ -97,10 +105,12 @@ def pipeline(
     Returns: a state that holds for each stage how it went (ran, cached or unchanged), or says why one failed.
     """
     try:
-        with workspace(params, overrides or []):
+        with interruptible(), workspace(params, overrides or []):
             before = read_metrics()
             ended = run_stages(read_stages(stages or [], upstream=upstream), force=force)
             publish_results(before)
+    except Interrupted as stop:
+        return end_of_flow(stop)
     except (StageFailedError, ValueError) as error:
         return Failed(message=str(error))  # one line; a traceback through Prefect would say nothing more
     return Completed(message=", ".join(f"{name} {kind}" for name, kind in ended.items()), data=ended)
@@ -118,9 +128,7 @@ def main() -> int:
     state = pipeline(
         args.stage, upstream=not args.only, params=args.params, overrides=args.set, force=args.force, return_state=True
     )
-    if not state.is_completed():
-        print(f"error: {state.message}", file=sys.stderr)
-    return 0 if state.is_completed() else 1
+    return report(state)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import psutil
 
+from flows.interruption import NOTHING_BEGUN
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.2
@@ -152,11 +154,11 @@ def _as_child(run: Callable[[], int]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
         return run()
     except KeyboardInterrupt:
-        print("error: interrupted; the next run goes on from what is saved", file=sys.stderr)
+        print(NOTHING_BEGUN, file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as left:
         if left.code == 128 + signal.SIGTERM:
-            print("error: told to stop (SIGTERM); the next run goes on from what is saved", file=sys.stderr)
+            print(NOTHING_BEGUN, file=sys.stderr)
         raise
 
 

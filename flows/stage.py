@@ -11,7 +11,8 @@ from pathlib import Path
 
 from flows.environment import environment
 from flows.graph import Stage
-from flows.outcome import Outcome, StageFailedError, read_outcome
+from flows.interruption import Interrupted, interrupted
+from flows.outcome import REPORT_OF_STOP, Outcome, StageFailedError, read_outcome
 from flows.throttle import Throttle
 
 POLL_SECONDS = 0.5
@@ -31,12 +32,16 @@ _HINTS = re.compile(
 def run_stage(stage: Stage, emit: Callable[[list[str]], None], *, force: bool = False, root: Path = HERE) -> Outcome:
     """Run `stage` of the project at `root`; `emit` gets batches of its output.
 
-    An exception that arrives meanwhile (cancellation, Ctrl-C) stops the stage, waits until it has saved what it needs
-    and ended, and goes on. Raises: `StageFailedError`.
+    An exception that a signal raises meanwhile (cancellation, Ctrl-C) stops the stage, and it ends when it has saved
+    what it needs. Raises: `StageFailedError`; `Interrupted` after a signal, or if `stop_all` was called, with what the
+    stage has saved.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage.name]
     policy = stage.policy
-    outcome = run_dvc(command, emit, timeout=60 * policy.timeout_minutes, grace=policy.grace_seconds, root=root)
+    try:
+        outcome = run_dvc(command, emit, timeout=60 * policy.timeout_minutes, grace=policy.grace_seconds, root=root)
+    except Interrupted as stop:
+        raise Interrupted(f"stage {stage.name}: {stop}") from stop
     if not outcome.ok:
         raise StageFailedError(stage.name, outcome)
     return outcome
@@ -45,7 +50,10 @@ def run_stage(stage: Stage, emit: Callable[[list[str]], None], *, force: bool = 
 def run_dvc(
     command: list[str], emit: Callable[[list[str]], None], *, timeout: float, grace: float, root: Path
 ) -> Outcome:
-    """Run a dvc command under guard in the project at `root`; seconds for `timeout` (0: none) and `grace`."""
+    """Run a dvc command under guard in the project at `root`; seconds for `timeout` (0: none) and `grace`.
+
+    Raises: `Interrupted` with what was saved, if the command was told to stop.
+    """
     limits = ["--timeout", str(timeout), "--grace", str(grace)]
     guard = subprocess.Popen(
         [sys.executable, "-m", "flows.guard", *limits, "--", *command],
@@ -58,26 +66,34 @@ def run_dvc(
     _running.add(guard)
     if _stopping.is_set():
         _let_go(guard)
-    throttle = Throttle(lambda lines: _emit_all_but_hints(lines, emit))
+    throttle = Throttle(lambda lines: _emit_what_matters(lines, emit))
+    signalled: BaseException | None = None
     try:
         _pump(guard, throttle)
-    except BaseException:
+    except BaseException as cause:
         _let_go(guard)
         _pump(guard, throttle)
-        raise
+        if isinstance(cause, Exception):
+            raise
+        signalled = cause
     finally:
         _running.discard(guard)
         throttle.close()
-    return read_outcome(guard.wait(), throttle.tail)
+    outcome = read_outcome(guard.wait(), throttle.tail)
+    if signalled is not None:
+        raise interrupted(signalled, outcome.message) from signalled
+    if outcome.kind == "cancelled":  # by `stop_all`
+        raise Interrupted(outcome.message)
+    return outcome
 
 
-def _emit_all_but_hints(lines: list[str], emit: Callable[[list[str]], None]) -> None:
-    if kept := [line for line in lines if not _HINTS.fullmatch(line)]:
+def _emit_what_matters(lines: list[str], emit: Callable[[list[str]], None]) -> None:
+    if kept := [line for line in lines if not _HINTS.fullmatch(line) and not REPORT_OF_STOP.search(line)]:
         emit(kept)
 
 
 def stop_all() -> None:
-    """Stop what other threads of this process run, now and later; they return with the outcome "cancelled"."""
+    """Stop what other threads of this process run, now and later; they raise `Interrupted`."""
     _stopping.set()
     for guard in list(_running):
         _let_go(guard)

@@ -20,10 +20,12 @@ from prefect.states import Completed, Failed, State
 from flows.artifacts import artifact_key, read_metrics
 from flows.comparison import choose_metric, write_comparison
 from flows.graph import read_stages
+from flows.interruption import Interrupted, interruptible
 from flows.outcome import StageFailedError
 from flows.pipeline import run_stages
 from flows.processes import exit_status
 from flows.stage import stop_all
+from flows.states import end_of_flow, end_of_task, report, result_of
 from flows.temporary import bind_server_to_this_process
 from flows.variants import Variant, clone, expand, save
 
@@ -31,8 +33,10 @@ LOSSES = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_variant(variant: Variant, made: Path | Exception, stages: list[str]) -> dict[str, Any]:
+def run_variant(variant: Variant, made: Path | Exception, stages: list[str]) -> dict[str, Any] | State:
     """Run one variant in its clone. Returns its row of the result; `error` says why it failed, if it did.
+
+    A cancelled state if it was told to stop.
 
     Args:
         made: the clone, or why it could not be made.
@@ -42,9 +46,12 @@ def run_variant(variant: Variant, made: Path | Exception, stages: list[str]) -> 
     try:
         if isinstance(made, Exception):
             raise made
-        row["stages"] = run_stages(read_stages(stages, root=made), root=made, label=f"{variant.name} ")
-        row["metrics"] = read_metrics(made)
-        save(made, variant, row["stages"])
+        with interruptible():
+            row["stages"] = run_stages(read_stages(stages, root=made), root=made, label=f"{variant.name} ")
+            row["metrics"] = read_metrics(made)
+            save(made, variant, row["stages"])
+    except Interrupted as stop:
+        return end_of_task(Interrupted(f"{variant.name}: {stop}"))
     except (StageFailedError, RuntimeError, ValueError) as error:
         row["error"] = str(error)
     return row | {"seconds": round(time.monotonic() - started, 1)}
@@ -73,13 +80,13 @@ def sweep(
         return Failed(message=f"jobs={jobs} must be 1 or more")
     try:
         variants = expand(grid or LOSSES, name)
-        rows = _run(variants, stages or [], jobs)
-        write_comparison(rows, compared := choose_metric(rows, metric))
+        with interruptible():
+            rows = _run(variants, stages or [], jobs)
+            write_comparison(rows, compared := choose_metric(rows, metric))
+    except Interrupted as stop:
+        return end_of_flow(stop)
     except ValueError as error:
         return Failed(message=str(error))
-    except BaseException:
-        stop_all()  # the variants run in threads, which a signal does not reach
-        raise
     table = [
         {"variant": r["name"], compared or "metric": r["metrics"].get(compared), "error": r["error"]} for r in rows
     ]
@@ -93,15 +100,26 @@ def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str
     """The first variant alone, then at most `jobs` at once; rows in the order of `variants`."""
     # All of one state of the workspace, whatever is edited or committed there while the first ones run.
     made = {variant.name: _clone(variant) for variant in variants}
-    rows = {variants[0].name: _named(variants[0])(variants[0], made[variants[0].name], stages)}
+    first = variants[0]
+    rows = {first.name: result_of(_named(first)(first, made[first.name], stages, return_state=True))}
     waiting = list(variants[1:])
     running: dict[PrefectFuture, Variant] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            variant = waiting.pop(0)
-            running[_named(variant).submit(variant, made[variant.name], stages)] = variant
-        future = next(as_completed(list(running)))
-        rows[running.pop(future).name] = future.result()
+    try:
+        with interruptible():
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    variant = waiting.pop(0)
+                    running[_named(variant).submit(variant, made[variant.name], stages)] = variant
+                future = next(as_completed(list(running)))
+                rows[running.pop(future).name] = result_of(future.state)
+    except BaseException as cause:
+        stop_all()  # the variants run in threads, which a signal does not reach
+        for future in running:
+            future.wait()
+        if isinstance(cause, Interrupted):
+            said = [str(future.state.message) for future in running if future.state.is_cancelled()]
+            raise Interrupted("; ".join(said) or str(cause)) from cause
+        raise
     return [rows[variant.name] for variant in variants]
 
 
@@ -129,9 +147,7 @@ def main() -> int:
     bind_server_to_this_process()
     grid = {keys: values.split(",") for keys, _, values in (axis.partition("=") for axis in args.axis)}
     state = sweep(grid, args.stage, args.jobs, args.name, args.metric, return_state=True)
-    if not state.is_completed():
-        print(f"error: {state.message}", file=sys.stderr)
-    return 0 if state.is_completed() else 1
+    return report(state)
 
 
 if __name__ == "__main__":

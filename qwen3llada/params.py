@@ -156,8 +156,9 @@ def run(
 ) -> NoReturn:
     """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, leave with a status.
 
-    Status 2: parameters; 1: input or output (one line on stderr each); 75: stopped, can be resumed. A defect of the
-    program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a one-line error was raised.
+    Status 2: parameters; 1: input or output; 130, 143: stopped by Ctrl-C, SIGTERM (one line on stderr each); 75:
+    stopped, a checkpoint is saved. A defect of the program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a
+    one-line error was raised.
     """
     # A caller may have started us with SIGTERM ignored, which is inherited. A stage must end when told, and clean up.
     signal.signal(signal.SIGTERM, _terminate)
@@ -168,12 +169,16 @@ def run(
         sys.exit(_complain(error, 2))
     try:
         main(params) if request is None else main(params, asked)
+    except KeyboardInterrupt:
+        _terminate(signal.SIGINT)
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 1))
     sys.exit(0)
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
+def _terminate(signum: int, frame: object = None) -> NoReturn:
+    said = f"stopped by {signal.Signals(signum).name}; what an earlier run has saved stays\n"
+    os.write(2, said.encode())  # not print: the signal may have come in the middle of one
     raise SystemExit(128 + signum)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from flows.graph import Policy
 from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
-from qwen3llada.params import Params, load, load_stage, use
+from qwen3llada.params import Params, load, load_stage, run, use
 from qwen3llada.sampling.ask import SampleRequest
 from qwen3llada.sampling.chat import ChatParams
 from qwen3llada.section import Section
@@ -341,3 +342,19 @@ def test_under_dvc_no_variable_changes_a_knob(in_root):
     in_root.setenv(LR, "0.25")
     with pytest.raises(ParamsError, match=f"{LR} must not be set while DVC runs the stage pretrain: dvc.lock"):
         load_stage([], own="pretrain", shared=("seed",))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_stopped_with_nothing_to_save_says_so_in_one_line(monkeypatch, capfd, number):
+    def main(params):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            run(main, own="convert")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 128 + number
+    assert capfd.readouterr().err == f"stopped by {number.name}; what an earlier run has saved stays\n"

@@ -21,7 +21,7 @@ from qwen3llada.training.run import Run
 from qwen3llada.training.saving import export, save
 from qwen3llada.training.starting import start
 from qwen3llada.training.stats import StepResult, StepStats
-from qwen3llada.training.stopping import Stopped, StopRequest
+from qwen3llada.training.stopping import Stopped, StopRequest, stop_message
 
 
 def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
@@ -113,7 +113,7 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
                         save(run, monitor.points)
                 if stopping:
                     monitor.bar.close()
-                    message = f"stopped by {stop.signal} after step {result.step}, saved {run.last_checkpoint}"
+                    message = stop_message(stop.signal, result.step, run.last_checkpoint, params.resume_from)
                     run.accelerator.print(message, file=sys.stderr)
                     raise Stopped(message)
             monitor.flush()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Self
 
@@ -18,6 +19,20 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+def stop_message(signal_name: str | None, step: int, checkpoint: Path | None, resume_from: str) -> str:
+    """What a stopped training says: the line that the flows look for, and under DVC one that explains DVC's own.
+
+    Args:
+        signal_name: None if another process of the training got the signal.
+        resume_from: the parameter. With `latest`, the default, the next run finds the checkpoint by itself.
+    """
+    way = "the next run goes on from there" if resume_from == "latest" else f"resume_from: {checkpoint} goes on from it"
+    message = f"stopped by {signal_name or 'a signal'}: checkpoint saved at step {step} in {checkpoint}; {way}"
+    if "DVC_STAGE" in os.environ:  # DVC sets it for what it runs, and calls every status but 0 a failure
+        message += f"\nwhat DVC says next is about this stop (exit status {RESUMABLE}): nothing is broken"
+    return message
 
 
 class StopRequest:

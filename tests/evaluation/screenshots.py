@@ -65,8 +65,9 @@ async def take(page: Page, url: str, folder: Path) -> list[str]:
     wrong = []
     for device, width in WIDTHS.items():
         for colour in COLOURS:
-            scheme = [{"name": "prefers-color-scheme", "value": colour}]
-            await page.call("Emulation.setEmulatedMedia", features=scheme)
+            media = {"prefers-color-scheme": colour, "prefers-reduced-motion": "reduce"}  # nothing plays by itself
+            features = [{"name": name, "value": value} for name, value in media.items()]
+            await page.call("Emulation.setEmulatedMedia", features=features)
             size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": device == "phone"}
             await page.call("Emulation.setDeviceMetricsOverride", **size)
             await page.call("Page.navigate", url=url)
@@ -77,6 +78,8 @@ async def take(page: Page, url: str, folder: Path) -> list[str]:
             height = min(await page.value("document.documentElement.scrollHeight"), LONGEST)
             await picture(page, folder / f"{device}-{colour}.png", 0, width, height)
     if await page.value("Boolean(document.querySelector('.player button'))"):
+        opened = await page.value("document.querySelector('.player input').value")
+        wrong += [f"an answer opens at step {opened}, not at 0"] if opened != "0" else []
         await page.value("document.querySelector('.player button').click()")
         await asyncio.sleep(PLAYED_SECONDS)
         top = await page.value("scrollY + document.querySelector('.answer').getBoundingClientRect().top")

@@ -18,7 +18,7 @@ SECONDS_TO_STOP = 60  # with the temporary server, on two busy cores
 def interrupt(process, project):
     """Ctrl-C in a terminal: everything in the process's group gets the signal."""
     os.killpg(process.pid, signal.SIGINT)
-    seconds = end_of_terminal_run(process, project, 130, "interrupted")
+    seconds = end_of_terminal_run(process, project, 130)
     print(f"\nfrom Ctrl-C to the end: {seconds:.1f} s")
     assert seconds < SECONDS_TO_STOP
 

@@ -3,7 +3,10 @@
 Each is the short form of one in scenarios.py or builtin.py, without the times.
 """
 
+import re
 import shutil
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -11,7 +14,7 @@ from flow_kills import ALONE, MONTHLY, ONCE, STAGE, cancel, deploy, kill, kill_s
 from flow_project import Project
 from flow_service import PATIENCE, Service
 
-from flows.environment import ROOT
+from flows.environment import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # where the machine is busy, the server takes minutes
 
@@ -47,8 +50,29 @@ def test_a_schedule_has_runs_ahead_of_it(served):
     assert sum(run.auto_scheduled for run in runs) >= 3
 
 
-def test_a_cancelled_run_saves(served, project):
-    cancel(served, project, training(served, project))
+def test_a_cancelled_run_saves_and_says_so(served, project):
+    run = training(served, project)
+    assert str(run) in listed(served)
+    cancel(served, project, run)
+    state = served.task_runs(run)["train"].state
+    assert state.is_cancelled()
+    saved = f"checkpoint saved at step {project.saved_step()} in "
+    assert state.message.startswith(f"stage train: stopped by SIGTERM: {saved}")
+    said = served.said()
+    assert f"Finished in state Cancelled('{state.message}')" in said
+    assert not [word for word in ("Crash", "ERROR: ", "Traceback") if word in said]
+
+
+def listed(served) -> str:
+    """What the README's command for it lists: runs, with IDs to be copied."""
+    columns, command = re.search(r"^COLUMNS=(\d+) prefect (.*?) +#", (ROOT / "README.md").read_text(), re.M).groups()
+    return subprocess.run(
+        [sys.executable, "-m", "prefect", *command.split()],
+        env=environment() | served.variables | {"COLUMNS": columns},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def test_of_a_killed_run_the_stage_saves_and_ends(served, project):

@@ -6,6 +6,12 @@ from flows.artifacts import compare
 from flows.outcome import read_outcome
 from flows.throttle import Throttle
 
+SAVED = "stopped by SIGTERM: checkpoint saved at step 40 in out/step-40; the next run goes on from there"
+STOPPED = [
+    f"pretrain: 5%|5| 2/40 [00:01<00:09, 3.9step/s, loss=2]{SAVED}",
+    "ERROR: failed to reproduce 'b': failed to run: x, exited with 75",
+]
+
 
 @pytest.mark.parametrize(
     ("status", "lines", "kind", "said"),
@@ -62,7 +68,10 @@ from flows.throttle import Throttle
         (255, ["ERROR: … failed to run: x --connection refused, exited with 1"], "failed", "no message"),
         (137, [], "killed", "dvc was killed by signal 9"),
         (124, [], "timeout", "timeout_minutes"),
-        (143, [], "cancelled", "stopped"),
+        (143, [], "cancelled", "stopped before it was done"),
+        (255, STOPPED, "stopped", f"{SAVED} (exit status 75)"),
+        (143, STOPPED, "cancelled", SAVED),
+        (124, STOPPED, "timeout", f"allows; {SAVED}"),
     ],
 )
 def test_outcomes(status, lines, kind, said):

@@ -27,7 +27,7 @@ def test_sigterm_to_a_run_without_a_server(project):
     project.wait_until(project.has_checkpoint, PATIENCE)
     assert project.running(*SERVER)
     running.terminate()
-    end_of_terminal_run(running, project, 143, "told to stop (SIGTERM)")
+    end_of_terminal_run(running, project, 143)
     assert project.dvc("status").returncode == 0
 
 

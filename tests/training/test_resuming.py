@@ -3,11 +3,15 @@
 import errno
 import logging
 import os
+from pathlib import Path
 
 import pytest
 from runs import changed, checkpoint, saved_steps, weights
 from test_training_checkpoint import FOREIGN, OURS, write
 
+from flows.guard import TOLD_TO_STOP
+from flows.outcome import REPORT_OF_STOP
+from flows.outcome import read_outcome as outcome_of_stage
 from qwen3llada.artifacts import read_json
 from qwen3llada.training import loop
 from qwen3llada.training.checkpoint import CheckpointError, finish, read_outcome, read_state
@@ -15,7 +19,7 @@ from qwen3llada.training.loop import train
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.resuming import find_checkpoint, schedule_conflict
 from qwen3llada.training.starting import start
-from qwen3llada.training.stopping import Stopped
+from qwen3llada.training.stopping import Stopped, stop_message
 from qwen3llada.training.telemetry import Curves
 
 SCHEDULE = {"optim.warmup_ratio": 0.1, "optim.decay_ratio": 0.2, "total_steps": 100}
@@ -197,7 +201,21 @@ def test_a_stop_saves_and_says_so(pretraining, monkeypatch, capsys):
         train(pretraining, seed=1)
     assert stopped.value.code == 75
     assert saved_steps(pretraining.output_dir) == [3]
-    assert f"after step 3, saved {checkpoint(pretraining, 3)}" in capsys.readouterr().err
+    saved = f"checkpoint saved at step 3 in {checkpoint(pretraining, 3)}; the next run goes on from there"
+    lines = capsys.readouterr().err.splitlines()
+    assert f"stopped by a signal: {saved}" in lines
+    assert saved in outcome_of_stage(TOLD_TO_STOP, lines).message  # the flows find it
+
+
+def test_a_stop_says_how_the_next_run_finds_the_checkpoint(monkeypatch):
+    saved = "stopped by SIGINT: checkpoint saved at step 3 in out/step-3; "
+    step = ("SIGINT", 3, Path("out/step-3"))
+    assert stop_message(*step, "latest") == f"{saved}the next run goes on from there"
+    for given in ("", "out/step-1"):
+        assert stop_message(*step, given) == f"{saved}resume_from: out/step-3 goes on from it"
+    monkeypatch.setenv("DVC_STAGE", "pretrain")
+    note = stop_message(*step, "latest").splitlines()[1]
+    assert REPORT_OF_STOP.search(note)  # the flows leave it out, with what dvc says
 
 
 def test_a_full_disk_of_reports_names_the_folder(tmp_path, monkeypatch):

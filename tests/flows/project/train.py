@@ -55,7 +55,7 @@ while state["step"] < params["steps"]:
         time.sleep(0.02)
     if stopping:
         save()
-        print(f"\nstopped after step {state['step']}", flush=True)
+        print(f"\nstopped by SIGTERM: checkpoint saved at step {state['step']} in {checkpoint}; …", flush=True)
         sys.exit(75)
 print()
 Path("model.txt").write_text(state["model"] + "\n")
