@@ -26,7 +26,7 @@ DECIDES_NOTHING = {
     *("evaluation/eval_loss.py", "evaluation/noise_levels.py"),
     *("training/checkpoint.py", "training/fingerprint.py", "training/resuming.py"),
     *("training/flops.py", "training/memory.py", "training/peak_memory.py", "training/monitor.py"),
-    *("training/stats.py", "training/stopping.py", "training/telemetry.py"),
+    *("training/stats.py", "training/stopping.py", "training/telemetry.py", "training/trackers.py"),
     "training/params.py",  # the values themselves are compared
     # from files to tokens before training, which is compared by its result
     *("corpus/packing.py", "corpus/tokenizer.py", "corpus/sources.py", "corpus/selection.py", "corpus/splits.py"),
