@@ -50,6 +50,7 @@ def test_fingerprint_tells_runs_apart(pretraining, tmp_path):
     assert mark(pretraining) == mark(same)
     # what the device's lack of memory makes people change must not cost them their checkpoints
     assert mark(pretraining) == mark(changed(pretraining, gradient_checkpointing=True, cuda_graphs="never"))
+    assert mark(pretraining) == mark(changed(pretraining, telemetry={"trackers": ["tensorboard"]}))
     noise = pretraining.noise.model_dump() | {"schedule": "cosine"}
     other = mark(changed(pretraining, noise=noise, loss_impl="dllm"), micro_batch_size=4)
     assert differences(mark(pretraining), other) == (

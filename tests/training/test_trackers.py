@@ -9,9 +9,11 @@ from accelerate import tracking
 from runs import changed, checkpoint, drawn_steps, train_together
 
 from qwen3llada.commandline import ParamsError, validated
+from qwen3llada.destinations import WORK, check_destinations
 from qwen3llada.training import trackers as module
 from qwen3llada.training.loop import train
 from qwen3llada.training.params import PretrainParams
+from qwen3llada.training.settings import settings_hash
 from qwen3llada.training.trackers import TRACKERS
 
 TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
@@ -120,6 +122,16 @@ def test_a_missing_package_is_named_before_anything_is_done(pretraining, monkeyp
 def test_what_is_no_tracker_is_refused(given, message):
     with pytest.raises(ParamsError, match=message):
         validated(PretrainParams, {"telemetry": {"trackers": given}}, "here")
+
+
+def test_the_report_knows_a_run_with_trackers_by_its_other_knobs(pretraining):
+    followed = changed(pretraining, telemetry={"trackers": ["tensorboard"]})
+    assert settings_hash(followed, seed=1) == settings_hash(pretraining, seed=1)
+
+
+def test_the_folder_of_trackers_alone_is_ours(tmp_path):
+    (tmp_path / "work/trackers").mkdir(parents=True)
+    check_destinations({"output_dir": (tmp_path / "work", WORK)}, {})
 
 
 def test_the_trackers_are_accelerates():
