@@ -70,7 +70,7 @@ def accelerator_options(telemetry: TelemetryParams, output_dir: Path) -> dict[st
 class Trackers:
     """Sends points to the trackers that `accelerator` was made with, none by default.
 
-    To be used by the main process alone: W&B's tracker would begin a run in each.
+    To be used by the main process alone, which is the only one for which Accelerate begins a run.
     """
 
     def __init__(self, accelerator: "Accelerator", name: str, config: Mapping[str, Any], points: Iterable[dict] = ()):
