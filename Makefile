@@ -14,7 +14,7 @@ export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup use repro test lint format bench serve lock clean
+.PHONY: setup use repro docs test lint format bench serve lock clean
 
 setup: $(READY)  ## make .venv from requirements.lock
 
@@ -33,6 +33,9 @@ use: setup  ## put a parameter set into params.yaml: make use PARAMS=configs/NAM
 repro: setup  ## run every stage that is stale
 	python -m qwen3llada.params --check  # dvc removes the outputs of a stage before the stage can look at them
 	dvc repro
+
+docs: setup  ## after make repro: write the outputs in README.md and docs/ anew; docs/outputs.py says how
+	python -m docs.outputs
 
 test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four
 	OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile

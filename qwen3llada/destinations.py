@@ -222,7 +222,7 @@ def _foreign_to_work(path: Path, own: frozenset[str]) -> str | None:
     entries = [name for name in _entries(path) if name not in own]
     if LOCK_FILE in entries:
         return None
-    foreign = [name for name in entries if name != "checkpoints"]
+    foreign = [name for name in entries if name not in ("checkpoints", "trackers")]
     saved = path / "checkpoints"
     if not foreign and saved.is_dir():
         foreign = [f"checkpoints/{name}" for name in _entries(saved) if not CHECKPOINT.fullmatch(name)]

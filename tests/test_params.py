@@ -205,6 +205,7 @@ UNLEARNT = {
     *("model", "data", "dst", "output_dir", "reports", "save_steps", "save_total_limit", "resume_from"),
     *("bf16", "fp16", "param_dtype", "gradient_checkpointing", "compile", "cuda_graphs", "deterministic"),
     *("pad_to_multiple_of", "bucket", "num_workers", "logging_steps", "peak_tflops", "attention.implementation"),
+    "telemetry.trackers",
     *(f"adapter.{name}" for name in AdapterParams.model_fields),
 }
 

@@ -59,7 +59,7 @@ STREAM_CODE = tuple(f"corpus/{name}.py" for name in STREAM_MODULES)
 # the work of a step is divided and computed (the number of samples in a step is compared in their place).
 FREE = {
     *("model", "data", "dst", "output_dir", "reports"),
-    *("save_steps", "save_total_limit", "resume_from", "logging_steps", "peak_tflops"),
+    *("save_steps", "save_total_limit", "resume_from", "logging_steps", "peak_tflops", "telemetry.trackers"),
     *("do_eval_loss", "eval_every_steps", "eval_samples"),
     *("micro_batch_size", "gradient_accumulation_steps", "num_workers", "epochs", "max_steps"),
     *("compile", "cuda_graphs", "deterministic", "gradient_checkpointing", "attention.implementation", "adapter.merge"),
@@ -77,10 +77,10 @@ def fingerprint(params: TrainParams, *, seed: int, data: "BatchSource", total_st
         total_steps: optimiser steps of the whole run, which the learning rate depends on.
         template: prompt template of the data.
     """
-    knobs = {key: value for key, value in _flat(params.model_dump(mode="json")) if key not in FREE}
+    decisive = {key: value for key, value in knobs(params).items() if key not in FREE}
     streamed = (params.data / "train" / STREAM_FILE).is_file()
     replacements = None if data.real_tokens is None else data.real_tokens.tolist()
-    return knobs | {
+    return decisive | {
         "seed": seed,
         "step_size": data.step_size,
         "total_steps": total_steps,
@@ -94,6 +94,11 @@ def fingerprint(params: TrainParams, *, seed: int, data: "BatchSource", total_st
         "model files": hash_files([params.model / "config.json", *sorted(params.model.glob("*.safetensors"))]),
         "code": hash_code([PACKAGE / name for name in CODE + (STREAM_CODE if streamed else ())]),
     }
+
+
+def knobs(params: TrainParams) -> dict[str, Any]:
+    """All knobs by their dotted keys."""
+    return dict(_flat(params.model_dump(mode="json")))
 
 
 def differences(ours: Fingerprint, theirs: Fingerprint) -> str:

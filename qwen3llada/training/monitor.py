@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.noise_levels import BUCKETS, by_noise_level
+from qwen3llada.training.fingerprint import knobs
 from qwen3llada.training.flops import peak_flops
 from qwen3llada.training.memory import GIB
 from qwen3llada.training.peak_memory import PeakMemory
@@ -17,6 +18,7 @@ from qwen3llada.training.settings import settings_hash
 from qwen3llada.training.stats import StepResult, StepValues
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.telemetry import Curves, Speed, progress_bar, write_summary
+from qwen3llada.training.trackers import Trackers
 
 
 class NonFiniteError(InputError):
@@ -46,6 +48,8 @@ class Monitor:
         params = run.params
         self.run, self.stop, self.main = run, stop, run.accelerator.is_main_process
         self.curves = Curves(params.reports, run.points) if self.main else None
+        flat = knobs(params) | {"seed": run.data.seed, "total_steps": run.total_steps}
+        self.trackers = Trackers(run.accelerator, params.reports.name, flat, run.points) if self.main else None
         before = run.state.telemetry
         self.bar = progress_bar(run.total_steps, run.state.global_step, name=params.reports.name, shown=self.main)
         self.speed = Speed(before.get("speed"))
@@ -112,9 +116,9 @@ class Monitor:
         if improved:
             state.best = {"step": state.global_step, "eval_loss": loss}
         self.summary["eval_loss"] = loss
-        if self.curves:
+        if self.main:
             levels = {f"eval/by_noise_level/{name}": value for name, value in by_level.items()}
-            self.curves.add(state.global_step, {"eval/loss": loss, **levels})
+            self._add(state.global_step, {"eval/loss": loss, **levels})
         return improved
 
     def finish(self) -> dict[str, Any]:
@@ -141,8 +145,9 @@ class Monitor:
             "peak_memory_gib": round(self._peak_bytes() / GIB, 2),
         }
         self.bar.close()
-        if self.curves:
+        if self.curves and self.trackers:
             self.curves.close()
+            self.trackers.close()
             write_summary(run.params.reports, self.summary)
         return self.summary
 
@@ -166,8 +171,12 @@ class Monitor:
         self.window = Window()
         self.summary["loss"] = loss
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
-        if self.curves:
-            self.curves.add(result.step, point)
+        self._add(result.step, point)
+
+    def _add(self, step: int, point: dict[str, float]) -> None:
+        if self.curves and self.trackers:  # in the main process
+            self.curves.add(step, point)
+            self.trackers.add(step, point)
 
     def _check(self, result: StepResult, values: StepValues) -> None:
         scaler = self.run.accelerator.scaler

@@ -10,6 +10,7 @@ from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS
+from qwen3llada.training.trackers import TelemetryParams
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -202,6 +203,7 @@ class TrainParams(Section):
         le=100_000,
         description="The device's peak for FLOP utilisation, in TFLOP/s, up to 100,000; 0: from a table of known GPUs",
     )
+    telemetry: TelemetryParams = Field(TelemetryParams.model_validate({}), description="Where else the curves go")
 
     @field_validator("max_grad_norm")
     @classmethod

@@ -6,7 +6,10 @@ import json
 from qwen3llada.section import Section
 
 # Knobs that change nothing in what a run reports: where files go, and how often something is saved.
-FREE = {"output_dir", "reports", "resume_from", "save_steps", "save_total_limit", "num_workers", "peak_tflops"}
+FREE = {
+    *("output_dir", "reports", "resume_from", "save_steps", "save_total_limit", "num_workers", "peak_tflops"),
+    "telemetry",
+}
 
 
 def settings_hash(params: Section, *, seed: int) -> str:

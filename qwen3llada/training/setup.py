@@ -13,6 +13,7 @@ from qwen3llada.training.adapters import check_adapters, quantization
 from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
 from qwen3llada.training.optimizer import optimizer_that_runs
 from qwen3llada.training.params import TrainParams
+from qwen3llada.training.trackers import accelerator_options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +28,7 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
 
     Raises InputError for a precision that the device does not have, and where the launcher's environment would change
-    the arithmetic, or its processes do not find each other (see `launcher.py`).
+    the arithmetic, or its processes do not find each other (see `launcher.py`), and as `accelerator_options`.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -44,7 +45,8 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     variable, launched = launched_processes()
     # Left to itself Accelerate joins processes only where there is a device for each.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
-    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp])
+    options = accelerator_options(params.telemetry, params.output_dir)
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp], **options)
     check_processes(accelerator, variable, launched)
     device = accelerator.device
     check_adapters(params.adapter, device)

@@ -26,7 +26,7 @@ DECIDES_NOTHING = {
     *("evaluation/eval_loss.py", "evaluation/noise_levels.py"),
     *("training/checkpoint.py", "training/fingerprint.py", "training/resuming.py"),
     *("training/flops.py", "training/memory.py", "training/peak_memory.py", "training/monitor.py"),
-    *("training/stats.py", "training/stopping.py", "training/telemetry.py"),
+    *("training/stats.py", "training/stopping.py", "training/telemetry.py", "training/trackers.py"),
     "training/params.py",  # the values themselves are compared
     # from files to tokens before training, which is compared by its result
     *("corpus/packing.py", "corpus/tokenizer.py", "corpus/sources.py", "corpus/selection.py", "corpus/splits.py"),
@@ -50,6 +50,7 @@ def test_fingerprint_tells_runs_apart(pretraining, tmp_path):
     assert mark(pretraining) == mark(same)
     # what the device's lack of memory makes people change must not cost them their checkpoints
     assert mark(pretraining) == mark(changed(pretraining, gradient_checkpointing=True, cuda_graphs="never"))
+    assert mark(pretraining) == mark(changed(pretraining, telemetry={"trackers": ["tensorboard"]}))
     noise = pretraining.noise.model_dump() | {"schedule": "cosine"}
     other = mark(changed(pretraining, noise=noise, loss_impl="dllm"), micro_batch_size=4)
     assert differences(mark(pretraining), other) == (
