@@ -65,6 +65,14 @@ def test_no_guess_is_made_where_nothing_is_clear(tmp_path, rows, message, column
     assert "\n" not in str(caught.value)
 
 
-def test_null_in_the_first_thousands_of_rows_is_no_evidence(tmp_path):
+def test_the_schema_speaks_where_all_rows_are_null(tmp_path):
+    table = pa.table({"n": pa.array([None] * 5, pa.int64()), "story": [STORY.format(i) for i in range(5)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="n is int64, not text: text_field='n' does not hold text; columns: n, story"):
+        text_column([tmp_path / "a.parquet"], "n")
+
+
+def test_null_in_the_first_thousands_of_rows_is_no_evidence(tmp_path, monkeypatch):
+    monkeypatch.setattr("qwen3llada.corpus.blocks.BLOCK_BYTES", 1000)  # else all rows are read at once
     rows = [{"passage": None, "label": "L"}] * 3000 + [{"passage": STORY.format(i), "label": "L"} for i in range(99)]
     assert text_column([write(tmp_path, rows, False)]) == "passage"
