@@ -5,10 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.qwen3_checkpoint import model_type
@@ -85,6 +81,10 @@ def files_blamed(folder: str | Path) -> Iterator[None]:
     It raises OSError for files that are missing or no JSON, StrictDataclassError, ValueError, KeyError and TypeError
     for values of a config, SafetensorError for weights, and RuntimeError for weights of another shape.
     """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
