@@ -19,7 +19,7 @@ def main(params: Params, request: SampleRequest) -> None:
 
         chat(model, params.sample, seed=params.seed, system=request.system, bf16=params.sample.bf16)
     elif request.prompt or request.prompts:
-        from qwen3llada.sampling.params import answer_request
+        from qwen3llada.sampling.ask import answer_request
 
         answer_request(request, model, params.sample, seed=params.seed)
     else:

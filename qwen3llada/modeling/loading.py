@@ -10,6 +10,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.qwen3_checkpoint import model_type
 
 ADAPTER_CONFIG = "adapter_config.json"
+BAR_BYTES = 4 * 2**30  # weights of this size take some ten seconds from a disk
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -38,7 +39,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
             config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
         return merged(base, folder, config=config, **options)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with files_blamed(folder):
+    with files_blamed(folder), _bar_for_large_weights(folder):
         model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
     _check_loaded(folder, info)
     return model
@@ -62,6 +63,22 @@ def merged(model_folder: Path, adapter_folder: Path, **options: Any) -> Any:
     base = load_pretrained(model_folder, **options)
     with files_blamed(adapter_folder):
         return PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()
+
+
+@contextmanager
+def _bar_for_large_weights(folder: Path) -> Iterator[None]:
+    """Transformers' progress bar while it loads weights, only where that takes long enough to look at one."""
+    from transformers.utils import logging
+
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < BAR_BYTES
+    hide = small and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
 
 
 def _check_loaded(folder: Path, info: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Answers to prompts given on the command line or in a file."""
 
+from __future__ import annotations
+
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.fields import ANSWERS as ANSWER_FIELDS
@@ -15,9 +17,11 @@ from qwen3llada.corpus.mapping import history_turns, map_question
 from qwen3llada.corpus.records import Exchange, role_of, turn_text
 from qwen3llada.destinations import ANSWERS, PAGE, Kind, check_destinations
 from qwen3llada.errors import InputError
+from qwen3llada.sampling.lean_import import import_model_code
 from qwen3llada.sampling.params import SampleParams, SampleRequest
-from qwen3llada.sampling.text import Answer, TextModel, Trace
-from qwen3llada.sampling.trace import write_trace_page
+
+if TYPE_CHECKING:  # torch takes seconds to import, and what is wrong with a request is said before
+    from qwen3llada.sampling.text import Answer, Trace
 
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
@@ -29,6 +33,10 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
     asked = list(read_questions(request))
     if not asked:
         raise InputError(f"{request.prompts}: no prompts in it")
+    import_model_code()
+    from qwen3llada.sampling.text import TextModel
+    from qwen3llada.sampling.trace import write_trace_page
+
     text = TextModel.load(model, bf16=params.bf16)
     prompts = text.encode(asked)
     traces: list[Trace] = []
