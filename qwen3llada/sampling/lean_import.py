@@ -1,5 +1,6 @@
 """The model's code without the packages that Transformers imports beside it and that sampling never calls."""
 
+import gc
 import sys
 
 
@@ -11,16 +12,22 @@ def import_model_code() -> None:
     first whether the package is there. Python's own way to say no is None in `sys.modules`. Afterwards both packages
     can be imported as always, but Transformers and torch remember the answer for the rest of the process. So only a
     process that samples and ends calls this. Nothing is hidden from a process that has imported Transformers before.
-    """
-    import torch
 
+    The garbage collector rests meanwhile: imports leave no garbage, and looking for it takes a tenth of their time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
     hidden: list[str] = []
-    if "transformers" not in sys.modules:
-        unneeded = ["scipy"] if torch.cuda.is_available() else ["scipy", "triton"]
-        hidden = [name for name in unneeded if name not in sys.modules]
     try:
+        import torch
+
+        if "transformers" not in sys.modules:
+            unneeded = ["scipy"] if torch.cuda.is_available() else ["scipy", "triton"]
+            hidden = [name for name in unneeded if name not in sys.modules]
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is documented: import system, 5.3.1
         import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401
     finally:
         for name in hidden:
             del sys.modules[name]
+        if collects:
+            gc.enable()
