@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 # Named after the content of the lock: neither a checkout that touches the file nor a second call installs again.
 READY := $(VENV)/.ready-$(shell sha256sum requirements.lock | cut -c1-16)
 
+# Imported once at set-up, so that Python keeps the bytecode also where a later start may not write it, as in many
+# containers: 15 seconds once, against that on every start. Compiling all packages would take minutes.
+COMPILED := qwen3llada.sampling.chat, qwen3llada.training.loop, qwen3llada.corpus.validation, dvc.cli, great_expectations
+
 # Telemetry of every dependency is off, and nothing asks a server for a newer version of itself.
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
@@ -25,6 +29,7 @@ $(READY):
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import $(COMPILED)'
 	touch $@
 
 use: setup  ## put a parameter set into params.yaml: make use PARAMS=configs/NAME.yaml (undo: git restore params.yaml)

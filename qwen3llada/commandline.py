@@ -5,17 +5,25 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError, create_model
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import StrictKinds, allowed_range
+from qwen3llada.section import StrictKinds, allowed_range, choices
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -63,10 +71,9 @@ def validated(cls: type[Model], tree: dict[str, Any], where: str) -> Model:
 
 def with_default(instance: BaseModel, name: str) -> tuple[Any, Any]:
     """(type, field) of one field of `instance`: its constraints and description, its present value as default."""
-    field = type(instance).model_fields[name]._copy()
-    field.default, field.default_factory = getattr(instance, name), None
-    field.alias = field.validation_alias = field.serialization_alias = None
-    return field.annotation, field
+    field = type(instance).model_fields[name]
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation  # type: ignore
+    return kind, Field(getattr(instance, name), description=field.description)
 
 
 def parse_environment(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -128,11 +135,26 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dic
     settings: Any = create_model("Stage", __base__=base, __doc__=doc, **fields)
     lists, rest = _take_lists(fields, argv)
     try:
-        return settings(_cli_parse_args=_plain_values(settings, rest), **lists).model_dump()
+        source: Any = CliSettingsSource(
+            settings, cli_parse_args=_plain_values(settings, rest), add_argument_method=_with_choices(settings)
+        )
+        return settings(_cli_settings_source=source, **lists).model_dump()
     except SettingsError as error:
         raise ParamsError(_flag_message(error, settings)) from error
     except ValidationError as error:
         raise ParamsError(f"command line: {_first_error(error, settings)}") from error
+
+
+def _with_choices(settings: type[BaseModel]) -> Callable[..., Any]:
+    """argparse's `add_argument`, with the names that a knob takes in place of `str` in `--help`."""
+    names = {f"--{flag}": choices(field) for flag, field in _flag_fields(settings)}
+
+    def add_argument(parser: ArgumentParser, *flags: str, **options: Any) -> Any:
+        if allowed := next((names[flag] for flag in flags if names.get(flag)), None):
+            options["metavar"] = f"{{{','.join(allowed)}}}"
+        return parser.add_argument(*flags, **options)
+
+    return add_argument
 
 
 def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -264,11 +286,16 @@ def _flag_names(cls: type[BaseModel]) -> list[str]:
     return [name for name, _ in _flags(cls)]
 
 
-def _flags(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flags(cls: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     """(dotted name, type) of every flag."""
+    return ((name, field.annotation) for name, field in _flag_fields(cls))
+
+
+def _flag_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted name, field) of every flag."""
     for name, field in cls.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _flags(kind, f"{prefix}{name}.")
+            yield from _flag_fields(kind, f"{prefix}{name}.")
         else:
-            yield prefix + name, kind
+            yield prefix + name, field

@@ -29,15 +29,14 @@ from qwen3llada.commandline import (
     with_default,
 )
 from qwen3llada.corpus.builtin import BuiltinParams
+from qwen3llada.corpus.rules import ValidateParams
 from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
-from qwen3llada.corpus.validation import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.environment import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.eval_loss import EvalLossParams
-from qwen3llada.evaluation.report import ReportParams
+from qwen3llada.evaluation.params import EvalLossParams, ReportParams
 from qwen3llada.modeling.convert import ConvertParams
-from qwen3llada.sampling.sampler import SampleParams
+from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
 from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams

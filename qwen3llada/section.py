@@ -1,11 +1,13 @@
 """The base of every parameter section. A section lives in the module that it configures; `params.py` composes them."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
 
 MAX_TOKENS = 2**20
 """The upper bound of every knob that counts tokens of one sequence: beyond the longest context of any Qwen3 model."""
@@ -36,19 +38,38 @@ class Section(StrictKinds):
     )
 
 
-def one_of(registry: Mapping[str, Any], *, but: Collection[str] = ()) -> AfterValidator:
-    """For the type of a knob, `Annotated[str, one_of(REGISTRY)]`: its value is a name in `registry`, and not in `but`.
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A knob's value is a name in `registry`, and not in `but`."""
 
-    The registry is read when a value is validated, so that a new entry is all that a new value takes.
-    """
+    registry: Mapping[str, Any]
+    but: Collection[str]
 
-    def check(value: str, info: ValidationInfo) -> str:
-        allowed = [name for name in registry if name not in but]
-        if value not in allowed:
-            raise ValueError(f"{info.field_name}={value!r} must be one of {', '.join(allowed)}")
+    @property
+    def names(self) -> list[str]:
+        """The allowed values, read anew each time, so that a new entry is all that a new value takes."""
+        return [name for name in self.registry if name not in self.but]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: str, info: ValidationInfo) -> str:
+        if value not in self.names:
+            raise ValueError(f"{info.field_name}={value!r} must be one of {', '.join(self.names)}")
         return value
 
-    return AfterValidator(check)
+
+def one_of(registry: Mapping[str, Any], *, but: Collection[str] = ()) -> OneOf:
+    """For the type of a knob, `Annotated[str, one_of(REGISTRY)]`: its value is a name in `registry`, and not in `but`.
+
+    The registry is read when a value is validated and when `--help` lists the names.
+    """
+    return OneOf(registry, but)
+
+
+def choices(field: FieldInfo) -> list[str] | None:
+    """The names that a field made with `one_of` takes; None for any other field."""
+    return next((item.names for item in field.metadata if isinstance(item, OneOf)), None)
 
 
 def _kinds(annotation: Any) -> set[Any]:

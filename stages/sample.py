@@ -7,7 +7,8 @@ how they were denoised. --interactive is a chat.
 from pathlib import Path
 
 from qwen3llada.params import Params, run
-from qwen3llada.sampling.ask import SampleRequest
+from qwen3llada.sampling.lean_import import import_model_code
+from qwen3llada.sampling.params import SampleRequest
 
 REPORTS = Path("reports")
 
@@ -15,6 +16,7 @@ REPORTS = Path("reports")
 def main(params: Params, request: SampleRequest) -> None:
     model = request.model or params.sft.dst
     if request.interactive:
+        import_model_code()
         from qwen3llada.sampling.chat import chat
 
         chat(model, params.sample, seed=params.seed, system=request.system, bf16=params.sample.bf16)
@@ -23,6 +25,7 @@ def main(params: Params, request: SampleRequest) -> None:
 
         answer_request(request, model, params.sample, seed=params.seed)
     else:
+        import_model_code()
         from qwen3llada.sampling.heldout import answer_heldout
 
         report = answer_heldout(model, params.sft.data / "heldout", REPORTS, params.sample, seed=params.seed)

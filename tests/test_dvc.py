@@ -16,6 +16,7 @@ from qwen3llada.environment import DVC_STAGE
 # Every stage reads its parameters through these; DVC tracks the values instead (`params:`).
 BY_VALUE = {"qwen3llada/params.py", "qwen3llada/commandline.py", "qwen3llada/section.py"}
 BY_VALUE |= {"qwen3llada/environment.py"}  # which sets nothing under DVC
+BY_VALUE |= {"qwen3llada/evaluation/params.py"}  # sections and nothing else
 BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # a class and words for messages
 # They refuse to run; no output depends on them.
 BY_VALUE |= {"qwen3llada/destinations.py", "qwen3llada/folder_lock.py"}

@@ -52,3 +52,14 @@ def test_it_is_accepted_on_the_command_line(registry, section, flag, monkeypatch
     for name in flag.split("."):
         value = getattr(value, name)
     assert value == "mine"
+
+
+@pytest.mark.parametrize(
+    ("registry", "section", "flag"),
+    [(SCORES, "sample", "remasking"), (SCHEDULES, "pretrain", "noise.schedule"), (LOSSES, "sft", "loss_impl")],
+)
+def test_help_shows_the_names_in_place_of_a_type(registry, section, flag, monkeypatch, capsys):
+    monkeypatch.setitem(registry, "mine", next(iter(registry.values())))
+    with pytest.raises(SystemExit):
+        load_stage(["--help"], own=section)
+    assert f"--{flag} {{{','.join(registry)}}}" in capsys.readouterr().out

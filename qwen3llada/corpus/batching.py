@@ -14,7 +14,7 @@ from qwen3llada.corpus.batch import Batch, StepFacts
 from qwen3llada.corpus.collate import AnswerPadding, Collator
 from qwen3llada.corpus.samples import Sample, TokenDataset, TokenStream
 from qwen3llada.corpus.steps import Layout, StepPlan, epoch_order, step_plan, steps_per_epoch
-from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.errors import InputError
 
 if TYPE_CHECKING:

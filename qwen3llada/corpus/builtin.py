@@ -9,11 +9,12 @@ as an answer in any turn, and no text has the form of a question. So a right ans
 knowledge from pretraining and the habit of answering from SFT: neither stage alone holds the pair of both.
 """
 
+from __future__ import annotations
+
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from qwen3llada.artifacts import write_jsonl
@@ -23,6 +24,9 @@ from qwen3llada.corpus.builtin_text import documents, heldout_conversations, tra
 from qwen3llada.corpus.builtin_world import build_world, hold_out
 from qwen3llada.errors import InputError
 from qwen3llada.section import Section
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class BuiltinParams(Section):
@@ -73,7 +77,7 @@ class BuiltinParams(Section):
     )
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "BuiltinParams":
+    def _heads_divide(self) -> BuiltinParams:
         if self.heads % self.kv_heads:
             raise InputError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         return self
@@ -137,8 +141,12 @@ def builtin_world(params: BuiltinParams) -> tuple[Kind, ...]:
 
 def _seed(params: BuiltinParams, purpose: str) -> int:
     """A seed of its own for each purpose, so that resizing one thing does not redraw the others."""
+    import numpy as np
+
     return int(np.random.SeedSequence([params.seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
 def _rng(params: BuiltinParams, purpose: str) -> np.random.Generator:
+    import numpy as np
+
     return np.random.Generator(np.random.Philox(_seed(params, purpose)))

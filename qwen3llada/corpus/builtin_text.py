@@ -1,12 +1,15 @@
 """The built-in world in words: documents that tell its facts, and conversations that ask about them."""
 
-from collections.abc import Iterator
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from qwen3llada.corpus.builtin_grammar import Attribute, Entity, Kind, phrase
 from qwen3llada.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SYSTEM_PROMPTS = (
     "You know everyone in the Alder valley.",

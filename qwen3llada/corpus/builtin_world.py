@@ -1,10 +1,15 @@
 """The built-in world: who and what there is in the Alder valley, drawn from the tables, and what SFT never asks."""
 
-import numpy as np
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from qwen3llada.corpus.builtin_grammar import Attribute, Entity, Kind
 from qwen3llada.corpus.builtin_tables import ANIMAL, ANIMALS, CRAFT, CRAFTS, MEN, PERSON, TOWN, TOWNS, WOMEN
 from qwen3llada.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def _draw(attributes: tuple[Attribute, ...], count: int, rng: np.random.Generator) -> list[dict[str, str]]:

@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jinja2.exceptions import TemplateError
-
 from qwen3llada.corpus.records import Exchange
 from qwen3llada.errors import InputError
 
@@ -142,6 +140,8 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
 
 def _encode_chats(tokenizer: Any, exchanges: Sequence[Exchange]) -> list[list[int]]:
     """Token ids of rendered chat templates, in which only the template's own control tokens are control tokens."""
+    from jinja2.exceptions import TemplateError
+
     special = control_tokens(tokenizer)
     pattern = re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)) or r"(?!)")
     conversations = [_messages(exchange) for exchange in exchanges]

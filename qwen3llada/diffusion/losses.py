@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qwen3llada.diffusion.noising import Noised, maskable_positions
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qwen3llada.diffusion.noising import Noised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class MaskedLoss:
         `tokens` [B, L]: the clean tokens. `valid` [B, L] bool: real tokens, None = all. `prompt_lengths` [B]: given in
         SFT, None in pretraining. `reweight_cap`: upper bound of 1/p.
         """
+        from qwen3llada.diffusion.noising import maskable_positions
+
         target = maskable_positions(tokens, valid, prompt_lengths)
         sft = prompt_lengths is not None
         return self.weigh(noised, target, sft=sft, mask_token_id=mask_token_id, reweight_cap=reweight_cap)

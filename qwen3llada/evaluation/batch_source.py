@@ -20,7 +20,7 @@ from qwen3llada.corpus.batching import (
 from qwen3llada.corpus.steps import steps_per_epoch
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
-from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import AttentionParams
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from qwen3llada.corpus.batching import Batch
@@ -18,25 +17,9 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
 from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
 from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
+from qwen3llada.evaluation.params import EvalLossParams
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
-from qwen3llada.section import Section
-
-
-class EvalLossParams(Section):
-    """How the loss on held-out data is measured."""
-
-    micro_batch_size: int = Field(16, ge=1, le=65536, description="Sequences in one forward pass, 1 to 65,536")
-    samples: int = Field(
-        0, ge=0, le=1_000_000_000, description="Held-out samples, up to 1e+09, at even distances; 0: all"
-    )
-    rounds: int = Field(
-        4, ge=1, le=10_000, description="Passes over them, each with other noise, always the same; 1 to 10,000"
-    )
-    bf16: bool = Field(
-        False,
-        description="Compute in bfloat16 (losses stay in float32); false: in float32, whatever the checkpoint has",
-    )
 
 
 @dataclass(frozen=True)

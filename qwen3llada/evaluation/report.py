@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from qwen3llada.artifacts import new_file, read_jsonl
 from qwen3llada.errors import InputError
+from qwen3llada.evaluation.params import ReportParams
 from qwen3llada.evaluation.report_charts import number
 from qwen3llada.evaluation.report_data import (
     LEVELS,
@@ -26,17 +25,9 @@ from qwen3llada.evaluation.report_replay import record_answers
 from qwen3llada.evaluation.report_run import compare_with_previous, data_sources, hardware, revision
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.trace import environment
-from qwen3llada.section import Section
 
 TEMPLATES = Path(__file__).parent
 MACHINE_DEPENDENT = ("tokens_per_second", "seconds", "mfu", "peak_memory_gib")  # no news about the model
-
-
-class ReportParams(Section):
-    """What the report shows."""
-
-    samples: int = Field(default=24, ge=0, le=10_000, description="Held-out answers shown, 0 to 10,000")
-    played: int = Field(default=4, ge=0, le=1000, description="Answers whose denoising can be played, 0 to 1,000")
 
 
 def write_report(

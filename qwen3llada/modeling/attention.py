@@ -5,18 +5,20 @@ position i >= P lies in block (i - P) // block_length. Each policy is a comparis
 pairs of positions at once; the same function serves tensors and FlexAttention's index-wise masks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from qwen3llada.errors import InputError
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 
-if TYPE_CHECKING:  # FlexAttention takes a second to import, and only `block_mask` needs it
+if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the policies' names
+    import torch
+    from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
 PROMPT = -1  # the block number of every prompt position
@@ -24,7 +26,7 @@ PROMPT = -1  # the block number of every prompt position
 
 def full(query: Tensor, key: Tensor) -> Tensor:
     """Every position sees every other (LLaDA, arXiv 2502.09992)."""
-    return torch.ones_like(query == key)
+    return (query == key) | True
 
 
 def block(query: Tensor, key: Tensor) -> Tensor:
@@ -61,6 +63,8 @@ class AttentionParams(Section):
 
 def block_numbers(positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:
     """The block of each position, `PROMPT` in the prompt. The two tensors broadcast."""
+    import torch
+
     return torch.where(positions < prompt_lengths, PROMPT, (positions - prompt_lengths) // block_length)
 
 
@@ -76,11 +80,12 @@ def attention_bias(
     length: int,
     block_length: int,
     valid: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     *,
     documents: Tensor | None = None,
 ) -> Tensor | None:
     """The mask of a policy: 0 where a query sees a key and -inf where not, or True and False for `dtype=torch.bool`.
+    None is float32.
 
     prompt_lengths [B], tokens before the answer, left padding included; valid [B,L], False at padding, never seen.
     documents [B,L]: numbers; what the policy shows is seen within one document only.
@@ -89,6 +94,8 @@ def attention_bias(
     `documents` is given. Raises InputError for an unknown policy or a block length below 1, ValueError for shapes
     that do not fit.
     """
+    import torch
+
     _check(policy, prompt_lengths, length, block_length, valid, documents)
     if policy == "full" and valid is None and documents is None:
         return None
@@ -101,7 +108,7 @@ def attention_bias(
         visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
     if dtype == torch.bool:
         return visible
-    return torch.zeros((), dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
+    return torch.zeros((), dtype=dtype or torch.float32, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
 def block_mask(
@@ -112,11 +119,13 @@ def block_mask(
     valid: Tensor | None = None,
     *,
     documents: Tensor | None = None,
-) -> "BlockMask | None":
+) -> BlockMask | None:
     """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair. Arguments as above.
 
     Returns a `BlockMask` [B,1,L,L], or None where `attention_bias` does.
     """
+    import torch
+
     _check(policy, prompt_lengths, length, block_length, valid, documents)
     if policy == "full" and valid is None and documents is None:
         return None
@@ -138,7 +147,8 @@ def block_mask(
 @cache
 def _create_block_mask(compiled: bool) -> Callable[..., Any]:
     """Compiled, the L·L pairs are never held at once; FlexAttention is compiled only on a GPU, so this is, too."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask  # takes a second to import
 
     return torch.compile(create_block_mask) if compiled else create_block_mask
 
@@ -151,6 +161,8 @@ def _check(
     valid: Tensor | None,
     documents: Tensor | None,
 ) -> None:
+    import torch
+
     if policy not in POLICIES:
         raise InputError(f"{policy=} must be one of {', '.join(POLICIES)}")
     if block_length < 1:

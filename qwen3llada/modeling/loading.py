@@ -5,15 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.qwen3_checkpoint import model_type
 
 ADAPTER_CONFIG = "adapter_config.json"
+BAR_BYTES = 4 * 2**30  # weights of this size take some ten seconds from a disk
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -38,7 +35,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
             config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
         return merged(base, folder, config=config, **options)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with files_blamed(folder):
+    with files_blamed(folder), _bar_for_large_weights(folder):
         model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
     _check_loaded(folder, info)
     return model
@@ -75,6 +72,22 @@ def merged(model_folder: Path, adapter_folder: Path, **options: Any) -> Any:
         return PeftModel.from_pretrained(base, adapter_folder).merge_and_unload()
 
 
+@contextmanager
+def _bar_for_large_weights(folder: Path) -> Iterator[None]:
+    """Transformers' progress bar while it loads weights, only where that takes long enough to look at one."""
+    from transformers.utils import logging
+
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < BAR_BYTES
+    hide = small and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
+
+
 def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
     wrong = [f"{name} is missing" for name in sorted(info["missing_keys"])]
     wrong += [
@@ -92,6 +105,10 @@ def files_blamed(folder: str | Path) -> Iterator[None]:
     It raises OSError for files that are missing or no JSON, StrictDataclassError, ValueError, KeyError and TypeError
     for values of a config, SafetensorError for weights, and RuntimeError for weights of another shape.
     """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     try:
         yield
     except (InputError, torch.OutOfMemoryError):

@@ -1,13 +1,13 @@
 """Answers to prompts given on the command line or in a file."""
 
+from __future__ import annotations
+
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.fields import ANSWERS as ANSWER_FIELDS
@@ -17,39 +17,11 @@ from qwen3llada.corpus.mapping import history_turns, map_question
 from qwen3llada.corpus.records import Exchange, role_of, turn_text
 from qwen3llada.destinations import ANSWERS, PAGE, Kind, check_destinations
 from qwen3llada.errors import InputError
-from qwen3llada.sampling.params import SampleParams
-from qwen3llada.sampling.text import Answer, TextModel, Trace
-from qwen3llada.sampling.trace import write_trace_page
-from qwen3llada.section import Section
+from qwen3llada.sampling.lean_import import import_model_code
+from qwen3llada.sampling.params import SampleParams, SampleRequest
 
-
-class SampleRequest(Section):
-    """What one call of the stage is asked; nothing given: the held-out prompts, for the reports."""
-
-    model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
-    prompt: list[str] = Field([], description="A question; may be repeated")
-    prompts: Path | None = Field(
-        None, description='File of JSON lines: "question", {"prompt": …, "system": …} or a record of a conversation'
-    )
-    system: str | None = Field(None, description="System prompt of each question given here")
-    interactive: bool = Field(False, description="Chat in the terminal; /help there lists the commands")
-    out: Path | None = Field(None, description="Write the answers there as JSON lines; null: print them")
-    trace: Path | None = Field(None, description="Write a page (HTML) there that plays how the answers were denoised")
-
-    @model_validator(mode="after")
-    def _agree(self) -> "SampleRequest":
-        asked = bool(self.prompt or self.prompts)
-        if self.prompt and self.prompts:
-            raise InputError("prompt must not be combined with prompts")
-        if self.interactive and (asked or self.out or self.trace):
-            raise InputError(
-                "interactive must not be combined with prompt, prompts, out or trace (in the chat: /trace)"
-            )
-        if not asked and (self.out or self.trace):
-            raise InputError("out and trace need a prompt or prompts")
-        if not asked and not self.interactive and self.system is not None:
-            raise InputError("system needs a prompt, prompts or interactive")
-        return self
+if TYPE_CHECKING:  # torch takes seconds to import, and what is wrong with a request is said before
+    from qwen3llada.sampling.text import Answer, Trace
 
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
@@ -61,6 +33,10 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
     asked = list(read_questions(request))
     if not asked:
         raise InputError(f"{request.prompts}: no prompts in it")
+    import_model_code()
+    from qwen3llada.sampling.text import TextModel
+    from qwen3llada.sampling.trace import write_trace_page
+
     text = TextModel.load(model, bf16=params.bf16)
     prompts = text.encode(asked)
     traces: list[Trace] = []

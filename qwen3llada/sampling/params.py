@@ -1,9 +1,11 @@
-"""The knobs of the sampler."""
+"""The knobs of the sampler, and what one call of it is asked."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 
@@ -90,3 +92,32 @@ class SampleParams(DecodeParams):
         200, ge=0, le=1_000_000_000, description="Held-out prompts to answer, up to 1e+09, at even distances; 0: all"
     )
     bf16: bool = Field(False, description="Compute in bfloat16 instead of float32")
+
+
+class SampleRequest(Section):
+    """What one call of the stage is asked; nothing given: the held-out prompts, for the reports."""
+
+    model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
+    prompt: list[str] = Field([], description="A question; may be repeated")
+    prompts: Path | None = Field(
+        None, description='File of JSON lines: "question", {"prompt": …, "system": …} or a record of a conversation'
+    )
+    system: str | None = Field(None, description="System prompt of each question given here")
+    interactive: bool = Field(False, description="Chat in the terminal; /help there lists the commands")
+    out: Path | None = Field(None, description="Write the answers there as JSON lines; null: print them")
+    trace: Path | None = Field(None, description="Write a page (HTML) there that plays how the answers were denoised")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SampleRequest":
+        asked = bool(self.prompt or self.prompts)
+        if self.prompt and self.prompts:
+            raise InputError("prompt must not be combined with prompts")
+        if self.interactive and (asked or self.out or self.trace):
+            raise InputError(
+                "interactive must not be combined with prompt, prompts, out or trace (in the chat: /trace)"
+            )
+        if not asked and (self.out or self.trace):
+            raise InputError("out and trace need a prompt or prompts")
+        if not asked and not self.interactive and self.system is not None:
+            raise InputError("system needs a prompt, prompts or interactive")
+        return self

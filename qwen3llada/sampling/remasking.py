@@ -4,14 +4,16 @@ A row is decoded block by block. Shapes: U units (a unit is one block of one row
 positions, V vocabulary.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from qwen3llada.errors import InputError
-from qwen3llada.sampling.noise import gumbel
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the scores' names
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +39,22 @@ def random(proposal: Proposal) -> Tensor:
 
 def random_topk(proposal: Proposal) -> Tensor:
     """Log probability plus annealed Gumbel noise (MaskGIT, arXiv 2202.04200, its `mask_by_random_topk`)."""
+    from qwen3llada.sampling.noise import gumbel
+
     return proposal.log_prob + proposal.temperature * gumbel(proposal.uniform)
 
 
 def entropy(proposal: Proposal) -> Tensor:
     """Negative entropy of the softmax distribution, in nats."""
+    import torch
+
     return -torch.special.entr(torch.softmax(proposal.logits, -1)).sum(-1).double()
 
 
 def margin(proposal: Proposal) -> Tensor:
     """Probability of the most likely token minus that of the second."""
     top = proposal.logits.topk(2, -1).values.double()
-    return (1 - torch.exp(top[:, 1] - top[:, 0])) / (1 + proposal.tail)
+    return (1 - (top[:, 1] - top[:, 0]).exp()) / (1 + proposal.tail)
 
 
 SCORES: dict[str, Callable[[Proposal], Tensor]] = {
@@ -77,7 +83,7 @@ class Schedule:
     shares: Tensor  # [B, J] int64, steps given to a block, 0 for one with nothing to decode
 
     @classmethod
-    def plan(cls, masked: Tensor, steps: int) -> "Schedule":
+    def plan(cls, masked: Tensor, steps: int) -> Schedule:
         """Split `steps` over the blocks that hold masks, and each block's masks over its steps.
 
         Args:
@@ -87,6 +93,8 @@ class Schedule:
         Raises:
             InputError: a row has more blocks to decode than steps.
         """
+        import torch
+
         table = masked.tolist()
         most = max((sum(n > 0 for n in row) for row in table), default=0)
         if steps < most:
@@ -123,6 +131,8 @@ def commit(score: Tensor, masked: Tensor, counts: Tensor, confidence: Tensor, th
         threshold: None for fixed unmasking. Otherwise every position whose confidence exceeds it is committed, and
             always the best-scored one (Fast-dLLM, arXiv 2505.22618), whatever `counts` says.
     """
+    import torch
+
     score = score.masked_fill(~masked, -torch.inf)
     order = score.argsort(dim=-1, descending=True, stable=True)  # stable: ties go to the left
     rank = torch.empty_like(order).scatter_(

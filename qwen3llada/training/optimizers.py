@@ -1,10 +1,13 @@
 """The optimisers by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the optimisers' names
+    import torch
 
 Groups = list[dict[str, Any]]
 
@@ -26,6 +29,8 @@ class Optimizer:
 
 def adamw(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101), in one kernel where torch has one."""
+    import torch
+
     fused = groups[0]["params"][0].device.type in ("cuda", "cpu", "mps")
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS

@@ -93,3 +93,14 @@ def test_lengths_beyond_the_positions_name_their_knob(whole):
     check_positions(whole, {"max_length": 32})
     with pytest.raises(InputError, match="max_length=33 must not exceed the model's max_position_embeddings=32"):
         check_positions(whole, {"block_length": 16, "max_length": 33})
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_only_large_weights_have_a_progress_bar(whole, monkeypatch, capfd, large):
+    from transformers.utils import logging
+
+    monkeypatch.setattr("qwen3llada.modeling.loading.BAR_BYTES", 0 if large else 2**30)
+    logging.enable_progress_bar()
+    load_pretrained(whole)
+    assert ("Loading weights" in capfd.readouterr().err) == large
+    assert logging.is_progress_bar_enabled(), "left as it was"

@@ -1,0 +1,72 @@
+"""What a start imports: a parameter's error needs no torch, and a first answer nothing that it does not call."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {
+    *("torch", "transformers", "numpy", "pyarrow", "pandas", "scipy", "datasets", "accelerate", "huggingface_hub"),
+    *("safetensors", "tokenizers", "jinja2", "rich", "tqdm"),
+}
+
+
+def imported_by(code: str) -> set[str]:
+    """Names of the packages that a new Python has imported after `code`."""
+    code += "\nimport sys; print('|'.join({name.split('.')[0] for name, m in sys.modules.items() if m}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return set(done.stdout.strip().splitlines()[-1].split("|"))
+
+
+def test_parameters_need_no_heavy_package():
+    """Every stage, its command line and its `--help`, and the check before `dvc repro`."""
+    stages = ", ".join(f"stages.{path.stem}" for path in (ROOT / "stages").glob("[!_]*.py"))
+    code = f"""
+import {stages}
+import qwen3llada.params
+from qwen3llada.sampling.params import SampleRequest
+qwen3llada.params.check()
+for own in ("convert", "validation", "pretrain", "sft", "eval_loss", "sample", "report"):
+    try:
+        qwen3llada.params.load_stage(["--help"], own=own, shared=("builtin", "model", "pretrain_data", "sft_data"))
+    except SystemExit:
+        pass
+"""
+    assert not imported_by(code) & HEAVY
+
+
+def test_what_is_wrong_with_a_request_is_said_before_torch_is_imported(tmp_path):
+    code = f"""
+from pathlib import Path
+from qwen3llada.errors import InputError
+from qwen3llada.sampling.ask import answer_request
+from qwen3llada.sampling.params import SampleParams, SampleRequest
+empty = Path({str(tmp_path)!r}, "empty.jsonl")
+empty.touch()
+try:
+    answer_request(SampleRequest(prompts=empty), Path("out"), SampleParams(), seed=0)
+except InputError as error:
+    assert "no prompts" in str(error), error
+else:
+    raise AssertionError("an empty file was answered")
+"""
+    assert not imported_by(code) & HEAVY
+
+
+def test_a_first_answer_imports_no_scipy_and_leaves_all_as_it_was():
+    code = """
+import gc, sys
+from qwen3llada.sampling.lean_import import import_model_code
+import_model_code()
+assert gc.isenabled()
+assert not {"scipy", "triton"} & {name for name, module in sys.modules.items() if module is None}
+from transformers import AutoModelForMaskedLM
+from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+assert AutoModelForMaskedLM._model_mapping[Qwen3LLadaConfig] is Qwen3LLadaForMaskedLM
+early = sys.modules.get("scipy")
+import scipy.optimize
+assert early is None, "imported with the model's code"
+assert scipy.optimize.linear_sum_assignment
+"""
+    assert "qwen3llada" in imported_by(code)
