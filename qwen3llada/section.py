@@ -73,8 +73,10 @@ def choices(field: FieldInfo) -> list[str] | None:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of, those inside unions, tuples and lists too."""
-    return {annotation}.union(*(_kinds(part) for part in get_args(annotation)))
+    """The plain types that an annotation is made of: those inside unions, tuples, lists and `Annotated`."""
+    if parts := get_args(annotation):
+        return set().union(*(_kinds(part) for part in parts))
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 def allowed_range(cls: type[BaseModel], loc: Sequence[int | str]) -> str | None:
