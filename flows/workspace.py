@@ -29,7 +29,7 @@ def workspace(params: str | None, overrides: Sequence[str], root: Path = Path())
         params: a parameter set (`configs/NAME.yaml`), or None.
         overrides: `section.key=value`, on top of it.
     Raises: `StageFailedError` of step "parameters": busy if another run is going on; else with the line that names
-        the wrong key, and nothing is written.
+        the wrong key, or the destination that may not be replaced, and nothing is written or removed.
     """
     if not (root / ".dvc").is_dir():
         raise ValueError(f"{root.resolve()} must be the root of a DVC project: it has no .dvc")
@@ -39,6 +39,7 @@ def workspace(params: str | None, overrides: Sequence[str], root: Path = Path())
             _lock(file, fcntl.LOCK_EX, "another run uses the workspace; this one would change its parameters")
             put_parameters(params, overrides, root)
         _lock(file, fcntl.LOCK_SH, "another run is changing the parameters of the workspace")
+        _ask_package("--check", root)  # dvc removes the outputs of a stage before the stage can look at them
         yield
 
 
@@ -63,7 +64,12 @@ def put_parameters(params: str | None, overrides: Sequence[str], root: Path = Pa
         (root / GIVEN).parent.mkdir(exist_ok=True)
         with open(root / GIVEN, "w", encoding="utf-8") as stream:
             YAML().dump(tree, stream)
-    command = [sys.executable, "-m", "qwen3llada.params", str(file)]
+    _ask_package(str(file), root)
+
+
+def _ask_package(argument: str, root: Path) -> None:
+    """Run `python -m qwen3llada.params ARGUMENT` at `root`. Raises: `StageFailedError` with its last line."""
+    command = [sys.executable, "-m", "qwen3llada.params", argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
