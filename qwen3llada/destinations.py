@@ -27,7 +27,7 @@ MODEL_FILES = (
     *("adapter", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
 CHECKPOINT = re.compile(r"\.?step-\d+(\.partial|\.old)?")
-CURVES = ("plots", "summary.json", "metrics.json", "metrics.jsonl")
+CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
 
