@@ -20,6 +20,8 @@ from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 from qwen3llada.section import Section
 
+DETAIL_KEYS = ("loss", "loss_impl", "by_noise_level", "samples")  # of `evaluate_model`; the rest compares models
+
 
 class EvalLossParams(Section):
     """How the loss on held-out data is measured."""
