@@ -6,6 +6,7 @@ is replaced by a new one instead of being rewritten in place.
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -198,6 +199,11 @@ def _full_disk_number(error: BaseException | None) -> int | None:
                 return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file: enough to tell whether two small files are the same."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

@@ -27,7 +27,7 @@ MODEL_FILES = (
     *("adapter", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
 CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder, or one of an older layout
-CURVES = ("plots", "summary.json", "metrics.json", "metrics.jsonl")
+CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
 

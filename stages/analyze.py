@@ -18,7 +18,8 @@ def main(params: Params) -> None:
 
     report = compare_checkpoints(fetch_model(params.convert.src), params.convert.dst)
     show(report)
-    write_json(REPORT, report.as_dict())
+    # The source as it was given: the folder that a hub repository was downloaded to is another on every machine.
+    write_json(REPORT, report.as_dict() | {"source": params.convert.src})
     report.raise_if_wrong()
 
 

@@ -173,7 +173,15 @@ def test_working_folders():
 
 
 def test_report_folders():
-    write(Path("curves"), "summary.json", "metrics.json", ".gitignore", "plots/metrics/train/loss.tsv")
+    write(
+        Path("curves"),
+        "summary.json",
+        "speed.json",
+        "speed.jsonl",
+        "metrics.json",
+        ".gitignore",
+        "plots/metrics/train/loss.tsv",
+    )
     allowed("curves", REPORTS)
     write(Path("curves"), "plots/images/mine.png")
     refused("curves", "holds plots/images/mine.png", REPORTS, knob="reports")

@@ -11,7 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 from test_layers import ROOT, imported
 
+from qwen3llada.artifacts import read_json
+from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.environment import DVC_STAGE
+from qwen3llada.params import Params
 
 # Every stage reads its parameters through these; DVC tracks the values instead (`params:`).
 BY_VALUE = {"qwen3llada/params.py", "qwen3llada/commandline.py", "qwen3llada/section.py"}
@@ -80,6 +83,60 @@ def test_parameters_are_what_is_read(stage):
     read = {"validate" if name == "validation" else name for name in read} & set(PARAMS)
     declared = {str(key).split(".")[0] for key in PIPELINE[stage].get("params", [])}
     assert read == declared
+
+
+def outputs(stage: str, kind: str) -> list[str]:
+    return [next(iter(out)) if isinstance(out, dict) else out for out in PIPELINE[stage].get(kind, [])]
+
+
+def test_nothing_is_tracked_that_the_machine_decides():
+    """What lies beside the outputs is no output, nor in a folder that is one, and no stage depends on it."""
+    reports = [PARAMS[phase]["reports"] for phase in ("pretrain", "sft")]
+    beside = [f"{folder}/{name}" for folder in reports for name in ("speed.json", "speed.jsonl", "metrics.json")]
+    beside += ["reports/report_run.js", "reports/history.jsonl", "reports/sample_throughput.json"]
+    beside += ["reports/tokenize_pack/throughput.json", "reports/validation/index.html"]
+    for stage in PIPELINE:
+        named = [path for kind in ("outs", "metrics", "plots", "deps") for path in outputs(stage, kind)]
+        for phase in ("pretrain", "sft"):
+            named = [path.replace(f"${{{phase}.reports}}", PARAMS[phase]["reports"]) for path in named]
+        assert not [(file, path) for file in beside for path in named if Path(file).is_relative_to(path)]
+
+
+def test_metrics_are_the_few_numbers_that_people_compare(tmp_path, monkeypatch):
+    """The rest of an evaluation goes to an output that is no metric."""
+    from qwen3llada.evaluation import eval_loss as package
+    from stages import eval_loss
+
+    assert {path for stage in PIPELINE for path in outputs(stage, "metrics")} == {
+        "reports/eval_loss.json",
+        "reports/sample.json",
+    }
+    losses = dict.fromkeys(LOSSES, 0.5)
+    levels = {f"0.{i}-0.{i + 1}": 1.0 for i in range(9)}
+    found = {"loss": 0.5, "loss_impl": "dllm", **losses, "by_noise_level": levels, "samples": 7}
+    monkeypatch.setattr(package, "evaluate_model", lambda *args, **kwargs: dict(found))
+    monkeypatch.chdir(tmp_path)
+    eval_loss.main(Params.model_validate(PARAMS))
+    assert read_json("reports/eval_loss.json") == {"pretrain": losses, "sft": losses}
+    details = {"loss": 0.5, "loss_impl": "dllm", "by_noise_level": levels, "samples": 7}
+    assert read_json("reports/eval_loss_details.json") == {"pretrain": details, "sft": details}
+
+
+def test_the_source_is_tracked_as_it_was_given(tmp_path, monkeypatch):
+    """Not as the folder that a hub repository was downloaded to, which is another on every machine."""
+    from qwen3llada.corpus import download
+    from qwen3llada.modeling import analyze as package
+    from qwen3llada.modeling import comparison_table
+    from stages import analyze
+
+    report = SimpleNamespace(as_dict=lambda: {"ok": True, "source": "/home/me/.cache"}, raise_if_wrong=lambda: None)
+    monkeypatch.setattr(download, "fetch_model", lambda source: Path("/home/me/.cache"))
+    monkeypatch.setattr(package, "compare_checkpoints", lambda source, converted: report)
+    monkeypatch.setattr(comparison_table, "show", lambda report: None)
+    monkeypatch.chdir(tmp_path)
+    params = Params.model_validate(PARAMS | {"convert": PARAMS["convert"] | {"src": "Qwen/Qwen3-0.6B-Base"}})
+    analyze.main(params)
+    assert read_json("reports/analyze.json") == {"ok": True, "source": "Qwen/Qwen3-0.6B-Base"}
 
 
 def test_dvc_tells_a_command_which_stage_it_is():

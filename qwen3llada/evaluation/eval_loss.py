@@ -21,6 +21,8 @@ from qwen3llada.evaluation.params import EvalLossParams
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
 from qwen3llada.modeling.objective import MaskedDiffusionObjective
 
+DETAIL_KEYS = ("loss", "loss_impl", "by_noise_level", "samples")  # of `evaluate_model`; the rest compares models
+
 
 @dataclass(frozen=True)
 class LossSums:

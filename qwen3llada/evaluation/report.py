@@ -1,5 +1,12 @@
-"""One page about a run: `reports/report.html`, self-contained and offline, and its short form `reports/summary.md`."""
+"""One page about a run: `reports/report.html`, for any browser and offline, and its short form `reports/summary.md`.
 
+Both hold results alone, so that the same run gives the same bytes on every machine of one kind: DVC tracks them. What
+the machine and the moment decide (revision, hardware, speeds, earlier runs, a sweep) goes to `reports/report_run.js`
+beside the page, which DVC does not track and the page loads.
+"""
+
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +25,7 @@ from qwen3llada.evaluation.report_data import (
     loss_table,
     read_curves,
     read_object,
+    read_speed,
     read_sweep,
     training_charts,
 )
@@ -27,7 +35,7 @@ from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.trace import environment
 
 TEMPLATES = Path(__file__).parent
-MACHINE_DEPENDENT = ("tokens_per_second", "seconds", "mfu", "peak_memory_gib")  # no news about the model
+PAGE, SHORT, BESIDE = "report.html", "summary.md", "report_run.js"
 
 
 def write_report(
@@ -42,7 +50,7 @@ def write_report(
     sample: SampleParams,
     seed: int,
 ) -> Path:
-    """Write `reports`/report.html and summary.md from what the other stages left in `reports` and in those of `runs`.
+    """Write `reports`/report.html, summary.md and report_run.js from what the stages left in `reports` and `runs`.
 
     Args:
         runs: by section (pretrain, sft), the folder of the training run's reports, and `settings_hash` of the
@@ -59,34 +67,44 @@ def write_report(
     numbers = {name: read_object(file) for name, file in files.items()}
     for phase, (_, settings) in runs.items():
         _check_run(phase, files[phase], numbers[phase], settings)
-    metrics = {k: v for k, v in flat_numbers(numbers).items() if k.split(".")[-1] not in MACHINE_DEPENDENT}
     leaves = as_yaml_lines(parameters)
-    run = {"revision": revision(), "parameters": dict(leaves), "metrics": metrics}
+    details = read_object(reports / "eval_loss_details.json")
     samples = list(read_jsonl(reports / "samples.jsonl"))
-    context = {
-        "revision": run["revision"],
+    results = {
+        "beside": BESIDE,
         "parameters": leaves,
-        "hardware": hardware(),
         "sources": data_sources(source),
         "analyze": read_object(reports / "analyze.json"),
         "validation": read_object(reports / "validation.json"),
         "tokens": read_object(reports / "tokenize_pack/tokenize.json"),
         "phases": PHASES,
         "charts": {phase: training_charts(read_curves(folder)) for phase, (folder, _) in runs.items()},
-        "losses": loss_table(numbers["eval_loss"]),
-        "levels": level_chart({PHASES[phase]: numbers["eval_loss"][phase].get(LEVELS, {}) for phase in PHASES}),
+        "losses": loss_table(numbers["eval_loss"], details),
+        "levels": level_chart({PHASES[phase]: details[phase].get(LEVELS, {}) for phase in PHASES}),
         "numbers": numbers,
+        "details": details,
         "samples": samples[: params.samples],
         "replay": record_answers(model, heldout, sample, count=params.played, seed=seed),
-        "previous": compare_with_previous(reports / "history.jsonl", run),
-        "sweep": read_sweep(reports / "sweep.json", _named_by_file(numbers, runs)),
     }
-    for name in ("report.html", "summary.md"):
-        _render(name, context, reports / name)
-    return reports / "report.html"
+    run = {"revision": revision(), "parameters": dict(leaves), "metrics": flat_numbers(numbers)}
+    circumstances = {
+        "phases": PHASES,
+        "revision": run["revision"],
+        "hardware": hardware(),
+        "speeds": {phase: read_speed(folder) for phase, (folder, _) in runs.items()},
+        "previous": compare_with_previous(reports / "history.jsonl", run),
+        "sweep": read_sweep(reports / "sweep.json", _named_by_file(numbers)),
+    }
+    _write(reports / SHORT, _render(f"{SHORT}.jinja", results))
+    page = _render(f"{PAGE}.jinja", results)
+    identity = hashlib.sha256(page.encode()).hexdigest()[:16]
+    _write(reports / BESIDE, _script(identity, _render("report_run.html.jinja", circumstances)))
+    _write(reports / PAGE, page.replace(IDENTITY, identity))
+    return reports / PAGE
 
 
-RESULTS = {"eval_loss": "eval_loss.json", "sample": "sample.json"}
+RESULTS = {"eval_loss": "eval_loss.json", "sample": "sample.json"}  # the metrics of dvc.yaml
+IDENTITY = "{identity of this page}"  # stands in the template where the hash of the page goes
 
 
 def _check_run(phase: str, path: Path, summary: Mapping[str, Any], settings: str) -> None:
@@ -100,17 +118,24 @@ def _check_run(phase: str, path: Path, summary: Mapping[str, Any], settings: str
         )
 
 
-def _named_by_file(numbers: Mapping[str, Any], runs: Mapping[str, tuple[Path, str]]) -> dict[str, float]:
-    """All numbers by the names that DVC's metrics have in a sweep: `FILE:key`."""
-    files = {name: f"reports/{file}" for name, file in RESULTS.items()}
-    files |= {phase: f"{folder.as_posix()}/summary.json" for phase, (folder, _) in runs.items()}
-    return {f"{files[name]}:{key}": n for name, tree in numbers.items() for key, n in flat_numbers(tree).items()}
+def _named_by_file(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics by the names that DVC gives them in a sweep: `FILE:key`."""
+    return {
+        f"reports/{file}:{key}": n for name, file in RESULTS.items() for key, n in flat_numbers(numbers[name]).items()
+    }
 
 
-def _render(name: str, context: Mapping[str, Any], path: Path) -> None:
-    """Fill the template `name`.jinja and write the result."""
+def _script(identity: str, html: str) -> str:
+    """The script that fills the page of this identity. ASCII alone, so it has no encoding to get wrong."""
+    return f"showRun({json.dumps({'page': identity, 'html': html})});\n"
+
+
+def _render(template: str, context: Mapping[str, Any]) -> str:
     pages = environment(TEMPLATES)
     pages.filters["number"] = number
-    text = pages.get_template(f"{name}.jinja").render(context)
+    return pages.get_template(template).render(context)
+
+
+def _write(path: Path, text: str) -> None:
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

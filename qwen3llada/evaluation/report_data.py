@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import read_json, read_jsonl
+from qwen3llada.artifacts import file_digest, read_json, read_jsonl
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
 from qwen3llada.evaluation.report_charts import Point, bar_chart, line_chart
@@ -16,6 +16,7 @@ LEVELS = "by_noise_level"
 LEVEL_LABEL = "noise level t"
 ANSWERED = "reports/sample.json:exact_match"
 THIS_RUN = "this run"
+RATE = "train/tokens_per_second"
 
 
 @contextmanager
@@ -69,6 +70,23 @@ def _read_table(path: Path) -> list[Point]:
         return [(float(row[step]), float(row[value])) for row in rows if row[value]]
 
 
+def read_speed(folder: Path) -> dict[str, Any] | None:
+    """What the training run measured on this machine, and the chart of its throughput.
+
+    None where it was not measured here, or in another run than the one in summary.json: DVC brings a summary back from
+    its cache, and does not know the speed.
+    """
+    if not (folder / "speed.json").is_file():
+        return None
+    speed = read_json(folder / "speed.json")
+    if speed.get("of") != file_digest(folder / "summary.json"):
+        return None
+    curves = folder / "speed.jsonl"
+    points = [p for p in (read_jsonl(curves) if curves.is_file() else ()) if RATE in p]
+    throughput = {"speed": [(float(point["step"]), float(point[RATE])) for point in points]}
+    return speed | {"chart": line_chart(throughput, x_label="step", y_label="tokens/s", zero=True)}
+
+
 def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
     """Charts of a training run by their heading; those without points are left out."""
 
@@ -82,7 +100,6 @@ def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
             {name: last_levels(curves, prefix) for name, prefix in (("training", "train"), ("held out", "eval"))}
         ),
         "Learning rate": of("learning rate", lr="train/learning_rate"),
-        "Throughput, tokens/s": of("tokens/s", zero=True, speed="train/tokens_per_second"),
         "Gradient norm": of("gradient norm", norm="train/grad_norm"),
     }
     return {heading: chart for heading, chart in charts.items() if chart}
@@ -115,14 +132,14 @@ def flat_numbers(tree: Any, prefix: str = "") -> dict[str, float]:
     return {name: value for numbers in inner for name, value in numbers.items()}
 
 
-def loss_table(evaluated: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def loss_table(losses: Mapping[str, Mapping[str, Any]], details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Held-out results of the two models: a row for each model, a column for each number that one of them has."""
     columns: list[str] = []
     rows = []
-    for phase, results in evaluated.items():
-        numbers = flat_numbers({k: v for k, v in results.items() if k not in (LEVELS, "loss")})
+    for phase, results in losses.items():
+        numbers = flat_numbers({**results, "samples": details[phase].get("samples")})
         columns += [name for name in numbers if name not in columns]
-        rows.append({"name": PHASES.get(phase, phase), "used": results.get("loss_impl"), "numbers": numbers})
+        rows.append({"name": PHASES.get(phase, phase), "used": details[phase].get("loss_impl"), "numbers": numbers})
     return {"columns": columns, "rows": rows}
 
 

@@ -55,7 +55,7 @@ class Monitor:
         self.speed = Speed(before.get("speed"))
         self.window = Window(**before.get("window", {}))
         self.peak_memory = PeakMemory(run.device, run.graphs)
-        self.summary: dict[str, Any] = before.get("figures", {})
+        self.summary: dict[str, Any] = before.get("figures", {})  # the newest losses
         self._peak_before = before.get("peak_memory", 0)
         self._peak = peak_flops(run.device, params.peak_tflops)
         self._pending: StepResult | None = None
@@ -122,34 +122,45 @@ class Monitor:
         return improved
 
     def finish(self) -> dict[str, Any]:
-        """Close the curves and write the summary."""
-        run, total = self.run, self.speed.total
-        rate = total["tokens"] / total["seconds"] if total["seconds"] else 0.0
-        best = run.state.best or {}
-        self.summary |= {
-            "settings": settings_hash(run.params, seed=run.data.seed),
-            "steps": run.state.global_step,
-            "best_eval_loss": best.get("eval_loss"),
-            "best_step": best.get("step"),
-            "optimizer": run.optimizer_name,
-            "curves": self.curves.writer if self.curves else None,
-            "parameters": sum(p.numel() for p in run.model.parameters()),
-            "trained_parameters": sum(p.numel() for p in run.parameters()),
-            "processes": run.accelerator.num_processes,
-            "compiled": run.compiled,
-            "graphed_shapes": len(run.graphs.shapes) if run.graphs else 0,
-            "resumed_from": str(run.resumed_from) if run.resumed_from else None,
-            "tokens_per_second": round(rate, 1),
-            "mfu": self._utilisation(total["flops"] / total["seconds"]) if total["seconds"] else None,
-            "estimated_memory_gib": round(run.memory.total / GIB, 2),
-            "peak_memory_gib": round(self._peak_bytes() / GIB, 2),
-        }
+        """Close the curves; write the outcome, and apart from it what was measured. Returns both together."""
+        outcome, measured = self._outcome(), self._measured()
         self.bar.close()
         if self.curves and self.trackers:
             self.curves.close()
             self.trackers.close()
-            write_summary(run.params.reports, self.summary)
-        return self.summary
+            write_summary(self.run.params.reports, outcome, measured)
+        return outcome | measured
+
+    def _outcome(self) -> dict[str, Any]:
+        """What code, parameters and data decide: the same on every machine of one kind, interrupted or not."""
+        run, best = self.run, self.run.state.best or {}
+        return {
+            "settings": settings_hash(run.params, seed=run.data.seed),
+            "steps": run.state.global_step,
+            "loss": self.summary.get("loss"),
+            "eval_loss": self.summary.get("eval_loss"),
+            "best_eval_loss": best.get("eval_loss"),
+            "best_step": best.get("step"),
+            "optimizer": run.optimizer_name,
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "trained_parameters": sum(p.numel() for p in run.parameters()),
+        }
+
+    def _measured(self) -> dict[str, Any]:
+        """What machine, launch and interruptions decide. Rates are None where nothing was trained."""
+        run, total = self.run, self.speed.total
+        trained = total["tokens"] > 0 and total["seconds"] > 0
+        return {
+            "tokens_per_second": round(total["tokens"] / total["seconds"], 1) if trained else None,
+            "mfu": self._utilisation(total["flops"] / total["seconds"]) if trained else None,
+            "estimated_memory_gib": round(run.memory.total / GIB, 2),
+            "peak_memory_gib": round(self._peak_bytes() / GIB, 2),
+            "processes": run.accelerator.num_processes,
+            "compiled": run.compiled,
+            "graphed_shapes": len(run.graphs.shapes) if run.graphs else 0,
+            "resumed_from": str(run.resumed_from) if run.resumed_from else None,
+            "curves": self.curves.writer if self.curves else None,
+        }
 
     def _draw(self, result: StepResult, values: StepValues | None) -> None:
         """One point of each curve, over the steps since the last."""

@@ -1,4 +1,9 @@
-"""What a run reports: curves through DVCLive (or a file where it is not installed), speed, and a progress bar."""
+"""What a run reports: curves through DVCLive (or a file where it is not installed), speed, and a progress bar.
+
+What code, parameters and data decide goes to plots/ and summary.json, which DVC tracks: the same run writes the same
+bytes, interrupted or not. What the machine and the moment decide goes to speed.json and speed.jsonl, which DVC does not
+track.
+"""
 
 import importlib.util
 import json
@@ -8,9 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import full_disk_named, write_json
+from qwen3llada.artifacts import file_digest, full_disk_named, write_json
 
 SUMMARY = "summary.json"
+SPEED = "speed.json"
+SPEED_CURVES = "speed.jsonl"
+MACHINE_CURVES = frozenset({"train/tokens_per_second", "train/peak_memory_gib", "train/mfu"})  # never in plots/
 TERMINAL_REFRESH = 0.5  # seconds between two states of the progress bar on a terminal,
 LOG_REFRESH = 30.0  # and in a log, where each state is a line
 
@@ -20,16 +28,18 @@ class Curves:
 
     All points are kept (a few hundred bytes each) and travel in the checkpoints: a resumed run writes the curves anew
     from the checkpoint's points, so no step is missing or there twice, whatever a killed run had written after it.
+    `MACHINE_CURVES` are written to speed.jsonl, all others to plots/.
     """
 
     def __init__(self, folder: Path, points: Iterable[dict[str, Any]] = ()):
         self.folder = folder
         self.points: list[dict[str, Any]] = []
         self._file = folder / "metrics.jsonl"
+        self._speed_file = folder / SPEED_CURVES
         with full_disk_named(folder / "plots"):
             # A file of an earlier run may be hard-linked into DVC's cache, so it is removed and not written to again.
             # DVCLive does the same with its own.
-            for old in (self._file, folder / SUMMARY):
+            for old in (self._file, folder / SUMMARY, self._speed_file, folder / SPEED):
                 old.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
             self._live = _dvclive(folder)
@@ -51,14 +61,17 @@ class Curves:
 
     def _write(self, point: dict[str, Any]) -> None:
         self.points.append(point)
+        step = {"step": point["step"]}
+        values = {name: value for name, value in point.items() if name not in MACHINE_CURVES | {"step"}}
+        measured = {name: value for name, value in point.items() if name in MACHINE_CURVES}
+        if measured:
+            _append(self._speed_file, step | measured)
         if self._live:
             self._live.step = point["step"]
-            for name, value in point.items():
-                if name != "step":
-                    self._live.log_metric(name, value)
-        else:
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(point) + "\n")
+            for name, value in values.items():
+                self._live.log_metric(name, value)
+        elif values:
+            _append(self._file, step | values)
 
 
 class Speed:
@@ -106,9 +119,18 @@ def progress_bar(total: int, done: int, *, name: str, shown: bool) -> Any:
     )
 
 
-def write_summary(folder: Path, values: dict[str, Any]) -> None:
-    """The run in one JSON file, a metric for DVC."""
-    write_json(folder / SUMMARY, values)
+def write_summary(folder: Path, outcome: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """Write the outcome of a run to summary.json, and what was measured on the machine to speed.json.
+
+    speed.json names the summary it belongs to (`of`): DVC may replace the one and knows nothing of the other.
+    """
+    write_json(folder / SUMMARY, outcome)
+    write_json(folder / SPEED, {"of": file_digest(folder / SUMMARY), **measured})
+
+
+def _append(path: Path, point: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
 
 
 def _dvclive(folder: Path) -> Any:

@@ -1,6 +1,8 @@
-"""The page about a run: what it shows is what the stages wrote, and it needs nothing but itself."""
+"""The page about a run: what it shows is what the stages wrote, and it needs no network."""
 
+import hashlib
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3llada.artifacts import read_json, read_jsonl, write_json, write_jsonl
+from qwen3llada.artifacts import file_digest, read_json, read_jsonl, write_json, write_jsonl
 from qwen3llada.corpus.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.errors import InputError
@@ -43,13 +45,16 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
             "eval_loss": 0.625,
             "optimizer": "adamw",
             "parameters": 10,
-            "mfu": None,
+            "trained_parameters": 10,
             "settings": SETTINGS,
         }
-        more = {"trained_parameters": 10, "tokens_per_second": 123.4, "peak_memory_gib": 1.5}
-        write_json(reports / phase / "summary.json", summary | more)
-    losses = {"loss": 0.5, "loss_impl": "dllm", "guidelines": 0.875, "dllm": 0.5, "samples": 7}
-    write_json(reports / "eval_loss.json", {"pretrain": losses, "sft": losses | {"by_noise_level": {"0.0-0.1": 0.1}}})
+        write_json(reports / phase / "summary.json", summary)
+        write_speed(reports / phase)
+    losses = {"guidelines": 0.875, "dllm": 0.5}
+    write_json(reports / "eval_loss.json", {"pretrain": losses, "sft": losses})
+    details = {"loss": 0.5, "loss_impl": "dllm", "samples": 7}
+    levels = {"by_noise_level": {"0.0-0.1": 0.1}}
+    write_json(reports / "eval_loss_details.json", {"pretrain": details, "sft": details | levels})
     write_json(reports / "sample.json", {"exact_match": exact_match, "samples": 4})
     rows = [{"prompt": EVIL, "answer": "a < b", "reference": "a < b", "match": True}]
     write_jsonl(reports / "samples.jsonl", rows * 3)
@@ -68,6 +73,28 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
     files = {"a.json": {"bytes": 3, "sha256": "00"}}
     write_json(root / "SOURCE.json", {"model": {"source": "builtin", "revision": None, "files": files}})
     return reports
+
+
+def write_speed(folder: Path, rate: float | None = 123.4) -> None:
+    """As a training run leaves it beside its summary; `rate` None: it had no step to take."""
+    speed = {"of": file_digest(folder / "summary.json"), "tokens_per_second": rate, "mfu": None, "peak_memory_gib": 1.5}
+    write_json(folder / "speed.json", speed)
+    points = [{"step": step, "train/tokens_per_second": rate} for step in (10, 20) if rate is not None]
+    write_jsonl(folder / "speed.jsonl", points)
+
+
+def beside(root: Path) -> str:
+    """The HTML that report_run.js puts into the page, if it is of this page."""
+    page = (root / "reports/report.html").read_text(encoding="utf-8")
+    call = (root / "reports/report_run.js").read_text(encoding="ascii")
+    run = json.loads(re.fullmatch(r"showRun\((.*)\);\n", call)[1])
+    assert f'data-identity="{run["page"]}"' in page
+    return run["html"]
+
+
+def shown(root: Path) -> str:
+    """The text beside the results, in one line."""
+    return " ".join(" ".join(Page(beside(root)).text).split())
 
 
 def make(root: Path, parameters=None, *, samples=24, played=0, runs=None, **played_from) -> str:
@@ -99,13 +126,13 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_shows_the_numbers_and_loads_nothing(tmp_path):
+def test_the_page_shows_the_numbers_and_loads_one_file_beside_it(tmp_path):
     write_outputs(tmp_path)
     html = make(tmp_path, samples=2)
     page = Page(html)
     text = " ".join(" ".join(page.text).split())
-    assert page.loaded == []
-    assert not re.search(r"@import|url\(", html)
+    assert page.loaded == ["report_run.js"]
+    assert not re.search(r"@import|url\(|https?://", html + beside(tmp_path))
     assert "img" not in page.tags  # a sample's text is text
     assert "75 % of 4 held-out answers exact" in text
     assert "12,345 parameters" in text
@@ -115,7 +142,7 @@ def test_the_page_shows_the_numbers_and_loads_nothing(tmp_path):
     assert "sft.optim.lr 0.001" in text
     assert "Pretraining, training 9 4 4,321 5 dropped tokens" in text
     assert "Fine-tuning, held out 3 2 80 1 dropped" in text
-    assert "This is the first run here" in text
+    assert "This is the first run here" in shown(tmp_path)
     assert page.tags.count("svg") == 2 * 3 + 1  # loss, by noise level and rate of two runs; losses by noise level
     summary = (tmp_path / "reports/summary.md").read_text()
     assert "75 % exact of 4" in summary
@@ -144,14 +171,71 @@ def test_the_curves_and_the_summary_are_those_of_the_run_asked_for(tmp_path, cap
 def test_the_next_run_is_compared_with_this_one(tmp_path):
     write_outputs(tmp_path, exact_match=0.5)
     make(tmp_path)
-    assert "This is the first run here" in make(tmp_path)  # the same once more is no other run
+    make(tmp_path)
+    assert "This is the first run here" in shown(tmp_path)  # the same once more is no other run
     write_outputs(tmp_path, exact_match=0.75)
-    text = " ".join(" ".join(Page(make(tmp_path, {"sft": {"optim": {"lr": 0.002}}})).text).split())
+    make(tmp_path, {"sft": {"optim": {"lr": 0.002}}})
+    text = shown(tmp_path)
     assert "sft.optim.lr 0.001 0.002" in text
     assert "sample.exact_match 0.5 0.75 +0.25" in text
     assert "sample.samples" not in text  # the same as before
     assert re.search(r"[1-9]\d* other metrics are as before", text)
-    assert "| sample.exact_match | 0.5 | 0.75 | +0.25 |" in (tmp_path / "reports/summary.md").read_text()
+
+
+def test_what_the_machine_decides_is_beside_the_page_and_not_in_it(tmp_path, monkeypatch):
+    """The outputs that DVC tracks are the same bytes with other speeds, on another machine, after another run."""
+    reports = write_outputs(tmp_path)
+    make(tmp_path)
+    tracked = [reports / "report.html", reports / "summary.md"]
+    first = [file.read_bytes() for file in tracked]
+    assert shown(tmp_path).count("123.4 tokens/s, 1.5 GiB.") == 2
+    assert Page(beside(tmp_path)).tags.count("svg") == 2
+
+    from qwen3llada.evaluation import report
+
+    monkeypatch.setattr(report, "hardware", lambda: {"Processor": "another"})
+    monkeypatch.setattr(report, "revision", lambda: "cafe-dirty")
+    earlier = {"revision": "a", "parameters": {}, "metrics": {"sample.exact_match": 0.5}}
+    write_jsonl(reports / "history.jsonl", [earlier])
+    write_json(reports / "sweep.json", {"metric": None, "variants": []})
+    write_speed(reports / "pretrain", 777.5)
+    write_speed(reports / "sft", None)  # nothing was trained: it went on at its last step
+    make(tmp_path)
+    assert [file.read_bytes() for file in tracked] == first
+    text = shown(tmp_path)
+    for said in ("cafe-dirty", "another", "777.5 tokens/s", "sample.exact_match 0.5 0.75 +0.25"):
+        assert said in text
+    assert "None" not in text
+
+
+def test_speeds_of_another_run_are_not_shown(tmp_path):
+    """DVC brings back the summary of an earlier run, and knows nothing of speed.json."""
+    reports = write_outputs(tmp_path)
+    summary = reports / "sft/summary.json"
+    write_json(summary, read_json(summary) | {"loss": 0.5})
+    (reports / "pretrain/speed.json").unlink()
+    make(tmp_path)
+    assert "tokens/s" not in shown(tmp_path)
+    assert shown(tmp_path).count("Its speed is not known here") == 2
+
+
+def test_each_place_in_the_page_has_its_part_beside_it(tmp_path):
+    """And a script of another page is told by its hash."""
+    write_outputs(tmp_path)
+    html = make(tmp_path)
+    places = re.findall(r'data-run="([\w-]+)"', html)
+    assert sorted(places) == ["comparison", "machine", "speed-pretrain", "speed-sft"]
+    assert re.findall(r'data-run="([\w-]+)"', beside(tmp_path)) == [
+        "machine",
+        "speed-pretrain",
+        "speed-sft",
+        "comparison",
+    ]
+    (identity,) = re.findall(r'<body data-identity="(\w{16})">', html)
+    before = html.replace(identity, "{identity of this page}")
+    assert hashlib.sha256(before.encode()).hexdigest().startswith(identity)
+    other = make(tmp_path, samples=1)
+    assert f'data-identity="{identity}"' not in other
 
 
 def test_history_is_bounded_and_compares_with_the_latest_that_differs(tmp_path):
@@ -171,14 +255,16 @@ def test_a_sweep_is_shown_with_its_failures(tmp_path):
         {"name": "s-b", "overrides": ["x=b"], "metrics": {}, "error": "it failed"},
     ]
     write_json(reports / "sweep.json", {"metric": metric, "variants": rows})
-    text = " ".join(" ".join(Page(make(tmp_path)).text).split())
+    make(tmp_path)
+    text = shown(tmp_path)
     assert f"{metric} {answered} s-a x=a 1.25 0.5" in text
     assert "s-b x=b – – it failed" in text
     assert "this run 0.875 0.75" in text  # what eval_loss and sample wrote
     assert "this run 0.875 s-a 1.25" in text  # the chart, best first
 
     write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant got as far as a metric
-    assert "s-b x=b it failed" in " ".join(" ".join(Page(make(tmp_path)).text).split())
+    make(tmp_path)
+    assert "s-b x=b it failed" in shown(tmp_path)
 
 
 def test_an_output_that_is_missing_is_named(tmp_path):
@@ -362,5 +448,5 @@ def test_the_first_answers_can_be_played(tmp_path, checkpoint):
     options = {"model": checkpoint, "heldout": heldout, "sample": params, "seed": 3}
     page = Page(make(tmp_path, played=2, **options))
     assert page.tags.count("button") == 2
-    assert page.loaded == []
+    assert page.loaded == ["report_run.js"]
     assert " ".join(page.text).count("w1 w2 w3") == 1

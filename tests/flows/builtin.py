@@ -72,8 +72,7 @@ def test_dvc_shows_the_figures_of_the_page(undisturbed):
     loss = {"training": curve("train/loss"), "held out": curve("eval/loss")}
     assert line_chart(loss, x_label="step", y_label="loss") in page
     assert line_chart({"lr": curve("train/learning_rate")}, x_label="step", y_label="learning rate") in page
-    speed = {"speed": curve("train/tokens_per_second")}
-    assert line_chart(speed, x_label="step", y_label="tokens/s", zero=True) in page
+    assert not [file for file in plots if "tokens_per_second" in file or "memory" in file]
     assert undisturbed.git("status", "--porcelain", "dvc_plots") == ""
 
     metrics = json.loads(undisturbed.dvc("metrics", "show", "--json").stdout)[""]["data"]
@@ -118,10 +117,11 @@ def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, se
     service.start()
     run = service.submit("nightly")
     assert service.ended(run).is_completed(), service.state(run)
-    resumed = json.loads((clone.root / "reports/pretrain/summary.json").read_text())["resumed_from"]
+    resumed = json.loads((clone.root / "reports/pretrain/speed.json").read_text())["resumed_from"]
     print(f"resumed from {resumed}; models and optimiser: {json.dumps(clone.digests(), indent=2)}")
     assert resumed
     assert clone.digests() == undisturbed.digests()
+    assert (clone.root / "dvc.lock").read_bytes() == (undisturbed.root / "dvc.lock").read_bytes()
     artifacts = service.artifacts(run)
     assert {"metrics", "summary", "samples", "report", "progress-pretrain"} <= artifacts.keys()
     assert artifacts["progress-pretrain"] == 100
@@ -141,7 +141,7 @@ def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, serv
     run = service.submit("nightly")
     assert service.ended(run).is_failed()
     assert "builtin.people: given -24" in service.state(run).message
-    assert {name: task.run_count for name, task in service.task_runs(run).items()} == {"download": 1}
+    assert service.task_runs(run) == {}
     (clone.root / "params.yaml").write_text(whole)
 
     records = clone.root.parent / "bad.jsonl"

@@ -3,8 +3,20 @@
 import pytest
 
 from flows.graph import Policy, read_stages
+from flows.outcome import StageFailedError
+from flows.workspace import workspace
 
 pytestmark = pytest.mark.timeout(900)  # where the machine is busy, the server takes minutes
+
+
+def test_parameters_are_checked_before_the_first_stage(project):
+    """Those in params.yaml, by the package's own command: dvc would remove outputs first, and fail then."""
+    with workspace(None, []):
+        pass
+    project.set(rate=-0.1)
+    said = "stage parameters: params.yaml: train.rate: must not be negative"
+    with pytest.raises(StageFailedError, match=said), workspace(None, []):
+        raise AssertionError("a stage would have run")
 
 
 def test_stages_come_from_dvc_in_its_order(project):

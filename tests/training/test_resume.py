@@ -2,12 +2,16 @@
 
 import os
 import random
+import re
+import shutil
 import signal
 import time
 
 import pytest
-from runs import assert_same_run, changed, curves, drawn_steps, saved_steps, start_training
+from runs import assert_same_run, changed, checkpoint, curves, drawn_steps, saved_steps, start_training
 
+from qwen3llada.artifacts import read_json, read_jsonl
+from qwen3llada.training.claiming import claim_destinations
 from qwen3llada.training.loop import evaluate, train, training_steps
 from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.saving import save
@@ -26,6 +30,7 @@ def elsewhere(params, folder, **changes):
 def leave_after(params, step):
     """Take so many steps, save, and write nothing else."""
     run = start(params, seed=1, template="plain")
+    claim_destinations(params, run.accelerator, started=True)
     monitor = Monitor(run, StopRequest())
     for result in training_steps(run, StopRequest()):
         monitor.take(result)
@@ -50,6 +55,45 @@ def test_resumed_run_is_bit_exact(kind, request, tmp_path):
         train(broken, seed=1)
         assert_same_run(whole, broken, STEPS)
         assert drawn_steps(broken.reports, "train/loss") == list(range(2, STEPS + 1, 2))
+
+
+# No name of a tracked curve, and no key of a tracked summary, may look like one of these.
+OF_THE_MACHINE = re.compile(r"second|time|date|duration|speed|memory|mfu|resume|process|host|compiled|graph|writer")
+
+
+def tracked(params) -> dict[str, bytes]:
+    """The files that DVC tracks of a training run, by what dvc.yaml names: dst, plots and summary.json."""
+    roots = [params.dst, params.reports / "plots", params.reports / "summary.json"]
+    files = [file for root in roots for file in [root, *root.rglob("*")] if file.is_file()]
+    return {str(file): file.read_bytes() for file in sorted(files)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"), [("pretraining", {}), ("fine_tuning", {"method": "lora", "merge": False})]
+)
+def test_interrupted_run_leaves_the_same_bytes(kind, adapter, request):
+    """What DVC tracks depends on code, parameters and data alone; what does not lies beside it."""
+    params = request.getfixturevalue(kind)
+    params = changed(params, max_steps=STEPS, adapter=params.adapter.model_dump() | adapter)
+    train(params, seed=1)
+    whole = tracked(params)
+    summary, speed = (read_json(params.reports / f"{name}.json") for name in ("summary", "speed"))
+    for folder in (params.dst, params.output_dir, params.reports):
+        shutil.rmtree(folder)
+
+    leave_after(params, 9)  # between two points of the curves
+    train(params, seed=1)
+    assert tracked(params) == whole
+    resumed = read_json(params.reports / "speed.json")
+    assert (speed["resumed_from"], resumed["resumed_from"]) == (None, str(checkpoint(params, 9)))
+
+    curves = [file.removeprefix(str(params.reports)) for file in whole if file.endswith(".tsv")]
+    assert {"/plots/metrics/train/loss.tsv", "/plots/metrics/eval/loss.tsv"} <= set(curves)
+    assert not [name for name in [*curves, *summary] if OF_THE_MACHINE.search(name)]
+    points = list(read_jsonl(params.reports / "speed.jsonl"))
+    assert [point["step"] for point in points] == list(range(2, STEPS + 1, 2))
+    assert all(point["train/tokens_per_second"] > 0 < point["train/peak_memory_gib"] for point in points)
+    assert {"tokens_per_second", "peak_memory_gib", "estimated_memory_gib", "processes"} <= resumed.keys()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """This project's command to put a parameter set into params.yaml, as the real package's: checked before it writes.
 
-`--check` finds every destination good.
+`--check` checks what is in params.yaml.
 """
 
 import sys
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-if sys.argv[1] == "--check":
-    sys.exit()
 yaml = YAML()
 tree = yaml.load(Path("params.yaml"))
+if sys.argv[1] == "--check":
+    sys.exit("error: params.yaml: train.rate: must not be negative" if tree["train"]["rate"] < 0 else 0)
 for section, values in yaml.load(Path(sys.argv[1])).items():
     for key, value in values.items():
         if section not in tree or key not in tree[section]:
