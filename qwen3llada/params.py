@@ -73,19 +73,26 @@ def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:
 
 
 def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
-    """Write the values of the parameter set `overlay` into `path`, whose comments and order stay.
+    """Write the values of the parameter set `overlay` into `path`, whose comments, order and other lines stay.
 
     Nothing is written unless the result is valid; `git restore params.yaml` undoes it. Raises: `ParamsError`.
     """
+    if not overlay.is_file():
+        raise ParamsError(f"{overlay}: no such parameter file; {_sets_there_are()}")
     load(path, overlay)
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 120
+    yaml = YAML()  # no settings, as in `dvc exp run -S`: either tool leaves the lines of the other as they are
     tree = yaml.load(path.read_text(encoding="utf-8"))
     _put(tree, read_yaml(overlay))
     text = StringIO()
     yaml.dump(tree, text)
     with new_file(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _sets_there_are() -> str:
+    """For an error: what `make use` takes, and the sets in configs/."""
+    found = ", ".join(file.as_posix() for file in sorted(Path("configs").glob("*.yaml"))) or "none in configs/"
+    return f"give a parameter set, as make use PARAMS=configs/NAME.yaml; there are {found}"
 
 
 def check(path: Path = PARAMS_FILE) -> None:
@@ -100,10 +107,12 @@ def check(path: Path = PARAMS_FILE) -> None:
 
 
 def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    """Put the leaves of `over` into `tree`. A value that is there already keeps its form: 1.0e-8 is not 1.0e-08."""
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _put(tree[key], value)
-        else:
+        there = tree.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            _put(there, value)
+        elif there != value or isinstance(there, bool) != isinstance(value, bool):
             tree[key] = value
 
 
@@ -220,12 +229,9 @@ def _take_params_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(_complain(ParamsError(f"expected one parameter set or --check, given {sys.argv[1:]}"), 2))
     try:
-        if sys.argv[1] == "--check":
-            check()
-        else:
-            use(Path(sys.argv[1]))
+        if len(sys.argv) != 2:
+            raise ParamsError(f"{_sets_there_are()}" + (f"; given {sys.argv[1:]}" if sys.argv[1:] else ""))
+        check() if sys.argv[1] == "--check" else use(Path(sys.argv[1]))
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 2))
