@@ -6,6 +6,7 @@ Priority, lowest first: params.yaml, the parameter set given by `--params`, envi
 What the environment sets is printed. Under DVC it may set nothing (see `environment.py`).
 """
 
+import inspect
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ from qwen3llada.evaluation.report import ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.sampler import SampleParams
 from qwen3llada.section import Section
+from qwen3llada.tracked import Request, check_tracked
 from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams
 
@@ -121,7 +123,7 @@ def load_stage(
     *,
     own: str | None = None,
     shared: Sequence[str] = (),
-    request: type[Section] | None = None,
+    request: type[Request] = Request,
     doc: str = "",
 ) -> tuple[Params, Any]:
     """What one stage runs with.
@@ -130,10 +132,10 @@ def load_stage(
         argv: the command line without the program's name.
         own: name of the section whose keys are plain flags, or None.
         shared: names of the other entries of `Params` that the stage reads.
-        request: further flags that belong to this call and not to params.yaml (a prompt, an output file).
+        request: the flags that belong to this call and not to params.yaml (--force, a prompt, an output file).
         doc: shown above the flags by `--help`.
 
-    Returns: the parameters with the overrides applied, and the `request` (None if no such class was given).
+    Returns: the parameters with the overrides applied, and the `request`.
     Raises: `ParamsError` with one line naming the place, the key, what was given and what is allowed.
     """
     overlay, rest = _take_params_flag(list(argv))
@@ -141,8 +143,7 @@ def load_stage(
     section = getattr(base, own) if own else None
     fields = {name: with_default(section, name) for name in type(section).model_fields} if section else {}
     fields |= {name: with_default(base, name) for name in shared}
-    if request is not None:
-        fields |= {name: (field.annotation, field) for name, field in request.model_fields.items()}
+    fields |= {name: (field.annotation, field) for name, field in request.model_fields.items()}
     doc = f"{doc.strip()}\n\n--params FILE puts a parameter set (configs/…) on top of {PARAMS_FILE}."
     given = parse_flags(fields, rest, doc=doc)
 
@@ -150,9 +151,7 @@ def load_stage(
     if section is not None:
         tree[_key(own)] = {name: given[name] for name in type(section).model_fields}
     tree |= {_key(name): given[name] for name in shared}
-    asked = (
-        validated(request, {name: given[name] for name in request.model_fields}, "command line") if request else None
-    )
+    asked = validated(request, {name: given[name] for name in request.model_fields}, "command line")
     return validated(Params, tree, "command line"), asked
 
 
@@ -161,9 +160,11 @@ def run(
     *,
     own: str | None = None,
     shared: Sequence[str] = (),
-    request: type[Section] | None = None,
+    request: type[Request] = Request,
 ) -> NoReturn:
     """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, leave with a status.
+
+    `main` gets a request if the stage has a class of its own for it. Before that, `check_tracked`.
 
     Status 2: parameters; 1: input or output (one line on stderr each); 75: stopped, can be resumed. A defect of the
     program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a one-line error was raised.
@@ -176,10 +177,15 @@ def run(
     except ParamsError as error:
         sys.exit(_complain(error, 2))
     try:
-        main(params) if request is None else main(params, asked)
+        check_tracked(Path(inspect.getfile(main)).stem, own and _key(own), _tree(params), _tree(load()), asked)
+        main(params) if request is Request else main(params, asked)
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 1))
     sys.exit(0)
+
+
+def _tree(params: Params) -> dict[str, Any]:
+    return params.model_dump(mode="json", by_alias=True)
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

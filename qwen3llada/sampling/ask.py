@@ -20,10 +20,10 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.text import Answer, TextModel, Trace
 from qwen3llada.sampling.trace import write_trace_page
-from qwen3llada.section import Section
+from qwen3llada.tracked import Request
 
 
-class SampleRequest(Section):
+class SampleRequest(Request):
     """What one call of the stage is asked; nothing given: the held-out prompts, for the reports."""
 
     model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
@@ -50,6 +50,12 @@ class SampleRequest(Section):
         if not asked and not self.interactive and self.system is not None:
             raise InputError("system needs a prompt, prompts or interactive")
         return self
+
+    def files(self) -> dict[str, Path] | None:
+        """The answers and the page, where prompts are given here or in a file; None: the answers to those held out."""
+        if not (self.prompt or self.prompts or self.interactive):
+            return None
+        return {flag: path for flag, path in (("--out", self.out), ("--trace", self.trace)) if path is not None}
 
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
