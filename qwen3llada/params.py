@@ -40,7 +40,7 @@ from qwen3llada.evaluation.report import ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.sampler import SampleParams
 from qwen3llada.section import Section
-from qwen3llada.tracked import Request, check_tracked
+from qwen3llada.tracked import Request, check_inputs, check_tracked
 from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams
 
@@ -164,7 +164,7 @@ def run(
 ) -> NoReturn:
     """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, leave with a status.
 
-    `main` gets a request if the stage has a class of its own for it. Before that, `check_tracked`.
+    `main` gets a request if the stage has a class of its own for it. Before that, `check_inputs` and `check_tracked`.
 
     Status 2: parameters; 1: input or output (one line on stderr each); 75: stopped, can be resumed. A defect of the
     program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a one-line error was raised.
@@ -177,7 +177,9 @@ def run(
     except ParamsError as error:
         sys.exit(_complain(error, 2))
     try:
-        check_tracked(Path(inspect.getfile(main)).stem, own and _key(own), _tree(params), _tree(load()), asked)
+        stage, used = Path(inspect.getfile(main)).stem, _tree(params)
+        check_inputs(stage, used, asked)
+        check_tracked(stage, own and _key(own), used, _tree(load()), asked)
         main(params) if request is Request else main(params, asked)
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 1))

@@ -1,12 +1,12 @@
-"""What DVC tracks is not replaced by a direct call of a stage unless that is asked for.
+"""A direct call of a stage in DVC's pipeline: the outputs that it would replace, the inputs that are not there yet.
 
-`dvc.yaml` names the outputs of every stage and `dvc.lock` those of the last run. Where DVC itself runs the stage,
-replacing them is its business. Without a `dvc.yaml` nothing is tracked.
+`dvc.yaml` names the inputs and outputs of every stage and `dvc.lock` the outputs of the last run. Where DVC itself runs
+the stage, both are its business. Without a `dvc.yaml` nothing is checked here.
 """
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,30 @@ class Request(Section):
         """The files that this call writes in place of the stage's outputs, by their flags; None: those outputs."""
         return None
 
+    def reads(self) -> list[str] | None:
+        """What this call reads, as in dvc.yaml's `deps`, in place of all that the stage depends on; None: that."""
+        return None
+
+
+def check_inputs(stage: str, used: Mapping[str, Any], asked: Request) -> None:
+    """Check that what a direct call of `stage` reads and another stage makes is there. `used`: as in `check_tracked`.
+
+    Raises: InputError, one line that says which stages to run first.
+    """
+    if os.environ.get(DVC_STAGE) or not PIPELINE.is_file():
+        return
+    stages = read_yaml(PIPELINE).get("stages") or {}
+    reads = asked.reads()
+    needed = _filled((stages.get(stage) or {}).get("deps") or [] if reads is None else reads, used).values()
+    makers: dict[str, list[Path]] = {}
+    for name, entry in stages.items():
+        made = set(_filled(outputs(entry), used).values())
+        if found := [path for path in needed if not path.exists() and made & {path, *path.parents}]:
+            makers[name] = found
+    if makers:
+        lacking = ", ".join(path.as_posix() for paths in makers.values() for path in paths)
+        raise InputError(f"{lacking}: not there yet; first run dvc repro {' '.join(makers)}")
+
 
 def check_tracked(
     stage: str, own: str | None, used: Mapping[str, Any], given: Mapping[str, Any], asked: Request
@@ -48,8 +72,8 @@ def check_tracked(
     if asked.force or os.environ.get(DVC_STAGE) or not PIPELINE.is_file() or files == {}:
         return
     stages = read_yaml(PIPELINE).get("stages") or {}
-    writes = _resolved(stages.get(stage), used) if files is None else files
-    tracked = {path for entry in stages.values() for path in _resolved(entry, given).values()} | set(_locked())
+    writes = _filled(outputs(stages.get(stage)), used) if files is None else files
+    tracked = {path for entry in stages.values() for path in _filled(outputs(entry), given).values()} | set(_locked())
     there = {Path(os.path.realpath(path)) for path in tracked if path.exists()}
     lost = {text: path for text, path in writes.items() if any(_touch(path, other) for other in there)}
     if lost:
@@ -69,9 +93,9 @@ def outputs(entry: Any) -> Iterator[str]:
             yield from output if isinstance(output, dict) else [output]
 
 
-def _resolved(entry: Any, params: Mapping[str, Any]) -> dict[str, Path]:
-    """The paths of a stage's outputs by how they stand in dvc.yaml, those aside whose parameters do not exist."""
-    found = {text: TEMPLATE.sub(lambda key: _value(params, key[1]), text) for text in outputs(entry)}
+def _filled(texts: Iterable[str], params: Mapping[str, Any]) -> dict[str, Path]:
+    """Paths by how they stand in dvc.yaml, those aside whose parameters do not exist."""
+    found = {text: TEMPLATE.sub(lambda key: _value(params, key[1]), text) for text in texts}
     return {text: Path(path) for text, path in found.items() if "\0" not in path}
 
 

@@ -8,15 +8,23 @@ from ruamel.yaml import YAML
 
 from qwen3llada.environment import DVC_STAGE
 from qwen3llada.sampling.ask import SampleRequest
-from qwen3llada.tracked import Request, check_tracked
+from qwen3llada.tracked import Request, check_inputs, check_tracked
 
 ROOT = Path(__file__).parents[1]
 PARAMS = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 PIPELINE = """
 stages:
   convert: {cmd: x, outs: ["${convert.dst}"]}
-  sft: {cmd: x, outs: ["${sft.dst}"], metrics: ["${sft.reports}/summary.json"], plots: ["${sft.reports}/plots": {x: step}]}
-  sample: {cmd: x, outs: [reports/samples.jsonl], metrics: [reports/sample.json: {cache: false}]}
+  sft:
+    deps: ["${convert.dst}", "${sft.data}", params.yaml]
+    outs: ["${sft.dst}"]
+    metrics: ["${sft.reports}/summary.json"]
+    plots: ["${sft.reports}/plots": {x: step}]
+  sample:
+    deps: ["${sft.data}", "${sft.dst}"]
+    outs: [reports/samples.jsonl]
+    metrics: [reports/sample.json: {cache: false}]
+  tokenize_pack: {cmd: x, outs: [data/tokenized]}
   other: {foreach: [a], do: {cmd: x, outs: ["${item}"]}}
 """
 
@@ -117,12 +125,50 @@ def test_every_stage_of_the_pipeline_asks(monkeypatch):
         refused(stage, f".*: {STILL} .*--force, or run dvc repro {stage}")
 
 
+def missing(stage: str, message: str, asked: Request | None = None) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_inputs(stage, PARAMS, asked or Request())
+
+
+def test_what_another_stage_makes_is_asked_of_that_stage(monkeypatch):
+    """Inputs of the call alone: what no stage makes is left to whoever reads it."""
+    missing(
+        "sft", "out/qwen3llada-converted, data/tokenized/sft: not there yet; first run dvc repro convert tokenize_pack"
+    )
+    Path("out/qwen3llada-converted").mkdir()
+    missing("sft", "data/tokenized/sft: not there yet; first run dvc repro tokenize_pack")
+    missing("sample", "data/tokenized/sft: not there yet; .*")
+    check_inputs("sample", PARAMS, SampleRequest(prompt=["Who?"]))
+    check_inputs("sample", PARAMS, SampleRequest(prompt=["Who?"], model=Path("Qwen/none")))
+    Path("data/tokenized/sft").mkdir(parents=True)
+    check_inputs("sft", PARAMS, Request())
+    check_inputs("sft", PARAMS | {"sft": PARAMS["sft"] | {"data": "mine"}}, Request())
+    Path("out/qwen3llada-sft/config.json").rename("config.json")
+    Path("out/qwen3llada-sft").rmdir()
+    missing("sample", "out/qwen3llada-sft: not there yet; first run dvc repro sft", SampleRequest(prompt=["Who?"]))
+    missing("sample", ".*dvc repro sft", SampleRequest(interactive=True))
+    check_inputs("sample", PARAMS, SampleRequest(prompt=["Who?"], model=Path("out/qwen3llada-converted")))
+    monkeypatch.setenv(DVC_STAGE, "sample")  # DVC has looked itself
+    check_inputs("sample", PARAMS, Request())
+
+
+def test_in_a_fresh_clone_each_stage_but_the_first_names_another(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("clone"))
+    Path("dvc.yaml").write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    for stage in YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text())["stages"]:
+        if stage != "download":
+            missing(stage, r"(data|out|reports)/.*: not there yet; first run dvc repro [a-z_ ]+")
+    check_inputs("download", PARAMS, Request())
+
+
 def test_a_stage_asks_before_it_begins(monkeypatch, capsys):
     """Through `run`, which every stage is started by; a flag --force is one of each stage."""
     import sys
 
     from qwen3llada import params
 
+    Path("out/qwen3llada-converted").mkdir()
+    Path("data/tokenized/sft").mkdir(parents=True)
     (Path.cwd() / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     begun: list[str] = []
 

@@ -57,6 +57,10 @@ class SampleRequest(Request):
             return None
         return {flag: path for flag, path in (("--out", self.out), ("--trace", self.trace)) if path is not None}
 
+    def reads(self) -> list[str]:
+        """The model, and the held-out data where no prompts are given."""
+        return [*(["${sft.data}"] if self.files() is None else []), str(self.model or "${sft.dst}")]
+
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
     """Answer the prompts of a request: print the answers or write them to `request.out`, and the page `request.trace`.
