@@ -2,7 +2,8 @@
 
 Every output goes to a temporary sibling first, is flushed to the disk, and takes its name by a rename. So a reader
 never meets half an output, a failure leaves what was there before, and a file that DVC has hard-linked into its cache
-is replaced by a new one instead of being rewritten in place.
+is replaced by a new one instead of being rewritten in place. Outputs get the permissions that the umask gives:
+safetensors, for one, makes its files readable by their owner alone.
 """
 
 import errno
@@ -11,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,7 @@ def new_file(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]
     try:
         with full_disk_named(path, size):
             yield temporary
-            _flush(temporary)
+            _settle(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
     except BaseException:
@@ -77,7 +79,7 @@ def publish(folder: Path, path: Path) -> None:
 
     A folder cannot be renamed over one that has files, so the old one steps aside and returns if the rename fails.
     """
-    _flush_tree(folder)
+    _settle(folder)
     old = path.parent / f".{path.name}.old"
     if os.path.lexists(path):
         _remove(old)
@@ -132,7 +134,7 @@ def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
         with full_disk_named(Path(os.path.commonpath([path.absolute().parent for path in paths])) / "*"):
             yield temporaries
             for temporary in temporaries:
-                _flush_tree(temporary)
+                _settle(temporary)
             _swap(paths, temporaries)
     except BaseException:
         for temporary in temporaries:
@@ -270,14 +272,37 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
     return values()
 
 
-def _flush_tree(path: Path) -> None:
-    """Wait until a file, or a folder and all that is in it, is on the disk."""
+def _settle(path: Path) -> None:
+    """Give a file, or a folder and all that is in it, the usual permissions, and wait until it is on the disk."""
+    usual = _folder_mode(path.parent)
     if path.is_file():
+        _set_mode(path, usual & 0o666)
         _flush(path)
     for directory, _, files in os.walk(path):
         for name in files:
+            _set_mode(Path(directory, name), usual & 0o666)
             _flush(Path(directory, name))
+        _set_mode(Path(directory), usual)
         _flush(Path(directory))
+
+
+def _folder_mode(parent: Path) -> int:
+    """The permissions of a new folder in `parent`, by the umask, the mount and the parent's default ACL.
+
+    Read off a folder that is made and removed: Python can ask for the umask only by setting it, for all threads.
+    """
+    probe = parent / f".mode.{secrets.token_hex(4)}.partial"
+    probe.mkdir()
+    try:
+        return probe.stat().st_mode & 0o777
+    finally:
+        probe.rmdir()
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    present = stat.S_IMODE(path.lstat().st_mode)
+    if present & 0o777 != mode and not path.is_symlink():
+        path.chmod(present & ~0o777 | mode)
 
 
 def _flush(path: Path) -> None:

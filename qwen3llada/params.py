@@ -6,6 +6,7 @@ Priority, lowest first: params.yaml, the parameter set given by `--params`, envi
 What the environment sets is printed. Under DVC it may set nothing (see `environment.py`).
 """
 
+import inspect
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ from qwen3llada.evaluation.params import EvalLossParams, ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
+from qwen3llada.tracked import Request, check_inputs, check_tracked
 from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams
 
@@ -72,19 +74,26 @@ def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:
 
 
 def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
-    """Write the values of the parameter set `overlay` into `path`, whose comments and order stay.
+    """Write the values of the parameter set `overlay` into `path`, whose comments, order and other lines stay.
 
     Nothing is written unless the result is valid; `git restore params.yaml` undoes it. Raises: `ParamsError`.
     """
+    if not overlay.is_file():
+        raise ParamsError(f"{overlay}: no such parameter file; {_sets_there_are()}")
     load(path, overlay)
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 120
+    yaml = YAML()  # no settings, as in `dvc exp run -S`: either tool leaves the lines of the other as they are
     tree = yaml.load(path.read_text(encoding="utf-8"))
     _put(tree, read_yaml(overlay))
     text = StringIO()
     yaml.dump(tree, text)
     with new_file(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _sets_there_are() -> str:
+    """For an error: what `make use` takes, and the sets in configs/."""
+    found = ", ".join(file.as_posix() for file in sorted(Path("configs").glob("*.yaml"))) or "none in configs/"
+    return f"give a parameter set, as make use PARAMS=configs/NAME.yaml; there are {found}"
 
 
 def check(path: Path = PARAMS_FILE) -> None:
@@ -99,10 +108,12 @@ def check(path: Path = PARAMS_FILE) -> None:
 
 
 def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    """Put the leaves of `over` into `tree`. A value that is there already keeps its form: 1.0e-8 is not 1.0e-08."""
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _put(tree[key], value)
-        else:
+        there = tree.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            _put(there, value)
+        elif there != value or isinstance(there, bool) != isinstance(value, bool):
             tree[key] = value
 
 
@@ -111,7 +122,7 @@ def load_stage(
     *,
     own: str | None = None,
     shared: Sequence[str] = (),
-    request: type[Section] | None = None,
+    request: type[Request] = Request,
     doc: str = "",
 ) -> tuple[Params, Any]:
     """What one stage runs with.
@@ -120,10 +131,10 @@ def load_stage(
         argv: the command line without the program's name.
         own: name of the section whose keys are plain flags, or None.
         shared: names of the other entries of `Params` that the stage reads.
-        request: further flags that belong to this call and not to params.yaml (a prompt, an output file).
+        request: the flags that belong to this call and not to params.yaml (--force, a prompt, an output file).
         doc: shown above the flags by `--help`.
 
-    Returns: the parameters with the overrides applied, and the `request` (None if no such class was given).
+    Returns: the parameters with the overrides applied, and the `request`.
     Raises: `ParamsError` with one line naming the place, the key, what was given and what is allowed.
     """
     overlay, rest = _take_params_flag(list(argv))
@@ -131,8 +142,7 @@ def load_stage(
     section = getattr(base, own) if own else None
     fields = {name: with_default(section, name) for name in type(section).model_fields} if section else {}
     fields |= {name: with_default(base, name) for name in shared}
-    if request is not None:
-        fields |= {name: (field.annotation, field) for name, field in request.model_fields.items()}
+    fields |= {name: (field.annotation, field) for name, field in request.model_fields.items()}
     doc = f"{doc.strip()}\n\n--params FILE puts a parameter set (configs/…) on top of {PARAMS_FILE}."
     given = parse_flags(fields, rest, doc=doc)
 
@@ -140,9 +150,7 @@ def load_stage(
     if section is not None:
         tree[_key(own)] = {name: given[name] for name in type(section).model_fields}
     tree |= {_key(name): given[name] for name in shared}
-    asked = (
-        validated(request, {name: given[name] for name in request.model_fields}, "command line") if request else None
-    )
+    asked = validated(request, {name: given[name] for name in request.model_fields}, "command line")
     return validated(Params, tree, "command line"), asked
 
 
@@ -151,9 +159,11 @@ def run(
     *,
     own: str | None = None,
     shared: Sequence[str] = (),
-    request: type[Section] | None = None,
+    request: type[Request] = Request,
 ) -> NoReturn:
     """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, leave with a status.
+
+    `main` gets a request if the stage has a class of its own for it. Before that, `check_inputs` and `check_tracked`.
 
     Status 2: parameters; 1: input or output; 130, 143: stopped by Ctrl-C, SIGTERM (one line on stderr each); 75:
     stopped, a checkpoint is saved. A defect of the program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a
@@ -167,12 +177,19 @@ def run(
     except ParamsError as error:
         sys.exit(_complain(error, 2))
     try:
-        main(params) if request is None else main(params, asked)
+        stage, used = Path(inspect.getfile(main)).stem, _tree(params)
+        check_inputs(stage, used, asked)
+        check_tracked(stage, own and _key(own), used, _tree(load()), asked)
+        main(params) if request is Request else main(params, asked)
     except KeyboardInterrupt:
         _terminate(signal.SIGINT)
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 1))
     sys.exit(0)
+
+
+def _tree(params: Params) -> dict[str, Any]:
+    return params.model_dump(mode="json", by_alias=True)
 
 
 def _terminate(signum: int, frame: object = None) -> NoReturn:
@@ -224,12 +241,9 @@ def _take_params_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(_complain(ParamsError(f"expected one parameter set or --check, given {sys.argv[1:]}"), 2))
     try:
-        if sys.argv[1] == "--check":
-            check()
-        else:
-            use(Path(sys.argv[1]))
+        if len(sys.argv) != 2:
+            raise ParamsError(f"{_sets_there_are()}" + (f"; given {sys.argv[1:]}" if sys.argv[1:] else ""))
+        check() if sys.argv[1] == "--check" else use(Path(sys.argv[1]))
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 2))

@@ -183,15 +183,44 @@ def test_other_errors_pass_unchanged(tmp_path):
         raise PermissionError("denied")
 
 
-def test_written_files_have_ordinary_permissions(tmp_path):
-    write_json(tmp_path / "x.json", 1)
-    with new_folder(tmp_path / "folder"):
-        pass
-    mask = os.umask(0)
-    os.umask(mask)
-    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
-    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
-    assert json.loads((tmp_path / "x.json").read_text()) == 1
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002, 0o027])
+def test_written_files_have_the_permissions_of_the_umask(tmp_path, mask):
+    """Also where a library writes them for their owner alone, as safetensors does, in any folder."""
+
+    def private(path):
+        path.write_text("x")
+        path.chmod(0o600)
+
+    elsewhere = tmp_path.with_suffix(".elsewhere")
+    private(elsewhere)
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "x.json", 1)
+        with new_file(tmp_path / "y") as temporary:
+            private(temporary)
+        with new_folder(tmp_path / "folder") as folder:
+            (folder / "deep").mkdir(mode=0o700)
+            private(folder / "deep/model.safetensors")
+            (folder / "link").symlink_to(elsewhere)
+        with new_together([tmp_path / "a", tmp_path / "b"]) as (a, b):
+            a.mkdir()
+            private(a / "model.safetensors")
+            private(b)
+    finally:
+        os.umask(before)
+    assert elsewhere.stat().st_mode & 0o777 == 0o600  # a link is not followed
+    made = {path for path in tmp_path.rglob("*") if not path.is_symlink()}
+    assert len(made) == 8
+    for path in made:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+def test_a_shared_folder_keeps_its_group(tmp_path):
+    """The set-group-ID bit of a folder is none of the permissions that the umask gives."""
+    with new_folder(tmp_path / "folder") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep").chmod(0o2700)
+    assert (tmp_path / "folder/deep").stat().st_mode & 0o2000
 
 
 def state(folder):

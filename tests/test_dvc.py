@@ -22,7 +22,7 @@ BY_VALUE |= {"qwen3llada/environment.py"}  # which sets nothing under DVC
 BY_VALUE |= {"qwen3llada/evaluation/params.py"}  # sections and nothing else
 BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # a class and words for messages
 # They refuse to run; no output depends on them.
-BY_VALUE |= {"qwen3llada/destinations.py", "qwen3llada/folder_lock.py"}
+BY_VALUE |= {"qwen3llada/destinations.py", "qwen3llada/folder_lock.py", "qwen3llada/tracked.py"}
 # What tokenizes while training if data are streamed: stream.json, an output of tokenize_pack, holds the hash of it.
 BY_VALUE |= {"qwen3llada/corpus/stream.py"}
 yaml = YAML(typ="safe", pure=True)

@@ -16,6 +16,7 @@ LAYERS = [
     "corpus",
     "modeling",
     "diffusion",
+    "tracked",
     "folder_lock",
     "destinations",
     "artifacts",

@@ -1,15 +1,19 @@
 """params.yaml and every parameter set: they load, and params.yaml leaves no knob out."""
 
+import difflib
 import os
 import re
+import runpy
 import signal
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
+from ruamel.yaml import YAML
 
 from flows.graph import Policy
 from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
@@ -252,6 +256,84 @@ def test_a_parameter_set_is_put_into_the_file_with_its_comments(tmp_path):
     params = load(path)
     assert (params.seed, params.pretrain.noise.schedule, params.sft.noise.schedule) == (7, "cosine", "uniform")
     assert "# every knob" in path.read_text().lower()
+
+
+ONE_CHANGE = ["pretrain.max_steps=10", "sft.loss_impl=dllm", "validate.max_tokens=512", "sft.optim.betas=[0.9,0.98]"]
+ONE_CHANGE += ["sample.block_attention=true", "pretrain.noise.reweight_cap=5.0", "validate.rules.length.mostly=0.9"]
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    """The lines that are in one text alone, as `diff` marks them."""
+    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [line for line in lines if line.startswith(("+", "-"))]
+
+
+def with_dvc(path: Path, *overrides: str) -> str:
+    """What `dvc exp run -S` makes of params.yaml."""
+    from dvc.utils.hydra import apply_overrides
+
+    path.write_bytes(FILE.read_bytes())
+    apply_overrides(path, list(overrides))
+    return path.read_text(encoding="utf-8")
+
+
+def with_use(path: Path, text: str) -> str:
+    """What `make use` makes of params.yaml, of a parameter set of this text."""
+    path.write_bytes(FILE.read_bytes())
+    path.with_name("set.yaml").write_text(text, encoding="utf-8")
+    use(path.with_name("set.yaml"), path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_file_has_the_form_that_dvc_writes(tmp_path):
+    text = FILE.read_text(encoding="utf-8")
+    assert with_dvc(tmp_path / "params.yaml") == text
+    assert with_dvc(tmp_path / "params.yaml", "seed=0") == text
+
+
+@pytest.mark.parametrize("change", ONE_CHANGE)
+def test_one_changed_value_is_one_changed_line(tmp_path, change):
+    """By either tool, and both write the same."""
+    key, value = change.split("=")
+    written = with_dvc(tmp_path / "params.yaml", change)
+    text = FILE.read_text(encoding="utf-8")
+    assert [line[0] for line in changed_lines(text, written)] == ["-", "+"]
+    overlay = StringIO()
+    YAML(typ="safe", pure=True).dump(put(key, YAML(typ="safe", pure=True).load(value)), overlay)
+    assert with_use(tmp_path / "params.yaml", overlay.getvalue()) == written
+
+
+def test_values_that_are_there_already_change_no_line(tmp_path):
+    """In whatever form a set writes them: 1.0e-8, 1e-8, a list in brackets, null."""
+    text = "pretrain: {optim: {eps: 1e-8, betas: [0.9, 0.95]}, noise: {reweight_cap: null}, max_grad_norm: 1}"
+    assert with_use(tmp_path / "params.yaml", text) == FILE.read_text(encoding="utf-8")
+
+
+SETS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*.yaml"))}
+SETS["long"] = f"pretrain_data: {{name: {'my texts/' * 12}a.jsonl, heldout_fraction: 0.1}}"  # is broken over two lines
+
+
+@pytest.mark.parametrize("text", SETS.values(), ids=SETS)
+def test_a_set_in_use_stays_as_it_is_when_dvc_writes(tmp_path, text):
+    from dvc.utils.hydra import apply_overrides
+
+    written = with_use(tmp_path / "params.yaml", text)
+    apply_overrides(tmp_path / "params.yaml", ["report.samples=24"])
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == written
+
+
+@pytest.mark.parametrize("arguments", [[], ["configs/none.yaml"], ["configs/ci.yaml", "configs/gsm8k.yaml"]])
+def test_without_a_parameter_set_the_line_says_what_to_give(arguments, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["params", *arguments])
+    before = FILE.read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "qwen3llada/params.py"), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2
+    assert "make use PARAMS=configs/NAME.yaml; there are configs/ci.yaml, configs/gsm8k.yaml, " in line
+    assert all(argument in line for argument in arguments)
+    assert FILE.read_bytes() == before
 
 
 def test_a_wrong_parameter_set_changes_nothing(tmp_path):

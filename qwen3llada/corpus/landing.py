@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from qwen3llada.corpus.blocks import COMPRESSION, Block
+from qwen3llada.corpus.blocks import COMPRESSION, Block, file_format
 from qwen3llada.corpus.selection import Files, Selection, asks_heldout, heldout_openings, row_blocks, share
 from qwen3llada.errors import InputError
 
@@ -70,8 +70,18 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
     for folder, count in rows.items():
         if not count:
             what = f"heldout_fraction={selection.heldout_fraction}" if len(rows) > 1 else "split"
-            raise InputError(f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}")
+            raise InputError(
+                f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}{unit_hint(sources, selection)}"
+            )
     return dropped
+
+
+def unit_hint(sources: Sequence[Files], selection: Selection) -> str:
+    """For an error about too few rows: that a .txt file is one row, if there are any and they are."""
+    texts = any(file_format(path) == "txt" for files in sources for path in files.paths)
+    if not texts or selection.txt_unit != "file":
+        return ""
+    return "; a .txt file is one document with txt_unit: file, and many with txt_unit: paragraph | line"
 
 
 def _sides(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qwen3llada.corpus.blocks import Row
-from qwen3llada.corpus.landing import json_lines
+from qwen3llada.corpus.landing import json_lines, unit_hint
 from qwen3llada.corpus.selection import Files, Selection, asks_heldout, heldout_openings, row_blocks, share
 from qwen3llada.errors import InputError
 
@@ -72,7 +72,8 @@ def land_mixture(
             written[folder] += 1
     for folder, count in written.items():
         if not count:
-            raise InputError(f"mixture of {', '.join(i.name for i in ingredients)}: no row for {folder.name}")
+            hint = unit_hint([files for ingredient in ingredients for files in ingredient.files], selection)
+            raise InputError(f"mixture of {', '.join(i.name for i in ingredients)}: no row for {folder.name}{hint}")
     return dropped
 
 

@@ -24,7 +24,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; it must hold a tokenizer")
+        raise InputError(
+            f"{folder}: no such folder; it must hold a model with its tokenizer, as download and convert write it"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # Transformers and tokenizers raise anything for files that they cannot use

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.section import MAX_TOKENS, Section, one_of
+from qwen3llada.tracked import Request
 
 
 class DecodeParams(Section):
@@ -94,7 +95,7 @@ class SampleParams(DecodeParams):
     bf16: bool = Field(False, description="Compute in bfloat16 instead of float32")
 
 
-class SampleRequest(Section):
+class SampleRequest(Request):
     """What one call of the stage is asked; nothing given: the held-out prompts, for the reports."""
 
     model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
@@ -121,3 +122,13 @@ class SampleRequest(Section):
         if not asked and not self.interactive and self.system is not None:
             raise InputError("system needs a prompt, prompts or interactive")
         return self
+
+    def files(self) -> dict[str, Path] | None:
+        """The answers and the page, where prompts are given here or in a file; None: the answers to those held out."""
+        if not (self.prompt or self.prompts or self.interactive):
+            return None
+        return {flag: path for flag, path in (("--out", self.out), ("--trace", self.trace)) if path is not None}
+
+    def reads(self) -> list[str]:
+        """The model, and the held-out data where no prompts are given."""
+        return [*(["${sft.data}"] if self.files() is None else []), str(self.model or "${sft.dst}")]

@@ -372,8 +372,16 @@ def test_a_text_file_is_divided_by_its_paragraphs(tmp_path, checkpoint, local):
     run(tmp_path, checkpoint, local_text(path, txt_unit="paragraph"), local[1])
     train, heldout = (rows_of(tmp_path / "raw" / "text" / split) for split in ("train", "heldout"))
     assert sorted(row["text"] for row in train + heldout) == sorted(paragraphs)
-    with pytest.raises(ValueError, match=r"no row for (train|heldout) is left by heldout_fraction=0.25"):
+    units = r".*txt_unit: paragraph \| line"
+    with pytest.raises(ValueError, match=r"no row for (train|heldout) is left by heldout_fraction=0.25" + units):
         run(tmp_path, checkpoint, local_text(path, txt_unit="file"), local[1])
+    sources = [{"name": str(path)}, {"name": str(path)}]
+    mixture = TextData(name="mixture", mixture=sources, txt_unit="file", heldout_fraction=0.25)
+    with pytest.raises(ValueError, match=r"no row for (train|heldout)" + units):  # in a mixture, too
+        run(tmp_path, checkpoint, mixture, local[1])
+    path.write_text("one line\n")
+    with pytest.raises(ValueError, match=r"is left by heldout_fraction=0.25$"):  # more units would not help
+        run(tmp_path, checkpoint, local_text(path, txt_unit="line"), local[1])
 
 
 def test_arrow_folders_of_datasets_are_read_without_the_network(tmp_path, checkpoint):

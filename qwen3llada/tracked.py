@@ -1,0 +1,127 @@
+"""A direct call of a stage in DVC's pipeline: the outputs that it would replace, the inputs that are not there yet.
+
+`dvc.yaml` names the inputs and outputs of every stage and `dvc.lock` the outputs of the last run. Where DVC itself runs
+the stage, both are its business. Without a `dvc.yaml` nothing is checked here.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from qwen3llada.commandline import read_yaml
+from qwen3llada.environment import DVC_STAGE
+from qwen3llada.errors import InputError
+from qwen3llada.section import Section
+
+PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
+OUTPUTS = ("outs", "metrics", "plots")
+TEMPLATE = re.compile(r"\$\{([\w.]+)\}")
+SHOWN = 6  # outputs named in an error
+
+
+class Request(Section):
+    """What belongs to one call of a stage and not to params.yaml."""
+
+    force: bool = Field(False, description="Replace outputs that DVC tracks, also when this is no run of DVC's")
+
+    def files(self) -> dict[str, Path] | None:
+        """The files that this call writes in place of the stage's outputs, by their flags; None: those outputs."""
+        return None
+
+    def reads(self) -> list[str] | None:
+        """What this call reads, as in dvc.yaml's `deps`, in place of all that the stage depends on; None: that."""
+        return None
+
+
+def check_inputs(stage: str, used: Mapping[str, Any], asked: Request) -> None:
+    """Check that what a direct call of `stage` reads and another stage makes is there. `used`: as in `check_tracked`.
+
+    Raises: InputError, one line that says which stages to run first.
+    """
+    if os.environ.get(DVC_STAGE) or not PIPELINE.is_file():
+        return
+    stages = read_yaml(PIPELINE).get("stages") or {}
+    reads = asked.reads()
+    needed = _filled((stages.get(stage) or {}).get("deps") or [] if reads is None else reads, used).values()
+    makers: dict[str, list[Path]] = {}
+    for name, entry in stages.items():
+        made = set(_filled(outputs(entry), used).values())
+        if found := [path for path in needed if not path.exists() and made & {path, *path.parents}]:
+            makers[name] = found
+    if makers:
+        lacking = ", ".join(path.as_posix() for paths in makers.values() for path in paths)
+        raise InputError(f"{lacking}: not there yet; first run dvc repro {' '.join(makers)}")
+
+
+def check_tracked(
+    stage: str, own: str | None, used: Mapping[str, Any], given: Mapping[str, Any], asked: Request
+) -> None:
+    """Check that a direct call of `stage` replaces nothing that DVC tracks. Nothing is written.
+
+    Args:
+        own: the section whose keys are plain flags of the stage, or None.
+        used: all parameters as this call has them. given: as params.yaml has them.
+
+    Raises: InputError, one line with the outputs that exist and what to give instead.
+    """
+    files = asked.files()
+    if asked.force or os.environ.get(DVC_STAGE) or not PIPELINE.is_file() or files == {}:
+        return
+    stages = read_yaml(PIPELINE).get("stages") or {}
+    writes = _filled(outputs(stages.get(stage)), used) if files is None else files
+    tracked = {path for entry in stages.values() for path in _filled(outputs(entry), given).values()} | set(_locked())
+    there = {Path(os.path.realpath(path)) for path in tracked if path.exists()}
+    lost = {text: path for text, path in writes.items() if any(_touch(path, other) for other in there)}
+    if lost:
+        names = [path.as_posix() for path in lost.values()]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        ways = [*_other_paths(lost, own), "--force", *([] if files else [f"run dvc repro {stage}"])]
+        raise InputError(
+            f"{', '.join(names[:SHOWN])}{more}: tracked by DVC, this call would replace what is there; give"
+            f" {', or '.join(ways)}"
+        )
+
+
+def outputs(entry: Any) -> Iterator[str]:
+    """The outputs of a stage's entry in dvc.yaml as they stand there, with templates (`${sft.dst}`)."""
+    for kind in OUTPUTS:
+        for output in (entry or {}).get(kind) or []:
+            yield from output if isinstance(output, dict) else [output]
+
+
+def _filled(texts: Iterable[str], params: Mapping[str, Any]) -> dict[str, Path]:
+    """Paths by how they stand in dvc.yaml, those aside whose parameters do not exist."""
+    found = {text: TEMPLATE.sub(lambda key: _value(params, key[1]), text) for text in texts}
+    return {text: Path(path) for text, path in found.items() if "\0" not in path}
+
+
+def _value(params: Mapping[str, Any], key: str) -> str:
+    """The parameter at a dotted key; a NUL, which no path has, where there is none. DVC itself will refuse that."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "\0" if value is None else str(value)
+
+
+def _locked() -> Iterator[Path]:
+    """The outputs of the last run, which stay tracked when a path in params.yaml has changed since."""
+    if LOCK.is_file():
+        for entry in (read_yaml(LOCK).get("stages") or {}).values():
+            yield from (Path(output["path"]) for output in entry.get("outs") or [])
+
+
+def _touch(path: Path, other: Path) -> bool:
+    """Whether a path is the other (which is resolved), holds it or lies in it."""
+    real = Path(os.path.realpath(path))
+    return real == other or real in other.parents or other in real.parents
+
+
+def _other_paths(lost: Mapping[str, Path], own: str | None) -> list[str]:
+    """The flags that would lead elsewhere, in one piece of a sentence; nothing unless they cover all that is lost."""
+    named = [re.findall(rf"\$\{{{own}\.([\w.]+)\}}|^--(\w+)$", text) for text in lost]
+    flags = dict.fromkeys(f"--{knob or flag}" for found in named for knob, flag in found)
+    return [f"another {' and '.join(flags)}"] if all(named) else []
