@@ -47,6 +47,13 @@ def test_params_yaml_holds_every_knob_once():
     assert leaves(read_yaml(FILE)) == knobs(Params)
 
 
+@pytest.mark.parametrize("overlay", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_parameter_set_is_left_in_params_yaml(overlay):
+    """`make use` writes into the file that is committed."""
+    default = read_yaml(FILE)
+    assert merge(default, read_yaml(overlay)) != default
+
+
 def test_every_knob_is_explained():
     def unexplained(cls: type[BaseModel]) -> list[str]:
         missing = []
