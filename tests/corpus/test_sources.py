@@ -493,7 +493,8 @@ def test_sources_of_different_columns_are_mixed(tmp_path, checkpoint):
         tmp_path / "told.jsonl", [{"messages": [{"role": "user", "content": f"m {i}"}]} for i in range(9)]
     )
     mixed = [{"name": str(asked)}, {"name": str(told)}]
-    chats = ConversationData(name="mixture", mixture=mixed, heldout_name=str(asked), heldout_split="train[:2]")
+    apart = write_jsonl(tmp_path / "apart.jsonl", [{"question": f"other {i}", "answer": "a"} for i in range(9)])
+    chats = ConversationData(name="mixture", mixture=mixed, heldout_name=str(apart), heldout_split="train[:2]")
     record = run(tmp_path, checkpoint, text, chats)
     raw = tmp_path / "raw"
     train, heldout = rows_of(raw / "text" / "train"), rows_of(raw / "text" / "heldout")

@@ -23,7 +23,7 @@ DECIDES_NOTHING = {
     *("artifacts.py", "destinations.py", "encodings.py", "errors.py", "folder_lock.py", "section.py"),
     *("modeling/positions.py", "modeling/qwen3_checkpoint.py", "modeling/shards.py"),
     *("training/claiming.py", "training/launcher.py", "training/settings.py"),
-    *("evaluation/eval_loss.py", "evaluation/noise_levels.py"),
+    *("evaluation/eval_loss.py", "evaluation/noise_levels.py", "evaluation/params.py"),
     *("training/checkpoint.py", "training/fingerprint.py", "training/resuming.py"),
     *("training/flops.py", "training/memory.py", "training/peak_memory.py", "training/monitor.py"),
     *("training/stats.py", "training/stopping.py", "training/telemetry.py", "training/trackers.py"),
