@@ -76,6 +76,7 @@ def stages(monkeypatch, tmp_path):
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flows.stage.run_dvc", stop)
+    monkeypatch.setattr("flows.workspace.check_parameters", lambda root: None)
     monkeypatch.setattr(pipeline, "get_run_logger", lambda: None)
     monkeypatch.setattr(pipeline, "Progress", lambda name: None)
     monkeypatch.setattr(pipeline, "read_stages", lambda *args, **kwargs: [Stage("train")])
