@@ -25,8 +25,8 @@ def served(pristine, tmp_path_factory):
     project = Project(folder / "project")
     shutil.copytree(ROOT / "flows", project.root / "flows")
     deploy(project, ONCE, MONTHLY)
-    # The worker asks for new runs every second instead of every ten, and nobody looks at the user interface.
-    settings = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_UI_ENABLED": "false"}
+    # The worker asks for new runs every five seconds instead of every ten, and nobody looks at the user interface.
+    settings = {"PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_SERVER_UI_ENABLED": "false"}
     made = Service(project, folder / "prefect", **settings)
     yield made
     if made.process.poll() is None:
