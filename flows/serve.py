@@ -80,16 +80,18 @@ class Service:
 
     def _register(self) -> None:
         from prefect.client.orchestration import get_client
+        from prefect.client.schemas.actions import WorkPoolCreate
+        from prefect.workers.process import ProcessWorker
 
         from flows.runs import end_lost_runs
 
+        template = ProcessWorker.get_default_base_job_template()
+        pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
         with get_client(sync_client=True) as client:
             client.upsert_global_concurrency_limit_by_name(LIMIT, self.slots)
-        for command in (
-            ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-            ["--no-prompt", "deploy", "--all"],
-        ):
-            subprocess.run([sys.executable, "-m", "prefect", *command], check=True, stdout=subprocess.DEVNULL)
+            client.create_work_pool(pool, overwrite=True)
+        deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        subprocess.run(deploy, check=True, stdout=subprocess.DEVNULL)
         end_lost_runs(POOL)  # of a service that was killed, or whose machine went down
 
     def _stop(self) -> None:

@@ -5,7 +5,9 @@ content. Shapes: U units of Q tokens, of which W are the block; S steps (at most
 """
 
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +47,8 @@ class Recorded:
                 function()
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # Freeing an older graph or its tensors on the way, as the garbage collector may at any time, ends a capture.
+        with _collector_at_rest(), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             function()
 
     def __call__(self) -> None:
@@ -53,6 +56,18 @@ class Recorded:
             self._graph.replay()
         else:
             self._function()
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """No garbage collection until the end."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,20 @@
 """The service as a user runs it: server, worker, schedules, cancellation, death. Minutes, so not part of the suite,
-which has short forms of its kills (test_flow_kills.py):
+which has short forms of some (test_flow_kills.py):
 
 python -m pytest tests/flows/scenarios.py -s
 """
 
+import re
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
 from flow_kills import ALONE, MINUTE, ONCE, cancel, deploy, kill_service, resume, training
 from flow_service import PATIENCE, Service
 
-from flows.environment import ROOT
+from flows.environment import ROOT, environment
 
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
@@ -30,9 +33,12 @@ def service(project, tmp_path):
 
 def test_cancel_and_stop(service, project):
     project.set(steps=20_000)
-    seconds = cancel(service, project, training(service, project))
+    run = training(service, project)
+    assert str(run) in listed(service)
+    seconds = cancel(service, project, run)
     print(f"\nfrom the request to cancel to the end of all processes of the stage: {seconds:.1f} s")
     assert seconds < SECONDS_TO_END
+    assert service.ended(run).is_cancelled()
     assert project.dvc("status").returncode == 0
 
     # the service is stopped in mid-training: the checkpoint is saved, and nothing is left
@@ -45,6 +51,18 @@ def test_cancel_and_stop(service, project):
     service.start()
     resume(service, project, "once", 300)
     assert len(project.lives()) == 3
+
+
+def listed(service) -> str:
+    """What the README's command for it lists: runs, with IDs to be copied."""
+    columns, command = re.search(r"^COLUMNS=(\d+) prefect (.*?) +#", (ROOT / "README.md").read_text(), re.M).groups()
+    return subprocess.run(
+        [sys.executable, "-m", "prefect", *command.split()],
+        env=environment() | service.variables | {"COLUMNS": columns},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def test_a_schedule_fires(service, project):

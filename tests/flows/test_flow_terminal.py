@@ -23,7 +23,7 @@ SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever
 def test_sigterm_to_a_run_without_a_server(project):
     project.set(steps=1_000_000)
     home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
-    running = project.start("-m", "flows.pipeline", variables=home, process_group=0)
+    running = project.start("-m", "flows.pipeline", "--stage", "train", "--only", variables=home, process_group=0)
     project.wait_until(project.has_checkpoint, PATIENCE)
     assert project.running(*SERVER)
     running.terminate()
