@@ -253,9 +253,9 @@ def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     return [field.alias or name for name, field in cls.model_fields.items()]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def _environment_message(error: SettingsError, prefix: str) -> str:
@@ -279,7 +279,7 @@ def _flag_message(error: SettingsError, settings: type[BaseModel]) -> str:
         return f"command line: {word}: unknown argument, not a flag nor the value of one"
     flag = word.lstrip("-").split("=")[0]
     flags = _flag_names(settings)
-    return f"command line: --{flag}: unknown flag{_nearest(flag, flags)}; allowed: {', '.join(flags)}"
+    return f"command line: --{flag}: unknown flag{_nearest(flag, flags, '--')}; allowed: {', '.join(flags)}"
 
 
 def _flag_names(cls: type[BaseModel]) -> list[str]:
