@@ -190,7 +190,7 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
     while arguments:
         flag, equals, value = arguments.pop(0).partition("=")
         kind = kinds.get(flag)
-        switch, numbers = kind in (bool, bool | None), get_origin(kind) is tuple and str not in get_args(kind)
+        switch, numbers = kind in (bool, bool | None), _is_numbers(kind)
         if (switch or numbers) and not equals and arguments and not arguments[0].startswith("--"):
             equals, value = "=", arguments.pop(0)
         if switch and equals:
@@ -202,6 +202,11 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
         else:
             rest.append(flag + equals + value)
     return rest
+
+
+def _is_numbers(kind: Any) -> bool:
+    """Whether a knob is a tuple, and not one of texts; `Annotated[str, …]` is a text, too."""
+    return get_origin(kind) is tuple and not any(str in (part, *get_args(part)) for part in get_args(kind))
 
 
 def _numbers(value: str, flag: str, limits: str | None) -> str:

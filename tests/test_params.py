@@ -370,6 +370,15 @@ def test_flags_of_a_stage_beat_the_parameter_set(flag, monkeypatch):
     assert (params.pretrain.optim.lr, params.seed, params.builtin.people) == (0.5, 3, 8)
 
 
+@pytest.mark.parametrize("key", ["telemetry.trackers", "adapter.target_modules"])
+@pytest.mark.parametrize("given", ['["mlflow", "wandb"]', "mlflow,wandb"])
+def test_a_list_of_names_is_a_flag(key, given, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params, _ = load_stage([f"--{key}", given], own="sft", shared=("seed",))
+    section, name = key.split(".")
+    assert getattr(getattr(params.sft, section), name) == ("mlflow", "wandb")
+
+
 def test_help_explains_knobs_with_their_present_values(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["stage", "--help"])
