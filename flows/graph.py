@@ -66,7 +66,8 @@ def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path(
     """The stages of the project at `root` that `dvc repro TARGETS` would go through, in its order.
 
     No targets: all stages. `upstream=False` leaves out what the targets depend on.
-    Raises: ValueError with DVC's own message for an unknown target or a broken `dvc.yaml`, or for a wrong `meta.flow`.
+    Raises: ValueError that names an unknown target and the stages there are, with DVC's own message for a broken
+        `dvc.yaml`, or for a wrong `meta.flow`.
     """
     command = [sys.executable, "-m", "flows.graph", *(["--only"] if not upstream else []), *targets]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
@@ -112,12 +113,18 @@ def _stage(name: str, settings: dict, sources: Sequence[str] = ()) -> Stage:
 
 
 def _main(targets: list[str], *, upstream: bool) -> list[dict]:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
     from dvc.stage import PipelineStage
+    from dvc.stage.exceptions import StageNotFound
 
     with Repo() as repo:
-        chosen = collect_stages(repo, targets or ["dvc.yaml"])
+        try:
+            chosen = collect_stages(repo, targets or ["dvc.yaml"])
+        except StageNotFound as error:
+            names = ", ".join(stage.addressing for stage in repo.index.stages)
+            raise DvcException(f"no stage {error.name!r}; there are {names}") from None
         steps = plan_repro(get_active_graph(repo.index.graph), chosen)
         if not upstream:
             steps = [stage for stage in steps if stage in chosen]

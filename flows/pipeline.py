@@ -124,6 +124,12 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="override; repeatable")
     parser.add_argument("--force", action="store_true", help="run them even if nothing has changed")
     args = parser.parse_args()
+    try:
+        if args.stage:  # a mistyped name is said at once, not after the start of a server
+            read_stages(args.stage)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     bind_server_to_this_process()
     state = pipeline(
         args.stage, upstream=not args.only, params=args.params, overrides=args.set, force=args.force, return_state=True

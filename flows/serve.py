@@ -61,7 +61,7 @@ class Service:
 
     def _start(self, name: str, *command: str) -> None:
         self.started[name] = subprocess.Popen(
-            [sys.executable, "-m", "prefect", name, *command], process_group=0, preexec_fn=end_with_parent
+            [sys.executable, "-m", "prefect", name, *command], process_group=0, preexec_fn=_before_exec
         )
 
     def _lives(self, name: str) -> bool:
@@ -118,6 +118,12 @@ class Service:
             except subprocess.TimeoutExpired:
                 self.started[name].kill()
                 self.started[name].wait()
+
+
+def _before_exec() -> None:
+    """In a child. Prefect's worker stops by sending itself SIGINT, which `make serve &` in a script makes it ignore."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answers(url: str) -> bool:

@@ -80,7 +80,12 @@ def _run_params(argument: str, root: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise StageFailedError(STEP, Outcome("failed", done.returncode, lines[-1].removeprefix("error: ")))
+        raise StageFailedError(STEP, Outcome("failed", done.returncode, _said(lines[-1])))
+
+
+def _said(line: str) -> str:
+    """The line of an error; overrides come in a file that nobody but `put_parameters` knows."""
+    return line.removeprefix("error: ").replace(f"{GIVEN}: ", "overrides: ", 1)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
     while arguments:
         flag, equals, value = arguments.pop(0).partition("=")
         kind = kinds.get(flag)
-        switch, numbers = kind in (bool, bool | None), get_origin(kind) is tuple and str not in get_args(kind)
+        switch, numbers = kind in (bool, bool | None), _is_numbers(kind)
         if (switch or numbers) and not equals and arguments and not arguments[0].startswith("--"):
             equals, value = "=", arguments.pop(0)
         if switch and equals:
@@ -202,6 +202,11 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
         else:
             rest.append(flag + equals + value)
     return rest
+
+
+def _is_numbers(kind: Any) -> bool:
+    """Whether a knob is a tuple, and not one of texts; `Annotated[str, …]` is a text, too."""
+    return get_origin(kind) is tuple and not any(str in (part, *get_args(part)) for part in get_args(kind))
 
 
 def _numbers(value: str, flag: str, limits: str | None) -> str:
@@ -253,9 +258,9 @@ def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     return [field.alias or name for name, field in cls.model_fields.items()]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def _environment_message(error: SettingsError, prefix: str) -> str:
@@ -279,7 +284,7 @@ def _flag_message(error: SettingsError, settings: type[BaseModel]) -> str:
         return f"command line: {word}: unknown argument, not a flag nor the value of one"
     flag = word.lstrip("-").split("=")[0]
     flags = _flag_names(settings)
-    return f"command line: --{flag}: unknown flag{_nearest(flag, flags)}; allowed: {', '.join(flags)}"
+    return f"command line: --{flag}: unknown flag{_nearest(flag, flags, '--')}; allowed: {', '.join(flags)}"
 
 
 def _flag_names(cls: type[BaseModel]) -> list[str]:

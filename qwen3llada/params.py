@@ -201,7 +201,8 @@ def _terminate(signum: int, frame: object = None) -> NoReturn:
 def _complain(error: Exception, status: int) -> int:
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    print(f"error: {' '.join(said.split())}", file=sys.stderr)
     return status
 
 
@@ -244,6 +245,10 @@ if __name__ == "__main__":
     try:
         if len(sys.argv) != 2:
             raise ParamsError(f"{_sets_there_are()}" + (f"; given {sys.argv[1:]}" if sys.argv[1:] else ""))
-        check() if sys.argv[1] == "--check" else use(Path(sys.argv[1]))
+        if sys.argv[1] == "--check":
+            check()
+        else:
+            use(Path(sys.argv[1]))
+            print(f"{PARAMS_FILE} has the values of {sys.argv[1]}; git restore {PARAMS_FILE} undoes it")
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 2))

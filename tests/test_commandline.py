@@ -106,7 +106,7 @@ def test_repeated_text_is_taken_verbatim(prompts):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--lrr", "1"], ["--lrr", "did you mean lr?", "noise.schedule"]),
+        (["--lrr", "1"], ["--lrr", "did you mean --lr?", "noise.schedule"]),
         (["--lr", "-1"], ["lr", "'-1'", "greater than 0"]),
         (["--lr", "fast"], ["lr", "'fast'", "number"]),
         (["--noise.schedule", "cubic"], ["noise.schedule", "'cubic'", "'uniform' or 'cosine'"]),

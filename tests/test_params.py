@@ -343,6 +343,16 @@ def test_without_a_parameter_set_the_line_says_what_to_give(arguments, monkeypat
     assert FILE.read_bytes() == before
 
 
+def test_a_parameter_set_in_use_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_bytes(FILE.read_bytes())
+    monkeypatch.setattr(sys, "argv", ["params", str(ROOT / "configs/ci.yaml")])
+    runpy.run_path(str(ROOT / "qwen3llada/params.py"), run_name="__main__")
+    assert load(Path("params.yaml")) == load(FILE, ROOT / "configs/ci.yaml")
+    said = f"params.yaml has the values of {ROOT}/configs/ci.yaml; git restore params.yaml undoes it\n"
+    assert capsys.readouterr().out == said
+
+
 def test_a_wrong_parameter_set_changes_nothing(tmp_path):
     path, overlay = tmp_path / "params.yaml", tmp_path / "set.yaml"
     path.write_bytes(FILE.read_bytes())
@@ -358,6 +368,15 @@ def test_flags_of_a_stage_beat_the_parameter_set(flag, monkeypatch):
     chosen = ["--params", "configs/ci.yaml"] if flag == "--params" else ["--params=configs/ci.yaml"]
     params, _ = load_stage([*chosen, "--optim.lr", "0.5", "--seed", "3"], own="pretrain", shared=("seed",))
     assert (params.pretrain.optim.lr, params.seed, params.builtin.people) == (0.5, 3, 8)
+
+
+@pytest.mark.parametrize("key", ["telemetry.trackers", "adapter.target_modules"])
+@pytest.mark.parametrize("given", ['["mlflow", "wandb"]', "mlflow,wandb"])
+def test_a_list_of_names_is_a_flag(key, given, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params, _ = load_stage([f"--{key}", given], own="sft", shared=("seed",))
+    section, name = key.split(".")
+    assert getattr(getattr(params.sft, section), name) == ("mlflow", "wandb")
 
 
 def test_help_explains_knobs_with_their_present_values(monkeypatch, capsys):
@@ -448,3 +467,18 @@ def test_a_stage_that_is_stopped_with_nothing_to_save_says_so_in_one_line(monkey
         signal.signal(signal.SIGTERM, before)
     assert left.value.code == 128 + number
     assert capfd.readouterr().err == f"stopped by {number.name}; what an earlier run has saved stays\n"
+
+
+def test_a_file_that_is_missing_is_named_without_a_number_of_the_system(monkeypatch, capsys, tmp_path):
+    def main(params):
+        (tmp_path / "none.jsonl").read_text()
+
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            run(main, own="convert")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/none.jsonl: No such file or directory\n"

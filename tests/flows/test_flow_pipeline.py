@@ -1,9 +1,16 @@
 """What the flow reads from a real project."""
 
+import signal
+import subprocess
+import sys
+from subprocess import Popen
+
 import pytest
 
+from flows import pipeline
 from flows.graph import Policy, read_stages
 from flows.outcome import StageFailedError
+from flows.serve import Service
 from flows.workspace import workspace
 
 pytestmark = pytest.mark.timeout(900)  # where the machine is busy, the server takes minutes
@@ -25,8 +32,29 @@ def test_stages_come_from_dvc_in_its_order(project):
     only = read_stages(["measure", "train"], upstream=False)
     assert [stage.name for stage in only] == ["train", "measure"]
     assert only[0].policy == Policy(limit="gpu", retries=2, retry_seconds=0.1, grace_seconds=20)
-    with pytest.raises(ValueError, match=r"dvc.yaml: .*nothing"):
+    with pytest.raises(ValueError, match=r"^dvc.yaml: no stage 'nothing'; there are prepare, train, measure$"):
         read_stages(["nothing"])
+
+
+def test_a_mistyped_stage_is_said_before_a_server_starts(project, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "bind_server_to_this_process", lambda: pytest.fail("a server would start"))
+    monkeypatch.setattr(sys, "argv", ["pipeline", "--stage", "trian"])
+    assert pipeline.main() == 1
+    assert capsys.readouterr().err == "error: dvc.yaml: no stage 'trian'; there are prepare, train, measure\n"
+
+
+def test_what_a_service_starts_listens_to_sigint(monkeypatch):
+    """Also where the service itself does not, as a shell's script starts it with `&`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    service = Service(0, 1)
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: Popen(["sleep", "60"], **options))
+    try:
+        service._start("worker")
+        service.started["worker"].send_signal(signal.SIGINT)
+        assert service.started["worker"].wait(10) == -signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+        service.started["worker"].kill()
 
 
 @pytest.mark.parametrize(

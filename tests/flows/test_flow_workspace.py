@@ -7,6 +7,14 @@ from flows.outcome import StageFailedError
 from flows.workspace import workspace
 
 
+def test_a_wrong_override_is_said_to_be_one(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    said = r"^stage parameters: overrides: sft\.optim\.lr: given -1, "
+    with pytest.raises(StageFailedError, match=said), workspace(None, ["sft.optim.lr=-1"], tmp_path):
+        pytest.fail("a stage could run")
+
+
 def test_a_folder_that_dvc_would_remove_is_refused_before_the_first_stage(tmp_path):
     """By the real package's command: dvc removes the outputs of a stage before the stage can look at them."""
     (tmp_path / ".dvc").mkdir()

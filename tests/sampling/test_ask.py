@@ -204,7 +204,7 @@ def test_fields_that_are_not_asked_are_named(tmp_path, capsys):
         (["--prompt", "a", "--gen_length", "0"], ["gen_length", "0"]),
         (["--prompt", "a", "--cfg_scale", "-1"], ["cfg_scale", "-1"]),
         (["--prompt", "a", "--remasking", "best"], ["remasking='best'"]),
-        (["--prompt", "a", "--interactiv"], ["--interactiv: unknown flag (did you mean interactive?)"]),
+        (["--prompt", "a", "--interactiv"], ["--interactiv: unknown flag (did you mean --interactive?)"]),
     ],
 )
 def test_flags_that_do_not_fit_are_one_line(run_stage, tmp_path, argv, words):
