@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from qwen3llada.corpus.blocks import _json_row
 from qwen3llada.corpus.reading import read_blocks
 from qwen3llada.corpus.text import txt_blocks
 from qwen3llada.encodings import seeming_encoding
@@ -66,3 +67,10 @@ def test_words_for_other_bytes():
     assert seeming_encoding("“Straße”, sagte er".encode("cp1252")) == "Windows-1252"
     assert seeming_encoding("Привет, мир".encode("cp1251")).startswith("an encoding with many bytes above 127")
     assert seeming_encoding("viele Wörter, Sätze, Bücher".encode() + b"\xff") == "damaged UTF-8"
+
+
+def test_the_error_of_one_damaged_row_names_an_encoding():
+    row = _json_row('{"text": "über"}'.encode("latin-1"))
+    assert row.value is None
+    assert row.error is not None
+    assert row.error.endswith("it seems to be ISO-8859-1 (latin-1)")
