@@ -45,7 +45,7 @@ docs: setup  ## after make repro: write the outputs in README.md and docs/ anew;
 	python -m docs.outputs
 
 test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four
-	OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style and types
 	ruff check .
