@@ -12,7 +12,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from qwen3llada.training.checkpoint import checkpoints, runs, step_of
+from qwen3llada.training.checkpoint import checkpoints, step_of
 from qwen3llada.training.loop import train
 from qwen3llada.training.params import TrainParams
 
@@ -74,8 +74,8 @@ def checkpoint(params: TrainParams, step: int) -> Path:
 
 
 def saved_steps(output_dir: Path) -> list[int]:
-    """Steps of all checkpoints of all runs in `output_dir`."""
-    return sorted(step_of(folder) for run in runs(output_dir) for folder in checkpoints(run))
+    """Steps of all checkpoints of all runs in `output_dir`, also while a run saves and removes some."""
+    return sorted(step_of(folder) for run in output_dir.glob("checkpoints/*") for folder in checkpoints(run))
 
 
 def optimizer(params: TrainParams, step: int) -> dict[str, Any]:
