@@ -8,9 +8,9 @@ READY := $(VENV)/.ready-$(shell sha256sum requirements.lock | cut -c1-16)
 
 # Imported once at set-up, so that Python keeps the bytecode also where a later start may not write it, as in many
 # containers: half a minute once, against that on every start. Compiling all packages would take minutes.
-COMPILED := qwen3llada.modeling.modeling_qwen3llada, qwen3llada.sampling.chat, qwen3llada.sampling.sampler, \
-	qwen3llada.training.starting, qwen3llada.corpus.validation, accelerate, great_expectations, dvc.cli.parser, \
-	dvc.repo.index, dvc.data_cloud, scmrepo.git, prefect.cli, prefect.server.api.server, flows.pipeline
+COMPILED := qwen3llada.modeling.modeling_qwen3llada, qwen3llada.sampling.dialogue.chat, qwen3llada.sampling.sampler, \
+	qwen3llada.training.start.start, qwen3llada.corpus.validation.expectations, accelerate, great_expectations, \
+	dvc.cli.parser, dvc.repo.index, dvc.data_cloud, scmrepo.git, prefect.cli, prefect.server.api.server, flows.pipeline
 
 # Telemetry of every dependency is off, and nothing asks a server for a newer version of itself.
 export DVC_NO_ANALYTICS := 1

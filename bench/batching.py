@@ -11,8 +11,8 @@ import time
 import numpy as np
 import torch
 
-from qwen3llada.corpus.batching import Sample, make_loader
-from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.batches.loader import Sample, make_loader
+from qwen3llada.diffusion.corruption import NoiseParams
 
 ROWS, LENGTH, VOCABULARY = 16, 4096, 151_669
 TOKENS_PER_SECOND, SHARE_OF_STEP = 100_000, 0.05

@@ -39,9 +39,9 @@ def bare(folder: Path, processes: int) -> int:
 
 def ours(folder: Path, processes: int) -> int:
     """`tokenize_text`, from JSON lines to packed sequences on disk."""
-    from qwen3llada.corpus.sources import TextData
-    from qwen3llada.corpus.tokenization import tokenize_text
-    from qwen3llada.corpus.tokenizer import load_tokenizer
+    from qwen3llada.corpus.fetch.sources import TextData
+    from qwen3llada.corpus.tokens.tokenize import tokenize_text
+    from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "model")
     params = TextData(name="text", heldout_fraction=0.1, num_proc=processes)

@@ -57,7 +57,7 @@ def write_tokenizer(folder: Path, text: Path) -> None:
     """A tokenizer of Qwen3's kind, with its added tokens, trained on the first documents of `text`."""
     from transformers import PreTrainedTokenizerFast
 
-    from qwen3llada.corpus.builtin_model import write_tokenizer as train
+    from qwen3llada.corpus.builtin.model import write_tokenizer as train
 
     train(folder, itertools.islice(read_texts(text), 2000), bpe_tokens=VOCABULARY)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>")

@@ -21,10 +21,10 @@ import torch
 
 from bench.random_run import DEVICE, GIB, QWEN3_0_6B, TINY, write_data, write_model
 from qwen3llada.training.loop import training_steps
-from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
+from qwen3llada.training.watch.monitor import Monitor
 
 
 def main() -> None:

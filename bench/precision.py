@@ -20,11 +20,11 @@ from unittest.mock import patch
 import torch
 
 from bench.random_run import DEVICE, QWEN3_0_6B, TINY, clean
-from qwen3llada.corpus.tokenizer import load_tokenizer
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
+from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.training.loop import evaluate, training_steps
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 
 LAST = 50  # steps whose mean loss is told

@@ -9,8 +9,8 @@ import torch
 
 from bench.measure import MIB
 from qwen3llada.artifacts import write_json
-from qwen3llada.corpus.packing import MANIFEST, new_sequences
-from qwen3llada.corpus.tokenizer import identity, load_tokenizer
+from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer
 
 GIB = 1024 * MIB
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -27,12 +27,12 @@ from bench.measure import synchronize
 from bench.plain_training import plain_step
 from bench.random_run import DEVICE, GIB, QWEN3_0_6B, TINY, clean, write_data, write_model
 from qwen3llada.training.loop import optimiser_step, training_steps
-from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.peak_memory import PeakMemory
 from qwen3llada.training.run import Run
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
+from qwen3llada.training.watch.monitor import Monitor
+from qwen3llada.training.watch.peak_memory import PeakMemory
 
 WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 40
 
@@ -152,7 +152,7 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
             **changes,
         }
     )
-    unfused = patch("qwen3llada.training.fused_attention.fuse_attention", lambda model: None)
+    unfused = patch("qwen3llada.training.cuda.fused_attention.fuse_attention", lambda model: None)
     with unfused if name == "Qwen3's attention" else nullcontext():
         run = start(params, seed=0, template="plain")
     run.objective.train()

@@ -20,8 +20,8 @@ clock = Clock()
 def validation(folder: Path, processes: int) -> int:
     """The stage, with its default rules, setting invalid records aside."""
     clock.start()
-    from qwen3llada.corpus.gate import validate
-    from qwen3llada.corpus.rules import ValidateParams
+    from qwen3llada.corpus.validation.gate import validate
+    from qwen3llada.corpus.validation.rules import ValidateParams
 
     params = ValidateParams(on_invalid="quarantine")
     places = (folder / "chats", folder / "validated", folder / "reports")

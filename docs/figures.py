@@ -37,9 +37,9 @@ def results() -> None:
 
 def knobs() -> None:
     """What each knob does to two answers."""
-    from qwen3llada.corpus.records import Exchange
+    from qwen3llada.corpus.conversations.records import Exchange
+    from qwen3llada.sampling.dialogue.text_model import TextModel
     from qwen3llada.sampling.sampler import SampleParams
-    from qwen3llada.sampling.text import TextModel
 
     text = TextModel.load(Path("out/qwen3llada-sft"))
     asked = [
@@ -58,10 +58,10 @@ def chat_frame(question: str, number: int) -> None:
     """What the chat draws after so many steps."""
     from rich.console import Console
 
-    from qwen3llada.corpus.records import Exchange
+    from qwen3llada.corpus.conversations.records import Exchange
+    from qwen3llada.sampling.dialogue.terminal import View
+    from qwen3llada.sampling.dialogue.text_model import TextModel
     from qwen3llada.sampling.sampler import SampleParams, stream
-    from qwen3llada.sampling.terminal import View
-    from qwen3llada.sampling.text import TextModel
 
     text = TextModel.load(Path("out/qwen3llada-sft"))
     prompts = text.encode([Exchange(question, "")])

@@ -29,9 +29,9 @@ from qwen3llada.commandline import (
     validated,
     with_default,
 )
-from qwen3llada.corpus.builtin import BuiltinParams
-from qwen3llada.corpus.rules import ValidateParams
-from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.builtin.params import BuiltinParams
+from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.validation.rules import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.environment import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.errors import InputError
@@ -40,8 +40,8 @@ from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
 from qwen3llada.tracked import Request, check_inputs, check_tracked
-from qwen3llada.training.claiming import check_training
 from qwen3llada.training.params import PretrainParams, SftParams
+from qwen3llada.training.start.claiming import check_training
 
 PARAMS_FILE = Path("params.yaml")
 

@@ -12,7 +12,7 @@ REPORT = Path("reports/analyze.json")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.download import fetch_model
+    from qwen3llada.corpus.fetch.download import fetch_model
     from qwen3llada.modeling.analyze import compare_checkpoints
     from qwen3llada.modeling.comparison_table import show
 

@@ -5,7 +5,7 @@ from qwen3llada.params import Params, run
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.download import fetch_model
+    from qwen3llada.corpus.fetch.download import fetch_model
     from qwen3llada.modeling.convert import convert_checkpoint
 
     section = params.convert

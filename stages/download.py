@@ -9,8 +9,8 @@ RAW = Path("data/raw")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.download import download, source_notes
-    from qwen3llada.corpus.sources import local_sources
+    from qwen3llada.corpus.fetch.download import download, source_notes
+    from qwen3llada.corpus.fetch.sources import local_sources
 
     written = {str(RAW / name): (RAW / name, OUTPUT) for name in ("model", "text", "conversations")}
     check_destinations(written, local_sources(RAW, params.model, params.pretrain_data, params.sft_data))

@@ -8,8 +8,8 @@ REPORTS, SOURCE = Path("reports"), Path("data/raw/SOURCE.json")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.evaluation.report import write_report
-    from qwen3llada.training.settings import settings_hash
+    from qwen3llada.report.page import write_report
+    from qwen3llada.training.watch.settings import settings_hash
 
     page = write_report(
         REPORTS,

@@ -17,16 +17,16 @@ def main(params: Params, request: SampleRequest) -> None:
     model = request.model or params.sft.dst
     if request.interactive:
         import_model_code()
-        from qwen3llada.sampling.chat import chat
+        from qwen3llada.sampling.dialogue.chat import chat
 
         chat(model, params.sample, seed=params.seed, system=request.system, bf16=params.sample.bf16)
     elif request.prompt or request.prompts:
-        from qwen3llada.sampling.ask import answer_request
+        from qwen3llada.sampling.dialogue.ask import answer_request
 
         answer_request(request, model, params.sample, seed=params.seed)
     else:
         import_model_code()
-        from qwen3llada.sampling.heldout import answer_heldout
+        from qwen3llada.sampling.dialogue.exact_match import answer_heldout
 
         report = answer_heldout(model, params.sft.data / "heldout", REPORTS, params.sample, seed=params.seed)
         print(f"exact match {report['exact_match']:.3f} over {report['samples']} held-out prompts")

@@ -11,7 +11,7 @@ REPORTS = Path("reports/tokenize_pack")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.tokenization import text_notes, tokenize_corpora
+    from qwen3llada.corpus.tokens.tokenize import text_notes, tokenize_corpora
 
     counts = tokenize_corpora(
         RAW / "text",

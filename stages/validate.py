@@ -12,7 +12,7 @@ REPORTS = Path("reports")
 
 
 def main(params: Params) -> None:
-    from qwen3llada.corpus.gate import InvalidConversations, validate
+    from qwen3llada.corpus.validation.gate import InvalidConversations, validate
 
     written = {str(path): (path, OUTPUT) for path in (VALIDATED, REPORTS / "validation")}
     check_destinations(written, {"baseline": params.validation.baseline})

@@ -24,7 +24,7 @@ BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # a class and w
 # They refuse to run; no output depends on them.
 BY_VALUE |= {"qwen3llada/destinations.py", "qwen3llada/folder_lock.py", "qwen3llada/tracked.py"}
 # What tokenizes while training if data are streamed: stream.json, an output of tokenize_pack, holds the hash of it.
-BY_VALUE |= {"qwen3llada/corpus/stream.py"}
+BY_VALUE |= {"qwen3llada/corpus/text/text_stream.py"}
 yaml = YAML(typ="safe", pure=True)
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PARAMS = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -124,7 +124,7 @@ def test_metrics_are_the_few_numbers_that_people_compare(tmp_path, monkeypatch):
 
 def test_the_source_is_tracked_as_it_was_given(tmp_path, monkeypatch):
     """Not as the folder that a hub repository was downloaded to, which is another on every machine."""
-    from qwen3llada.corpus import download
+    from qwen3llada.corpus.fetch import download
     from qwen3llada.modeling import analyze as package
     from qwen3llada.modeling import comparison_table
     from stages import analyze

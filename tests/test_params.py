@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 from flows.graph import Policy
 from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
 from qwen3llada.params import Params, load, load_stage, run, use
-from qwen3llada.sampling.ask import SampleRequest
-from qwen3llada.sampling.chat import ChatParams
+from qwen3llada.sampling.dialogue.ask import SampleRequest
+from qwen3llada.sampling.dialogue.chat import ChatParams
 from qwen3llada.section import Section
 from qwen3llada.training.params import AdapterParams
 

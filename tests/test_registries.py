@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
-from qwen3llada.diffusion.noising import NoiseParams
 from qwen3llada.diffusion.schedules import SCHEDULES
 from qwen3llada.modeling.attention import POLICIES, AttentionParams
 from qwen3llada.params import load_stage

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_layers import ROOT
 
-from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.modeling import mask_token
 
 EVIL = """

@@ -40,7 +40,7 @@ def test_what_is_wrong_with_a_request_is_said_before_torch_is_imported(tmp_path)
     code = f"""
 from pathlib import Path
 from qwen3llada.errors import InputError
-from qwen3llada.sampling.ask import answer_request
+from qwen3llada.sampling.dialogue.ask import answer_request
 from qwen3llada.sampling.params import SampleParams, SampleRequest
 empty = Path({str(tmp_path)!r}, "empty.jsonl")
 empty.touch()

@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from qwen3llada.environment import DVC_STAGE
-from qwen3llada.sampling.ask import SampleRequest
+from qwen3llada.sampling.dialogue.ask import SampleRequest
 from qwen3llada.tracked import Request, check_inputs, check_tracked
 
 ROOT = Path(__file__).parents[1]

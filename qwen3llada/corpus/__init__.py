@@ -1,1 +1,1 @@
-"""From sources of text and conversations to batches of corrupted token ids."""
+"""From sources of text and conversations to validated, tokenized data."""

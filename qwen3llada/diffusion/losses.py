@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qwen3llada.diffusion.noising import Noised
+    from qwen3llada.diffusion.corruption import Noised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class MaskedLoss:
         `tokens` [B, L]: the clean tokens. `valid` [B, L] bool: real tokens, None = all. `prompt_lengths` [B]: given in
         SFT, None in pretraining. `reweight_cap`: upper bound of 1/p.
         """
-        from qwen3llada.diffusion.noising import maskable_positions
+        from qwen3llada.diffusion.corruption import maskable_positions
 
         target = maskable_positions(tokens, valid, prompt_lengths)
         sft = prompt_lengths is not None

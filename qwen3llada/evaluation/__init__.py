@@ -1,1 +1,1 @@
-"""Held-out loss and likelihood."""
+"""Held-out loss."""

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.corpus.batching import Batch
-from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenizer import check_data, load_tokenizer
+from qwen3llada.batches.loader import Batch
+from qwen3llada.batches.source import LossSettings, Spread, batch_source
+from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
+from qwen3llada.corpus.tokens.tokenizer import check_data, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.batch_loss import BatchLoss, batch_loss, to_device
-from qwen3llada.evaluation.batch_source import LossSettings, Spread, batch_source
-from qwen3llada.evaluation.noise_levels import BUCKETS, bucket_sums, by_noise_level
 from qwen3llada.evaluation.params import EvalLossParams
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.objective.batch_loss import BatchLoss, batch_loss, to_device
+from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums, by_noise_level
+from qwen3llada.objective.objective import MaskedDiffusionObjective
 
 DETAIL_KEYS = ("loss", "loss_impl", "by_noise_level", "samples")  # of `evaluate_model`; the rest compares models
 

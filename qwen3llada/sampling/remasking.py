@@ -39,7 +39,7 @@ def random(proposal: Proposal) -> Tensor:
 
 def random_topk(proposal: Proposal) -> Tensor:
     """Log probability plus annealed Gumbel noise (MaskGIT, arXiv 2202.04200, its `mask_by_random_topk`)."""
-    from qwen3llada.sampling.noise import gumbel
+    from qwen3llada.sampling.keyed_gumbel import gumbel
 
     return proposal.log_prob + proposal.temperature * gumbel(proposal.uniform)
 

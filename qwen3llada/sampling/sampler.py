@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from qwen3llada.sampling import noise
+from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.decoding import Generation, Step, decode
 from qwen3llada.sampling.params import DecodeParams, SampleParams
 from qwen3llada.sampling.request import (

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3llada.corpus.batching import Batch
-from qwen3llada.evaluation.batch_loss import to_device
+from qwen3llada.batches.loader import Batch
 from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
-from qwen3llada.training.checkpoint import finish
-from qwen3llada.training.claiming import claim_destinations
-from qwen3llada.training.memory import explain_out_of_memory
-from qwen3llada.training.monitor import Monitor
+from qwen3llada.objective.batch_loss import to_device
+from qwen3llada.training.checkpoints.folder import finish
+from qwen3llada.training.checkpoints.save_and_restore import export, save
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.run import Run
-from qwen3llada.training.saving import export, save
-from qwen3llada.training.starting import start
-from qwen3llada.training.stats import StepResult, StepStats
+from qwen3llada.training.start.claiming import claim_destinations
+from qwen3llada.training.start.memory_estimate import explain_out_of_memory
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import Stopped, StopRequest, stop_message
+from qwen3llada.training.watch.monitor import Monitor
+from qwen3llada.training.watch.step_stats import StepResult, StepStats
 
 
 def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:

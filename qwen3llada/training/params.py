@@ -9,8 +9,8 @@ from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.modeling.attention import AttentionParams
 from qwen3llada.section import MAX_TOKENS, Section, one_of
-from qwen3llada.training.optimizers import FALL_BACK, OPTIMIZERS
-from qwen3llada.training.trackers import TelemetryParams
+from qwen3llada.training.start.optimizers import FALL_BACK, OPTIMIZERS
+from qwen3llada.training.watch.trackers import TelemetryParams
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qwen3llada.evaluation.batch_loss import BatchLoss
-from qwen3llada.evaluation.batch_source import BatchSource
-from qwen3llada.training.checkpoint import TrainerState
-from qwen3llada.training.fingerprint import Fingerprint
-from qwen3llada.training.flops import FlopCounter
-from qwen3llada.training.memory import MemoryEstimate
+from qwen3llada.batches.source import BatchSource
+from qwen3llada.objective.batch_loss import BatchLoss
+from qwen3llada.training.checkpoints.fingerprint import Fingerprint
+from qwen3llada.training.checkpoints.folder import TrainerState
 from qwen3llada.training.params import TrainParams
+from qwen3llada.training.start.memory_estimate import MemoryEstimate
+from qwen3llada.training.watch.flops import FlopCounter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from qwen3llada.training.layer_graphs import LayerGraphs
+    from qwen3llada.training.cuda.layer_graphs import LayerGraphs
 
 
 @dataclass(kw_only=True)

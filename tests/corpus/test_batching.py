@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3llada.corpus.batching import Layout, Sample, epoch_order, make_loader, real_token_ids, step_plan
-from qwen3llada.corpus.collate import PADDING_TOKEN
+from qwen3llada.batches.collate import PADDING_TOKEN
+from qwen3llada.batches.loader import Layout, Sample, epoch_order, make_loader, real_token_ids, step_plan
+from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.diffusion.noising import NoiseParams
 
 MASK, EOS = 50, 1
 REAL = torch.arange(2, MASK)

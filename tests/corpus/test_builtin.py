@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qwen3llada.corpus.builtin import (
+from qwen3llada.corpus.builtin.grammar import Attribute, Entity, Kind
+from qwen3llada.corpus.builtin.source import (
     BuiltinParams,
     builtin_conversations,
     builtin_documents,
     write_builtin_conversations,
     write_builtin_text,
 )
-from qwen3llada.corpus.builtin_grammar import Attribute, Entity, Kind
-from qwen3llada.corpus.builtin_tables import ANIMAL, CRAFT, PERSON, TOWN
-from qwen3llada.corpus.builtin_text import documents
-from qwen3llada.corpus.builtin_world import hold_out
+from qwen3llada.corpus.builtin.tables import ANIMAL, CRAFT, PERSON, TOWN
+from qwen3llada.corpus.builtin.text import documents
+from qwen3llada.corpus.builtin.world import hold_out
 
 PARAMS = BuiltinParams(people=12, documents=3000, heldout_documents=300)
 

@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer, Qwen3ForCausalLM
 
-from qwen3llada.corpus.builtin import BuiltinParams, write_builtin_model
+from qwen3llada.corpus.builtin.params import BuiltinParams
+from qwen3llada.corpus.builtin.source import write_builtin_model
 
 PARAMS = BuiltinParams(
     people=4,

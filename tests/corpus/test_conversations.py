@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwen3llada.corpus.conversations import encode_answer, encode_prompt, encode_texts, fit
-from qwen3llada.corpus.records import Exchange, exchanges
+from qwen3llada.corpus.conversations.prompts import encode_answer, encode_prompt, encode_texts, fit
+from qwen3llada.corpus.conversations.records import Exchange, exchanges
 
 GOOD = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
 

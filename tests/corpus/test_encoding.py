@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from qwen3llada.corpus.blocks import _json_row
-from qwen3llada.corpus.reading import read_blocks
-from qwen3llada.corpus.text import txt_blocks
+from qwen3llada.corpus.files.reading import read_blocks
+from qwen3llada.corpus.files.rows import _json_row
+from qwen3llada.corpus.text.documents import txt_blocks
 from qwen3llada.encodings import seeming_encoding
 from qwen3llada.errors import InputError
 

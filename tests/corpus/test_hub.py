@@ -7,12 +7,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from qwen3llada.corpus.builtin import BuiltinParams
-from qwen3llada.corpus.download import download, fetch_model
-from qwen3llada.corpus.reading import read_rows
-from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
-from qwen3llada.corpus.stream import RUN, TextStream
-from qwen3llada.corpus.stream_source import write_stream
+from qwen3llada.corpus.builtin.params import BuiltinParams
+from qwen3llada.corpus.fetch.download import download, fetch_model
+from qwen3llada.corpus.fetch.shard_list import write_stream
+from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.files.reading import read_rows
+from qwen3llada.corpus.text.text_stream import RUN, TextStream
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 http = __import__("huggingface_hub.utils._http", fromlist=["_http"])

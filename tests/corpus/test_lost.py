@@ -2,9 +2,10 @@
 
 import pytest
 
-from qwen3llada.corpus.builtin import BuiltinParams, builtin_conversations
-from qwen3llada.corpus.lost import Lost, find_lost
-from qwen3llada.corpus.records import map_record
+from qwen3llada.corpus.builtin.params import BuiltinParams
+from qwen3llada.corpus.builtin.source import builtin_conversations
+from qwen3llada.corpus.conversations.lost import Lost, find_lost
+from qwen3llada.corpus.conversations.records import map_record
 
 NOTHING = Lost((), 0)
 PAIR = {"question": "Which is it?", "answer": "The first."}

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qwen3llada.corpus.facts import describe_damage
-from qwen3llada.corpus.mapping import map_question, map_record, record_shape
-from qwen3llada.corpus.reading import read_blocks
-from qwen3llada.corpus.records import exchanges
+from qwen3llada.corpus.conversations.mapping import map_question, map_record, record_shape
+from qwen3llada.corpus.conversations.records import exchanges
+from qwen3llada.corpus.files.reading import read_blocks
+from qwen3llada.corpus.validation.record_facts import describe_damage
 
 
 def turns(*texts, roles=("human", "gpt")):

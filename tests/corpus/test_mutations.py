@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qwen3llada.corpus.gate import InvalidConversations, validate
-from qwen3llada.corpus.rules import Rule, Rules, ValidateParams
+from qwen3llada.corpus.validation.gate import InvalidConversations, validate
+from qwen3llada.corpus.validation.rules import Rule, Rules, ValidateParams
 
 LIMIT = 600  # tokens, bytes here, of a record
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qwen3llada.corpus import pieces
-from qwen3llada.corpus.pieces import PATTERN, PieceEncoder, can_cut
+from qwen3llada.corpus.text.documents import piece_encoder as pieces
+from qwen3llada.corpus.text.piece_encoder import PATTERN, PieceEncoder, can_cut
 
 # What a cut could go wrong at: contractions, marks that compose, letters that become ASCII, every kind of white space,
 # control characters that Python takes for white space, line ends of three systems, digits of two scripts.
@@ -161,7 +161,7 @@ def test_only_tokenizers_of_this_kind_are_cut_for(backend, change, cuttable):
 def test_the_built_in_tokenizer_and_qwens_are_of_this_kind(tmp_path):
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
 
-    from qwen3llada.corpus.builtin_model import write_tokenizer
+    from qwen3llada.corpus.builtin.model import write_tokenizer
 
     assert PRETOKENIZE_REGEX == PATTERN
     assert can_cut(Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).backend_tokenizer)

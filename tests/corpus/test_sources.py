@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from qwen3llada.corpus.builtin import BuiltinParams
-from qwen3llada.corpus.download import download, source_notes
-from qwen3llada.corpus.landing import land
-from qwen3llada.corpus.locate import is_local, licence_of, local_files
-from qwen3llada.corpus.mixture import interleave
-from qwen3llada.corpus.reading import read_rows
-from qwen3llada.corpus.selection import Files, Selection
-from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
-from qwen3llada.corpus.splits import Slice, parse_split
+from qwen3llada.corpus.builtin.params import BuiltinParams
+from qwen3llada.corpus.fetch.copying import land
+from qwen3llada.corpus.fetch.download import download, source_notes
+from qwen3llada.corpus.fetch.local import is_local, licence_of, local_files
+from qwen3llada.corpus.fetch.mixture import interleave
+from qwen3llada.corpus.fetch.selection import Files, Selection
+from qwen3llada.corpus.fetch.slices import Slice, parse_split
+from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.files.reading import read_rows
 from qwen3llada.errors import InputError
 
 

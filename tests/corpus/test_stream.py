@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qwen3llada.batches.loader import make_loader
 from qwen3llada.commandline import ParamsError, validated
-from qwen3llada.corpus import formats
-from qwen3llada.corpus.batching import make_loader
-from qwen3llada.corpus.builtin import BuiltinParams
-from qwen3llada.corpus.download import download
-from qwen3llada.corpus.lanes import deal, turns
-from qwen3llada.corpus.same_text import hashes
-from qwen3llada.corpus.sources import ConversationData, ModelSource, TextData
-from qwen3llada.corpus.stream import RUN, STREAM_FILE, TextStream
-from qwen3llada.corpus.stream_source import list_shards, write_shards, write_stream
-from qwen3llada.diffusion.noising import NoiseParams
+from qwen3llada.corpus.builtin.params import BuiltinParams
+from qwen3llada.corpus.fetch.download import download
+from qwen3llada.corpus.fetch.shard_list import list_shards, write_shards, write_stream
+from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.files import formats
+from qwen3llada.corpus.text.lanes import deal, turns
+from qwen3llada.corpus.text.same_text import hashes
+from qwen3llada.corpus.text.text_stream import RUN, STREAM_FILE, TextStream
+from qwen3llada.diffusion.corruption import NoiseParams
 
 LENGTH = 16
 NOISE = NoiseParams.model_validate({"random_length_prob": 0.0})
@@ -45,7 +45,7 @@ def shards(tmp_path):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Files of some kilobytes have several blocks."""
-    monkeypatch.setattr("qwen3llada.corpus.blocks.BLOCK_BYTES", 300)
+    monkeypatch.setattr("qwen3llada.corpus.files.rows.BLOCK_BYTES", 300)
     monkeypatch.setattr(formats, "BLOCK_BYTES", 300)
 
 
@@ -137,7 +137,7 @@ def test_reading_goes_on_from_the_cursors_of_all_readers(steps, workers, shards,
 def test_what_was_read_is_not_read_again(shards, tokenizer, tmp_path, monkeypatch):
     """A lane of two shards that has come to its second needs the first no more."""
     folder, _ = shards
-    monkeypatch.setattr("qwen3llada.corpus.lanes.MAX_LANES", 1)
+    monkeypatch.setattr("qwen3llada.corpus.text.lanes.MAX_LANES", 1)
     described = describe(folder, tmp_path, tokenizer)
     assert described.lanes == [[0, 1, 2]]
     whole = list(described.read(iter(range(300)), {}))

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qwen3llada.corpus.text_column import text_column
+from qwen3llada.corpus.text.column import text_column
 from qwen3llada.errors import InputError
 
 STORY = "Once there was a hill, and on it stood a tree number {}."
@@ -73,6 +73,6 @@ def test_the_schema_speaks_where_all_rows_are_null(tmp_path):
 
 
 def test_null_in_the_first_thousands_of_rows_is_no_evidence(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen3llada.corpus.blocks.BLOCK_BYTES", 1000)  # else all rows are read at once
+    monkeypatch.setattr("qwen3llada.corpus.files.rows.BLOCK_BYTES", 1000)  # else all rows are read at once
     rows = [{"passage": None, "label": "L"}] * 3000 + [{"passage": STORY.format(i), "label": "L"} for i in range(99)]
     assert text_column([write(tmp_path, rows, False)]) == "passage"

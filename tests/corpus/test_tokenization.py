@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from qwen3llada.corpus import packing
-from qwen3llada.corpus.sources import ConversationData, TextData
-from qwen3llada.corpus.tokenization import load_tokens, tokenize_conversations, tokenize_corpora, tokenize_text
+from qwen3llada.corpus.fetch.sources import ConversationData, TextData
+from qwen3llada.corpus.tokens import packing
+from qwen3llada.corpus.tokens.tokenize import load_tokens, tokenize_conversations, tokenize_corpora, tokenize_text
 
 NAME = {"name": "corpus", "heldout_fraction": 0.1, "num_proc": 1}
 
@@ -47,7 +47,7 @@ def small_blocks(monkeypatch):
     for module in ("text", "formats", "blocks"):
         monkeypatch.setattr(f"qwen3llada.corpus.{module}.BLOCK_BYTES", 64)
     monkeypatch.setattr(packing, "BATCH_TOKENS", 50)
-    monkeypatch.setattr("qwen3llada.corpus.text._CUT_WINDOW", 16)
+    monkeypatch.setattr("qwen3llada.corpus.text.documents._CUT_WINDOW", 16)
 
 
 DOCUMENTS = [
@@ -170,7 +170,7 @@ def test_every_format_gives_the_tokens_of_json_lines(tmp_path, tokenizer, small_
 )
 @pytest.mark.parametrize("block", [7, 20, 21, 22, 64, 1 << 20])
 def test_text_files_are_cut_into_documents(tmp_path, tokenizer, small_blocks, monkeypatch, unit, documents, block):
-    monkeypatch.setattr("qwen3llada.corpus.text.BLOCK_BYTES", block)
+    monkeypatch.setattr("qwen3llada.corpus.text.documents.BLOCK_BYTES", block)
     (tmp_path / "raw").mkdir()
     text = "One line\ntwo lines\n\n \n\nNext: ünd mehr " + "word " * 30 + "\nend\n"
     (tmp_path / "raw" / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -206,8 +206,8 @@ def test_pieces_of_a_text_file_change_no_token(tmp_path, monkeypatch):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.txt").write_bytes(text.encode())
-    monkeypatch.setattr("qwen3llada.corpus.text.BLOCK_BYTES", 97)
-    monkeypatch.setattr("qwen3llada.corpus.text._CUT_WINDOW", 16)
+    monkeypatch.setattr("qwen3llada.corpus.text.documents.BLOCK_BYTES", 97)
+    monkeypatch.setattr("qwen3llada.corpus.text.documents._CUT_WINDOW", 16)
     tokenize_text(tmp_path / "raw", tmp_path / "out", tokenizer, text_params(remainder="pad"), max_length=64)
     stream = [i for sample in stored(tmp_path / "out") for i in sample]
     assert stream == [*backend.encode(text).ids, tokenizer.eos_token_id]
@@ -434,7 +434,7 @@ def test_both_corpora_are_tokenized_whole_or_not_at_all(tmp_path, tokenizer):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    from qwen3llada.corpus.tokenization import load_tokenizer
+    from qwen3llada.corpus.tokens.tokenize import load_tokenizer
 
     with pytest.raises(ValueError, match="nowhere: no such folder; it must hold a model with its tokenizer"):
         load_tokenizer(tmp_path / "nowhere")

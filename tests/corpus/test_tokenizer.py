@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from qwen3llada.corpus.builtin_model import write_tokenizer
-from qwen3llada.corpus.conversations import encode_prompt, encode_texts
-from qwen3llada.corpus.sources import ConversationData
-from qwen3llada.corpus.tokenization import tokenize_conversations
-from qwen3llada.corpus.tokenizer import check_data, identity, load_tokenizer, template_identity
+from qwen3llada.corpus.builtin.model import write_tokenizer
+from qwen3llada.corpus.conversations.prompts import encode_prompt, encode_texts
+from qwen3llada.corpus.fetch.sources import ConversationData
+from qwen3llada.corpus.tokens.tokenize import tokenize_conversations
+from qwen3llada.corpus.tokens.tokenizer import check_data, identity, load_tokenizer, template_identity
 from qwen3llada.modeling.mask_token import give_mask_token
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "hello world " * 3]

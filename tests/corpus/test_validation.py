@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from qwen3llada.corpus import validation
-from qwen3llada.corpus.backend import load_backend
-from qwen3llada.corpus.conversations import control_tokens
-from qwen3llada.corpus.gate import InvalidConversations, validate
-from qwen3llada.corpus.profile import drift
-from qwen3llada.corpus.rules import Rule, Rules, ValidateParams
-from qwen3llada.corpus.sources import ConversationData
-from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenization import tokenize_conversations
+from qwen3llada.corpus.conversations.prompts import control_tokens
+from qwen3llada.corpus.fetch.sources import ConversationData
+from qwen3llada.corpus.tokens.bare_tokenizer import load_backend
+from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
+from qwen3llada.corpus.tokens.tokenize import tokenize_conversations
+from qwen3llada.corpus.validation.drift import drift
+from qwen3llada.corpus.validation.expectations import expectations as validation
+from qwen3llada.corpus.validation.gate import InvalidConversations, validate
+from qwen3llada.corpus.validation.rules import Rule, Rules, ValidateParams
 
 
 def pair(human, gpt, **more):
@@ -211,7 +211,7 @@ def test_the_result_does_not_depend_on_blocks_or_processes(tmp_path, gate, monke
     knobs = {"on_invalid": "quarantine", "max_invalid_fraction": 0.9, "rules": severities}
     reports = []
     for size, processes in ((1 << 20, 1), (100, 1), (100, 2)):
-        monkeypatch.setattr("qwen3llada.corpus.blocks.BLOCK_BYTES", size)
+        monkeypatch.setattr("qwen3llada.corpus.files.rows.BLOCK_BYTES", size)
         report = gate(*files, num_proc=processes, **knobs)
         reports.append((report, quarantined(tmp_path), (tmp_path / "reports/validation/profile.json").read_text()))
     assert reports[0] == reports[1] == reports[2]

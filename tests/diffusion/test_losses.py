@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import integrate
 
+from qwen3llada.diffusion.corruption import Noised, NoiseParams, add_noise
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.diffusion.noising import Noised, NoiseParams, add_noise
 
 MASK, VOCABULARY, SMOOTHING = 6, 7, 0.15
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from qwen3llada.diffusion.noising import NoiseParams, add_noise, mask_probabilities, noise_levels, random_lengths
+from qwen3llada.diffusion.corruption import NoiseParams, add_noise, mask_probabilities, noise_levels, random_lengths
 from qwen3llada.diffusion.schedules import SCHEDULES
 
 MASK = 99

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 from qwen3llada.artifacts import read_json, write_json
-from qwen3llada.corpus.packing import MANIFEST, new_sequences
-from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenizer import identity, load_tokenizer
+from qwen3llada.batches.source import Spread, batch_source
+from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
+from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.batch_source import Spread, batch_source
 from qwen3llada.evaluation.eval_loss import EvalLossParams, evaluate_model
 from qwen3llada.training.params import PretrainParams
 

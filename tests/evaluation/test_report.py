@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from qwen3llada.artifacts import file_digest, read_json, read_jsonl, write_json, write_jsonl
-from qwen3llada.corpus.packing import MANIFEST, new_sequences
-from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
+from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation import report_charts as charts
-from qwen3llada.evaluation.noise_levels import BUCKET_NAMES
-from qwen3llada.evaluation.report import ReportParams, write_report
-from qwen3llada.evaluation.report_data import flat_numbers, read_curves, training_charts
-from qwen3llada.evaluation.report_replay import record_answers
-from qwen3llada.evaluation.report_run import compare_with_previous
-from qwen3llada.sampling.heldout import answer_heldout
+from qwen3llada.objective.noise_levels import BUCKET_NAMES
+from qwen3llada.report import charts
+from qwen3llada.report.data import flat_numbers, read_curves, training_charts
+from qwen3llada.report.page import ReportParams, write_report
+from qwen3llada.report.replay import record_answers
+from qwen3llada.report.run_facts import compare_with_previous
+from qwen3llada.sampling.dialogue.exact_match import answer_heldout
 from qwen3llada.sampling.sampler import SampleParams
 
 SETTINGS = "0123456789abcdef"
@@ -191,7 +191,7 @@ def test_what_the_machine_decides_is_beside_the_page_and_not_in_it(tmp_path, mon
     assert shown(tmp_path).count("123.4 tokens/s, 1.5 GiB.") == 2
     assert Page(beside(tmp_path)).tags.count("svg") == 2
 
-    from qwen3llada.evaluation import report
+    from qwen3llada.report import page as report
 
     monkeypatch.setattr(report, "hardware", lambda: {"Processor": "another"})
     monkeypatch.setattr(report, "revision", lambda: "cafe-dirty")
@@ -275,7 +275,7 @@ def test_an_output_that_is_missing_is_named(tmp_path):
 
 
 def test_curves_of_dvclive_and_of_the_plain_file_are_the_same(tmp_path):
-    from qwen3llada.training.telemetry import Curves
+    from qwen3llada.training.watch.curves import Curves
 
     curves = Curves(tmp_path / "live")
     plain = []

@@ -14,7 +14,7 @@ from flow_clone import Clone
 from flow_kills import kill
 from flow_service import PATIENCE, Service
 
-from qwen3llada.evaluation.report_charts import line_chart, number
+from qwen3llada.report.charts import line_chart, number
 
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15

@@ -47,7 +47,7 @@ def tokens():
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """Qwen's kind of tokenizer: byte-level BPE, special tokens behind, no BOS, no mask; 296 tokens in all."""
-    from qwen3llada.corpus.builtin_model import write_tokenizer
+    from qwen3llada.corpus.builtin.model import write_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, ["the quick brown fox jumps over the lazy dog", "hello world " * 3], bpe_tokens=270)

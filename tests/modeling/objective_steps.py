@@ -9,10 +9,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-from qwen3llada.corpus.batching import Sample, make_loader
+from qwen3llada.batches.loader import Sample, make_loader
+from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.diffusion.noising import NoiseParams
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.objective.objective import MaskedDiffusionObjective
 
 SAMPLES, VOCAB, MASK = 16, 67, 66
 SMOOTHING, CAP = 0.1, 4.0

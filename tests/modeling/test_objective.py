@@ -6,7 +6,7 @@ import torch.multiprocessing
 from torch import nn
 
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.objective.objective import MaskedDiffusionObjective
 from tests.modeling.objective_steps import (
     CAP,
     MASK,

@@ -62,6 +62,6 @@ def checkpoint(model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def text(checkpoint):
     """The checkpoint, loaded."""
-    from qwen3llada.sampling.text import TextModel
+    from qwen3llada.sampling.dialogue.text_model import TextModel
 
     return TextModel.load(checkpoint)

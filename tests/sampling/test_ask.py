@@ -12,12 +12,12 @@ import pytest
 from vocabulary import EOS
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
-from qwen3llada.corpus.records import Exchange
+from qwen3llada.corpus.conversations.records import Exchange
 from qwen3llada.destinations import ANSWERS, PAGE, check_destinations
-from qwen3llada.sampling.ask import SampleRequest, answer_request, as_question, read_questions
+from qwen3llada.sampling.dialogue.ask import SampleRequest, answer_request, as_question, read_questions
+from qwen3llada.sampling.dialogue.text_model import Answer
 from qwen3llada.sampling.sampler import SampleParams, generate
-from qwen3llada.sampling.text import Answer
-from qwen3llada.sampling.trace import write_trace_page
+from qwen3llada.sampling.trace.page import write_trace_page
 
 ROOT = Path(__file__).parents[2]
 PARAMS = SampleParams(steps=8, gen_length=8, block_length=4, batch_size=2)

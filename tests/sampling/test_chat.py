@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from vocabulary import EOS
 
-from qwen3llada.sampling import terminal as terminal_module
-from qwen3llada.sampling.chat import Chat, ChatParams
+from qwen3llada.sampling.dialogue import terminal as terminal_module
+from qwen3llada.sampling.dialogue.chat import Chat, ChatParams
+from qwen3llada.sampling.dialogue.terminal import piped, printable
 from qwen3llada.sampling.sampler import SampleParams, generate
-from qwen3llada.sampling.terminal import piped, printable
 
 SIZES = {"steps": 8, "gen_length": 8, "block_length": 4}
 

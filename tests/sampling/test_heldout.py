@@ -7,9 +7,9 @@ import pytest
 from vocabulary import EOS
 
 from qwen3llada.artifacts import read_json, read_jsonl, write_json
-from qwen3llada.corpus.packing import MANIFEST, new_sequences
-from qwen3llada.corpus.tokenizer import identity, template_identity
-from qwen3llada.sampling.heldout import answer_heldout
+from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokens.tokenizer import identity, template_identity
+from qwen3llada.sampling.dialogue.exact_match import answer_heldout
 from qwen3llada.sampling.sampler import SampleParams, generate
 
 PARAMS = SampleParams(steps=8, gen_length=8, block_length=4, batch_size=2, samples=0)

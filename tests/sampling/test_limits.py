@@ -7,8 +7,8 @@ import torch
 from vocabulary import EOS, MASK, VOCAB
 
 from qwen3llada.errors import InputError
-from qwen3llada.sampling import noise
-from qwen3llada.sampling.head import Head
+from qwen3llada.sampling import keyed_gumbel as noise
+from qwen3llada.sampling.proposals import Head
 from qwen3llada.sampling.remasking import Schedule
 from qwen3llada.sampling.sampler import SampleParams, generate
 from qwen3llada.section import MAX_TOKENS
@@ -74,7 +74,9 @@ def test_the_largest_temperature_draws_all_tokens_alike():
 
 
 def test_the_last_prompt_is_checked_before_the_first_is_answered(text, monkeypatch):
-    monkeypatch.setattr("qwen3llada.sampling.text.generate", lambda *_, **__: pytest.fail("work has begun"))
+    monkeypatch.setattr(
+        "qwen3llada.sampling.dialogue.text_model.generate", lambda *_, **__: pytest.fail("work has begun")
+    )
     params = SampleParams(steps=8, gen_length=8, block_length=4, batch_size=1)
     with pytest.raises(InputError, match=r"prompts\[1\] of 60 tokens \+ 8 new ones must not exceed .*=64"):
         next(text.answers([[1, 2], [1] * 60], params, seed=0))

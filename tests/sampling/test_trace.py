@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from vocabulary import MASK
 
+from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.sampler import SampleParams, generate
-from qwen3llada.sampling.text import TextModel
-from qwen3llada.sampling.trace import write_trace_page
+from qwen3llada.sampling.trace.page import write_trace_page
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 PROMPTS = [[3, 5, 7], [1, 2], [40, 41, 42, 43], [9, 6]]
@@ -163,7 +163,7 @@ def test_texts_cannot_become_markup(text, tmp_path):
 
 def test_a_row_that_nothing_was_decided_of_is_empty(text):
     from qwen3llada.sampling.decoding import Step
-    from qwen3llada.sampling.recording import Recorder
+    from qwen3llada.sampling.trace.recording import Recorder
 
     recorder = Recorder()
     committed = torch.tensor([[False, True, True], [False, False, False]])

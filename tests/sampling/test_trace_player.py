@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen3llada.sampling.sampler import SampleParams
-from qwen3llada.sampling.trace import write_trace_page
+from qwen3llada.sampling.trace.page import write_trace_page
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
 DOM = Path(__file__).with_name("player_dom.js")

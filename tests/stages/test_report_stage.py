@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from qwen3llada.params import load
-from qwen3llada.training.settings import settings_hash
+from qwen3llada.training.watch.settings import settings_hash
 from stages import report
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def test_the_report_reads_the_folders_that_the_runs_wrote_to(tmp_path, monkeypat
         (tmp_path / "page").write_text("")
         return tmp_path / "page"
 
-    monkeypatch.setattr("qwen3llada.evaluation.report.write_report", write_report)
+    monkeypatch.setattr("qwen3llada.report.page.write_report", write_report)
     report.main(params)
     assert given["runs"] == {
         "pretrain": (Path("mine/base"), settings_hash(params.pretrain, seed=5)),

@@ -8,8 +8,8 @@ import torch
 from tiny_settings import WORDS, common, write_model
 
 from qwen3llada.artifacts import write_json
-from qwen3llada.corpus.packing import MANIFEST, new_sequences
-from qwen3llada.corpus.tokenizer import identity, load_tokenizer, template_identity
+from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.training.params import PretrainParams, SftParams
 
 

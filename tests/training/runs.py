@@ -12,7 +12,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from qwen3llada.training.checkpoint import checkpoints, step_of
+from qwen3llada.training.checkpoints.folder import checkpoints, step_of
 from qwen3llada.training.loop import train
 from qwen3llada.training.params import TrainParams
 

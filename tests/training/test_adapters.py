@@ -10,7 +10,7 @@ from qwen3llada.artifacts import MARKER
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.evaluation.eval_loss import EvalLossParams, evaluate_model
 from qwen3llada.modeling.loading import merged
-from qwen3llada.sampling.text import TextModel
+from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.training.loop import train
 
 pytest.importorskip("peft")

@@ -7,9 +7,9 @@ import pytest
 from runs import CONTEXT, changed, free_port, run_together, start_process
 
 from qwen3llada.folder_lock import hold_folder, released_folders
-from qwen3llada.training.claiming import claim_destinations
 from qwen3llada.training.loop import train
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.claiming import claim_destinations
+from qwen3llada.training.start.start import start
 
 
 def test_what_training_must_not_destroy(pretraining, tmp_path, monkeypatch):

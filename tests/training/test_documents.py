@@ -7,14 +7,14 @@ from runs import changed
 from tiny_settings import common
 
 from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.corpus.batching import Sample
-from qwen3llada.corpus.tokenizer import load_tokenizer
-from qwen3llada.evaluation.batch_loss import batch_loss
-from qwen3llada.evaluation.batch_source import batch_source
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
+from qwen3llada.batches.loader import Sample
+from qwen3llada.batches.source import batch_source
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
+from qwen3llada.objective.batch_loss import batch_loss
+from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.training.loop import evaluate, training_steps
 from qwen3llada.training.params import PretrainParams, SftParams
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 
 EOS = 40  # of the tiny tokenizer

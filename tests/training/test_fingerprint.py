@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 from runs import changed
 
-from qwen3llada.corpus.token_data import load_tokens
-from qwen3llada.corpus.tokenizer import load_tokenizer
-from qwen3llada.evaluation.batch_source import batch_source
-from qwen3llada.training import fingerprint as module
-from qwen3llada.training.fingerprint import CODE, PACKAGE, STREAM_CODE, bare_code, differences, fingerprint, hash_code
+from qwen3llada.batches.source import batch_source
+from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
+from qwen3llada.training.checkpoints import fingerprint as module
+from qwen3llada.training.checkpoints.fingerprint import (
+    CODE,
+    PACKAGE,
+    STREAM_CODE,
+    bare_code,
+    differences,
+    fingerprint,
+    hash_code,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_layers import imported
@@ -22,16 +30,37 @@ DECIDES_NOTHING = {
     # what is written, shown, measured and checked
     *("artifacts.py", "destinations.py", "encodings.py", "errors.py", "folder_lock.py", "section.py"),
     *("modeling/positions.py", "modeling/qwen3_checkpoint.py", "modeling/shards.py"),
-    *("training/claiming.py", "training/launcher.py", "training/settings.py"),
-    *("evaluation/eval_loss.py", "evaluation/noise_levels.py", "evaluation/params.py"),
-    *("training/checkpoint.py", "training/fingerprint.py", "training/resuming.py"),
-    *("training/flops.py", "training/memory.py", "training/peak_memory.py", "training/monitor.py"),
-    *("training/stats.py", "training/stopping.py", "training/telemetry.py", "training/trackers.py"),
+    *("training/start/claiming.py", "training/start/launcher.py", "training/watch/settings.py"),
+    *("evaluation/eval_loss.py", "objective/noise_levels.py", "evaluation/params.py"),
+    *("training/checkpoints/folder.py", "training/checkpoints/fingerprint.py", "training/checkpoints/resuming.py"),
+    *(
+        "training/watch/flops.py",
+        "training/start/memory_estimate.py",
+        "training/watch/peak_memory.py",
+        "training/watch/monitor.py",
+    ),
+    *("training/watch/step_stats.py", "training/stopping.py", "training/watch/curves.py", "training/watch/trackers.py"),
     "training/params.py",  # the values themselves are compared
     # from files to tokens before training, which is compared by its result
-    *("corpus/packing.py", "corpus/tokenizer.py", "corpus/sources.py", "corpus/selection.py", "corpus/splits.py"),
-    *("corpus/conversations.py", "corpus/records.py", "corpus/histogram.py", "corpus/landing.py"),
-    *("corpus/parallel.py", "corpus/fields.py", "corpus/mapping.py", "corpus/text_column.py"),
+    *(
+        "corpus/tokens/packing.py",
+        "corpus/tokens/tokenizer.py",
+        "corpus/fetch/sources.py",
+        "corpus/fetch/selection.py",
+        "corpus/fetch/slices.py",
+    ),
+    *(
+        "corpus/conversations/prompts.py",
+        "corpus/conversations/records.py",
+        "corpus/tokens/histogram.py",
+        "corpus/fetch/copying.py",
+    ),
+    *(
+        "corpus/files/ordered_map.py",
+        "corpus/conversations/fields.py",
+        "corpus/conversations/mapping.py",
+        "corpus/text/column.py",
+    ),
 }
 
 
@@ -120,7 +149,12 @@ def test_what_is_hashed_is_the_code_and_not_its_words(pretraining, tmp_path, mon
     for file in (tmp_path / "package").rglob("*.py"):
         file.write_text(file.read_text() + "\n# a remark\n")
     assert mark(pretraining) == before
-    for name in ("training/telemetry.py", "evaluation/report.py", "training/monitor.py", "corpus/validation.py"):
+    for name in (
+        "training/watch/curves.py",
+        "report/page.py",
+        "training/watch/monitor.py",
+        "corpus/validation/expectations.py",
+    ):
         (tmp_path / "package" / name).write_text("CHANGED = True\n")
     assert mark(pretraining) == before
     order = tmp_path / "package/evaluation/batch_source.py"
@@ -153,10 +187,12 @@ def listed(names) -> set[str]:
 
 def test_every_module_that_training_imports_is_in_one_of_the_lists():
     used, decides = imported_by_training(), listed(CODE) | listed(STREAM_CODE)
-    assert not used - decides - DECIDES_NOTHING, "add them to CODE of training/fingerprint.py or to DECIDES_NOTHING"
+    assert not used - decides - DECIDES_NOTHING, (
+        "add them to CODE of training/checkpoints/fingerprint.py or to DECIDES_NOTHING"
+    )
     assert not decides & DECIDES_NOTHING
     assert not (decides | DECIDES_NOTHING) - used, "in a list, and not imported by training"
-    assert {"evaluation/batch_source.py", "corpus/batching.py", "corpus/steps.py"} <= decides
+    assert {"batches/source.py", "batches/loader.py", "batches/step_plan.py"} <= decides
 
 
 @pytest.mark.parametrize("name", [*CODE, *STREAM_CODE])

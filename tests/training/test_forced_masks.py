@@ -7,7 +7,7 @@ from runs import changed
 
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.training.loop import evaluate, training_steps
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 
 RARELY = {"schedule": "power", "power": 1e-9, "eps": 1e-6}  # p = 1e-6 at every level below 1

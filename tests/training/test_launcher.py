@@ -10,8 +10,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from runs import changed, free_port
 
-from qwen3llada.training.launcher import check_launcher, check_processes, launched_processes
 from qwen3llada.training.loop import train
+from qwen3llada.training.start.launcher import check_launcher, check_processes, launched_processes
 
 ROOT = Path(__file__).parents[2]
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

@@ -12,11 +12,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.training.graph_recorder import Inputs
-from qwen3llada.training.layer_graphs import LayerGraphs
+from qwen3llada.training.cuda.gradient_sum import ENOUGH_TOKENS, HOPPER_MULTIPROCESSORS, SPARED, GradientSum
+from qwen3llada.training.cuda.graph_recorder import Inputs
+from qwen3llada.training.cuda.layer_graphs import LayerGraphs
 from qwen3llada.training.loop import train
-from qwen3llada.training.peak_memory import PeakMemory
-from qwen3llada.training.reduction import ENOUGH_TOKENS, HOPPER_MULTIPROCESSORS, SPARED, GradientSum
+from qwen3llada.training.watch.peak_memory import PeakMemory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LONG, SHORT, PADDED = (3, 16), (3, 8), (3, 12)
@@ -39,7 +39,7 @@ def deterministic(monkeypatch):
 
 def load(folder, *, graphed):
     """The model with compiled layers, and their graphs."""
-    from qwen3llada.training.fused_attention import fuse_attention
+    from qwen3llada.training.cuda.fused_attention import fuse_attention
 
     model = Qwen3LLadaForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").cuda().train()
     fuse_attention(model)

@@ -6,9 +6,16 @@ import pytest
 import torch
 from runs import changed
 
-from qwen3llada.training import setup, starting
 from qwen3llada.training.loop import train
-from qwen3llada.training.memory import GIB, OutOfDeviceMemoryError, advice, estimate_memory, explain_out_of_memory
+from qwen3llada.training.start import model_and_processes as setup
+from qwen3llada.training.start import start as starting
+from qwen3llada.training.start.memory_estimate import (
+    GIB,
+    OutOfDeviceMemoryError,
+    advice,
+    estimate_memory,
+    explain_out_of_memory,
+)
 
 
 def qwen3_0_6b():

@@ -9,15 +9,15 @@ import torch
 from runs import changed
 from tiny_settings import WORDS
 
-from qwen3llada.corpus.batching import Sample
-from qwen3llada.corpus.tokenizer import load_tokenizer
+from qwen3llada.batches.loader import Sample
+from qwen3llada.batches.source import batch_source
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES, NoiseType
 from qwen3llada.diffusion.schedules import SCHEDULES
-from qwen3llada.evaluation.batch_source import batch_source
 from qwen3llada.modeling.attention import POLICIES
 from qwen3llada.training.loop import evaluate, train, training_steps
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 
 EOS = WORDS

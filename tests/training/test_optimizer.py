@@ -13,13 +13,13 @@ from runs import changed, curves, weights
 from test_resume import elsewhere
 
 from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.training import setup
 from qwen3llada.training.loop import train
-from qwen3llada.training.optimizer import build_optimizer, build_schedule, optimizer_that_runs, parameter_groups
-from qwen3llada.training.optimizers import OPTIMIZERS, Optimizer
 from qwen3llada.training.params import OptimParams, PretrainParams
 from qwen3llada.training.run import Run
-from qwen3llada.training.setup import with_optimizer_that_runs
+from qwen3llada.training.start import model_and_processes as setup
+from qwen3llada.training.start.model_and_processes import with_optimizer_that_runs
+from qwen3llada.training.start.optimizer import build_optimizer, build_schedule, optimizer_that_runs, parameter_groups
+from qwen3llada.training.start.optimizers import OPTIMIZERS, Optimizer
 
 
 def test_norms_and_embeddings_do_not_decay(tiny):

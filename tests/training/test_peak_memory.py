@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from qwen3llada.training.graph_recorder import Pool, Recorder
-from qwen3llada.training.peak_memory import PeakMemory
+from qwen3llada.training.cuda.graph_recorder import Pool, Recorder
+from qwen3llada.training.watch.peak_memory import PeakMemory
 
 
 class Allocator:

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qwen3llada.training.reduction import ENOUGH_TOKENS, SPARED, GradientSum
+from qwen3llada.training.cuda.gradient_sum import ENOUGH_TOKENS, SPARED, GradientSum
 
 PROCESSES, FEATURES, STEPS = 2, 3, 5
 

@@ -11,12 +11,12 @@ import pytest
 from runs import assert_same_run, changed, checkpoint, curves, drawn_steps, saved_steps, start_training
 
 from qwen3llada.artifacts import read_json, read_jsonl
-from qwen3llada.training.claiming import claim_destinations
+from qwen3llada.training.checkpoints.save_and_restore import save
 from qwen3llada.training.loop import evaluate, train, training_steps
-from qwen3llada.training.monitor import Monitor
-from qwen3llada.training.saving import save
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.claiming import claim_destinations
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import RESUMABLE, StopRequest
+from qwen3llada.training.watch.monitor import Monitor
 
 STEPS = 14  # two epochs and a half
 DEADLINE = 120  # seconds for a child to do what is waited for

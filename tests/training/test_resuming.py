@@ -14,13 +14,13 @@ from flows.outcome import REPORT_OF_STOP
 from flows.outcome import read_outcome as outcome_of_stage
 from qwen3llada.artifacts import file_digest, read_json
 from qwen3llada.training import loop
-from qwen3llada.training.checkpoint import CheckpointError, finish, read_outcome, read_state
+from qwen3llada.training.checkpoints.folder import CheckpointError, finish, read_outcome, read_state
+from qwen3llada.training.checkpoints.resuming import find_checkpoint, schedule_conflict
 from qwen3llada.training.loop import train
-from qwen3llada.training.monitor import Monitor
-from qwen3llada.training.resuming import find_checkpoint, schedule_conflict
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import Stopped, stop_message
-from qwen3llada.training.telemetry import Curves
+from qwen3llada.training.watch.curves import Curves
+from qwen3llada.training.watch.monitor import Monitor
 
 SCHEDULE = {"optim.warmup_ratio": 0.1, "optim.decay_ratio": 0.2, "total_steps": 100}
 CONSTANT = OURS | SCHEDULE | {"optim.scheduler": "constant_with_warmup"}

@@ -43,7 +43,7 @@ def expected(x, weight, cos, sin, grad):
 
 def interpret():
     """Run the kernels in the interpreter and compare. Called in a process of its own: Triton decides at import."""
-    from qwen3llada.training import rotary_kernels as kernels
+    from qwen3llada.training.cuda import rotary_kernels as kernels
 
     for shape in SHAPES[:2]:
         for shared in (True, False):
@@ -69,7 +69,7 @@ def test_kernels_compute_transformers_formulas_in_the_interpreter():
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_kernels_compute_transformers_formulas_on_a_gpu(dtype, tolerance, compiled):
-    from qwen3llada.training.rotary_kernels import norm_rotate
+    from qwen3llada.training.cuda.rotary_kernels import norm_rotate
 
     run = torch.compile(norm_rotate) if compiled else norm_rotate
     for shape in SHAPES:

@@ -10,9 +10,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.modeling.objective import MaskedDiffusionObjective
-from qwen3llada.training.layer_graphs import LayerGraphs
-from qwen3llada.training.setup import compile_layers, graph_layers
+from qwen3llada.objective.objective import MaskedDiffusionObjective
+from qwen3llada.training.cuda.layer_graphs import LayerGraphs
+from qwen3llada.training.start.model_and_processes import compile_layers, graph_layers
 
 
 def in_a_process(work, *args):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import changed
 
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 
 
 def refused(params, message):

@@ -9,16 +9,16 @@ from runs import assert_same_run, changed, checkpoint, train_together, weights
 from tiny_settings import common
 
 from qwen3llada.artifacts import read_json
-from qwen3llada.corpus.sources import TextData
-from qwen3llada.corpus.stream_source import list_shards, write_shards, write_stream
-from qwen3llada.corpus.tokenizer import load_tokenizer
-from qwen3llada.training.checkpoint import CheckpointError
+from qwen3llada.corpus.fetch.shard_list import list_shards, write_shards, write_stream
+from qwen3llada.corpus.fetch.sources import TextData
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
+from qwen3llada.training.checkpoints.folder import CheckpointError
+from qwen3llada.training.checkpoints.save_and_restore import save
 from qwen3llada.training.loop import train, training_steps
-from qwen3llada.training.monitor import Monitor
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.saving import save
-from qwen3llada.training.starting import start
+from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
+from qwen3llada.training.watch.monitor import Monitor
 
 STEPS = 14
 

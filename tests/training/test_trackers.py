@@ -10,11 +10,11 @@ from runs import changed, checkpoint, drawn_steps, train_together
 
 from qwen3llada.commandline import ParamsError, validated
 from qwen3llada.destinations import WORK, check_destinations
-from qwen3llada.training import trackers as module
 from qwen3llada.training.loop import train
 from qwen3llada.training.params import PretrainParams
-from qwen3llada.training.settings import settings_hash
-from qwen3llada.training.trackers import TRACKERS
+from qwen3llada.training.watch import trackers as module
+from qwen3llada.training.watch.settings import settings_hash
+from qwen3llada.training.watch.trackers import TRACKERS
 
 TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 

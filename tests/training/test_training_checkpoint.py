@@ -11,7 +11,8 @@ import pytest
 import torch
 from runs import changed, checkpoint, saved_steps
 
-from qwen3llada.training.checkpoint import (
+from qwen3llada.training.checkpoints.fingerprint import short
+from qwen3llada.training.checkpoints.folder import (
     CheckpointError,
     TrainerState,
     checkpoints,
@@ -26,11 +27,10 @@ from qwen3llada.training.checkpoint import (
     step_folder,
     write_checkpoint,
 )
-from qwen3llada.training.fingerprint import short
+from qwen3llada.training.checkpoints.resuming import find_checkpoint
+from qwen3llada.training.checkpoints.save_and_restore import restore
 from qwen3llada.training.loop import train
-from qwen3llada.training.monitor import NonFiniteError
-from qwen3llada.training.resuming import find_checkpoint
-from qwen3llada.training.saving import restore
+from qwen3llada.training.watch.monitor import NonFiniteError
 
 OURS = {"optim.lr": 1e-4, "code": "abc", "total_steps": 100}
 FOREIGN = OURS | {"optim.lr": 3e-4}

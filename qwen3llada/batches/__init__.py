@@ -1,0 +1,1 @@
+"""From samples to batches of corrupted token ids: order, noise, layout. Knows no file."""

@@ -1,0 +1,1 @@
+"""The built-in source: a generated world and a tiny Qwen3 checkpoint."""

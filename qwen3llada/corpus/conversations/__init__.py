@@ -1,0 +1,1 @@
+"""From records to prompts and answers as token ids."""

@@ -1,0 +1,1 @@
+"""Rows of files in any format, read block by block."""

@@ -1,0 +1,224 @@
+"""Readers of the single formats: each yields the records of a file as blocks."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from qwen3llada.corpus.files.rows import (
+    BLOCK_BYTES,
+    COMPRESSION,
+    Block,
+    Row,
+    file_format,
+    iter_lines,
+    open_stream,
+    open_text,
+)
+from qwen3llada.errors import InputError
+
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")  # white space as JSON has it
+
+
+def read_lines(path: Path) -> Iterator[Block]:
+    """Lines that each hold a JSON value; blank ones do not count."""
+    first = 0
+    for lines in iter_lines(path):
+        if filled := [line for line in lines if line.strip()]:
+            yield Block(path, first, lines=filled)
+            first += len(filled)
+
+
+def read_json(path: Path) -> Iterator[Block]:
+    """An array of records, taken apart as it is read; a file that starts with an object is one of JSON lines."""
+    with open_stream(path) as stream:
+        head = stream.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head.startswith(b"["):
+        whole = _whole_object(path) if head.startswith(b"{") else None
+        yield from [Block(path, 0, decoded=[Row(whole)])] if whole is not None else read_lines(path)
+        return
+    yield from _collect(path, _array_items(path))
+
+
+def _collect(path: Path, rows: Iterable[tuple[Row, int]]) -> Iterator[Block]:
+    """Blocks of rows that come one by one, each with its size in characters."""
+    first, block, size = 0, [], 0
+    for row, characters in rows:
+        block.append(row)
+        size += characters
+        if size >= BLOCK_BYTES:
+            yield Block(path, first, decoded=block)
+            first, block, size = first + len(block), [], 0
+    if block:
+        yield Block(path, first, decoded=block)
+
+
+def _whole_object(path: Path) -> Any | None:
+    """The object in a file that is one object spread over lines, None if its first line is one in itself."""
+    with open_stream(path) as stream:
+        text = open_text(stream)
+        first = next((line for line in text if line.strip()), "")
+        try:
+            json.loads(first)
+        except json.JSONDecodeError:
+            try:
+                return json.loads(first + text.read())
+            except json.JSONDecodeError:
+                return None
+    return None
+
+
+def _array_items(path: Path) -> Iterator[tuple[Row, int]]:
+    """Items of the JSON array in `path` and their lengths in characters; from damage on, the rest as one row."""
+    with open_stream(path) as stream:
+        text = _Lookahead(open_text(stream))
+        try:
+            text.take("[")
+            more = text.peek() != "]"
+            while more:
+                start = text.position
+                value = text.value()
+                yield Row(value), text.position - start
+                more = text.take(",]") == ","
+        except (RecursionError, ValueError) as error:  # JSONDecodeError is one
+            rest = text.buffer[text.position :]
+            yield Row(None, f"not JSON from here on: {getattr(error, 'msg', error)}", rest), len(rest)
+
+
+class _Lookahead:
+    """A text that is decoded while it is read: a buffer, a position in it, and the file behind it."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self.text, self.buffer, self.position = text, "", 0
+        self.decoder = json.JSONDecoder()
+
+    def more(self) -> bool:
+        """Read on, at least as much as is waiting: a long item, decoded again and again, costs twice at most."""
+        self.buffer = self.buffer[self.position :]
+        self.position = 0
+        read = self.text.read(max(BLOCK_BYTES, len(self.buffer)))
+        self.buffer += read
+        return bool(read)
+
+    def peek(self) -> str:
+        """The next character that is not white space, and go there; empty at the end."""
+        while True:
+            found = _NOT_SPACE.search(self.buffer, self.position)
+            if found:
+                self.position = found.start()
+                return found.group()
+            self.position = len(self.buffer)
+            if not self.more():
+                return ""
+
+    def take(self, allowed: str) -> str:
+        """The next character, which must be one of `allowed`, and go past it."""
+        found = self.peek()
+        if not found or found not in allowed:
+            raise json.JSONDecodeError(f"expected {' or '.join(allowed)}", self.buffer, self.position)
+        self.position += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, and go past it."""
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.buffer, self.position)
+            except json.JSONDecodeError:
+                if not self.more():
+                    raise
+                continue
+            if end < len(self.buffer):
+                self.position = end
+                return value
+            if not self.more():  # at the end of the buffer a number might have gone on
+                self.position = len(self.buffer)
+                return value
+
+
+def read_csv(path: Path) -> Iterator[Block]:
+    """Records of comma- or tab-separated values under a header; all values are text."""
+    csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KiB, is less than some documents
+    with open_stream(path) as stream:
+        reader = csv.reader(open_text(stream), delimiter="\t" if file_format(path) == "tsv" else ",", strict=True)
+        header = next(reader, None)
+        if header is None:
+            raise InputError(f"{path}: empty; the first line must name the columns")
+        yield from _collect(path, _csv_rows(reader, header))
+
+
+def _csv_rows(reader: Any, header: list[str]) -> Iterator[tuple[Row, int]]:
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Row(None, f"not CSV: {error} before line {reader.line_num + 1}", ""), 0
+            continue
+        size = sum(map(len, values))
+        if len(values) == len(header):
+            yield Row(dict(zip(header, values, strict=True))), size
+        elif values:
+            reason = f"{len(values)} values under a header of {len(header)} columns"
+            yield Row(None, reason, json.dumps(values, ensure_ascii=False)), size
+
+
+def read_parquet(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
+    """Rows of a parquet file; `columns` of it, if given."""
+    import pyarrow.parquet as pq
+
+    compressed = path.suffix.lower() in COMPRESSION
+    source = pa.BufferReader(open_stream(path).read()) if compressed else str(path)
+    with pq.ParquetFile(source, memory_map=True, pre_buffer=False) as file:
+        metadata = file.metadata
+        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        rows = _rows_a_block(size, metadata.num_rows)
+        _require(path, file.schema_arrow, columns)
+        yield from _number(path, file.iter_batches(rows, columns=columns and list(columns), use_threads=False))
+
+
+def read_arrow(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
+    """Rows of an Arrow file or stream (`datasets` writes streams); `columns` of it, if given."""
+    compressed = path.suffix.lower() in COMPRESSION
+    with pa.BufferReader(open_stream(path).read()) if compressed else pa.memory_map(str(path)) as source:
+        yield from _number(path, _arrow_batches(path, source, columns))
+
+
+def _require(path: Path, schema: pa.Schema, columns: Iterable[str] | None) -> None:
+    if missing := [name for name in columns or () if name not in schema.names]:
+        raise InputError(f"{path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}")
+
+
+def _arrow_batches(path: Path, source: pa.NativeFile, columns: Iterable[str] | None) -> Iterator[pa.RecordBatch]:
+    magic = source.read(6)
+    source.seek(0)
+    if magic == b"ARROW1":
+        reader = pa.ipc.open_file(source)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(source))
+    for batch in batches:
+        _require(path, batch.schema, columns)
+        kept = batch.select(list(columns)) if columns else batch
+        rows = _rows_a_block(kept.nbytes, kept.num_rows)
+        yield from (kept.slice(start, rows) for start in range(0, kept.num_rows, rows))
+
+
+def _number(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Block]:
+    first = 0
+    for batch in batches:
+        if batch.num_rows:
+            yield Block(path, first, batch=batch)
+            first += batch.num_rows
+
+
+def _rows_a_block(size: int, rows: int) -> int:
+    """Rows that make a block, of `rows` that have `size` bytes together."""
+    return max(1, rows * BLOCK_BYTES // max(1, size))

@@ -1,0 +1,85 @@
+"""Rows of local files, a block at a time: what cannot be read is a row with an error, so that none is lost in silence.
+
+Formats: .jsonl .ndjson .json .csv .tsv .txt .parquet .arrow, each also with .gz or .zst behind it. Blocks are about
+`BLOCK_BYTES` large and depend on the files alone. Nothing here can reach the network.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from qwen3llada.artifacts import read_json
+from qwen3llada.corpus.files import formats
+from qwen3llada.corpus.files.rows import COMPRESSION, FORMATS, SAVED_STATE, Block, Row, check_encoding, file_format
+from qwen3llada.errors import InputError
+
+RECORDS = {
+    "jsonl": formats.read_lines,
+    "ndjson": formats.read_lines,
+    "json": formats.read_json,
+    "csv": formats.read_csv,
+    "tsv": formats.read_csv,
+}
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The data files in `folder`, at any depth, in the order of their paths; links are followed.
+
+    Left out is what is hidden, what is no data by its name (`is_bookkeeping`) and, of a folder that `datasets` saved,
+    what it has put there since as a cache.
+    Raises: InputError if there is none, or `folder` does not exist.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    files = sorted(find_data_files(folder))
+    if not files:
+        raise InputError(
+            f"{folder}: no data file in it; looked for {', '.join(FORMATS)} (also {', '.join(COMPRESSION)})"
+        )
+    return files
+
+
+def find_data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """What `data_files` returns, in no order. `above`: the folders that this one was reached through."""
+    above = (*above, folder.resolve())
+    state = folder / SAVED_STATE
+    saved = [file["filename"] for file in read_json(state).get("_data_files", [])] if state.is_file() else None
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() not in above:  # else a link to where we came from
+                yield from find_data_files(path, above)
+        elif file_format(path) and (saved is None or path.name in saved):
+            yield path
+
+
+def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
+    """The records of a file that has records (any format but .txt), in order.
+
+    `columns` limits what is read of a columnar file. Raises: InputError naming the file if it is damaged as a whole.
+    """
+    kind = file_format(path)
+    try:
+        if kind == "parquet":
+            yield from formats.read_parquet(path, columns)
+        elif kind == "arrow":
+            yield from formats.read_arrow(path, columns)
+        elif kind in RECORDS:
+            check_encoding(path)
+            yield from RECORDS[kind](path)
+        else:
+            raise InputError(f"{path}: holds no records; formats that do: {', '.join([*RECORDS, 'parquet', 'arrow'])}")
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"{path}: damaged {kind} file: {' '.join(str(error).split())}") from error
+
+
+def read_rows(folder: Path) -> Iterator[tuple[Path, int, Row]]:
+    """File, index in the file and record, of each record under `folder`."""
+    for path in data_files(folder):
+        for block in read_blocks(path):
+            for offset, row in enumerate(block.rows()):
+                yield path, block.first + offset, row

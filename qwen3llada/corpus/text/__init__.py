@@ -1,0 +1,1 @@
+"""From documents to sequences of token ids, before training or while it runs."""

@@ -1,0 +1,38 @@
+"""When two prompts, or two documents, are the same: one definition for what is held out and for the leakage rule."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from qwen3llada.corpus.conversations.records import GPT, HUMAN, map_record, role_of
+
+
+def folded(text: str) -> str:
+    """The text without what does not tell two texts apart: the width of white space, and case."""
+    return " ".join(text.split()).casefold()
+
+
+def text_hash(text: str) -> int:
+    """63 bits of a hash of the folded text: equal for texts that are the same."""
+    return fingerprint(folded(text))
+
+
+def fingerprint(text: str) -> int:
+    """63 bits of a hash of a text: a million of them collide with a probability below 1e-7."""
+    data = text.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
+
+
+def prompts(row: Any) -> list[str]:
+    """The prompts of a record of any known shape: its human turns that a gpt turn answers; none where it is damaged."""
+    turns = map_record(row)["conversations"] if isinstance(row, dict) else None
+    if not isinstance(turns, list):
+        return []
+    pairs = itertools.pairwise(turns)
+    return [str(human.get("value")) for human, gpt in pairs if (role_of(human), role_of(gpt)) == (HUMAN, GPT)]
+
+
+def hashes(texts: Iterable[str]) -> frozenset[int]:
+    """The hashes of those texts that are not blank."""
+    return frozenset(text_hash(text) for text in texts if text.strip())

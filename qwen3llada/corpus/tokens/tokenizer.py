@@ -1,0 +1,107 @@
+"""The tokenizer of a model folder, and whether data were made with it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from qwen3llada.artifacts import read_json
+from qwen3llada.corpus.tokens.packing import MANIFEST
+from qwen3llada.errors import InputError
+
+OWN_CODE = (
+    "its tokenizer needs code that lies in the folder (auto_map in tokenizer_config.json), which is never run; save it"
+    " as a tokenizer.json of a class in Transformers"
+)
+_OF_A_TOKEN = ("id", "single_word", "lstrip", "rstrip", "normalized")
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer in `folder`. Code that lies in the folder is never run.
+
+    Raises: InputError if there is no tokenizer, one that needs code of its own, or none of the fast kind.
+    """
+    from transformers import AutoTokenizer
+
+    if not Path(folder).is_dir():
+        raise InputError(
+            f"{folder}: no such folder; it must hold a model with its tokenizer, as download and convert write it"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # Transformers and tokenizers raise anything for files that they cannot use
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{folder}: {OWN_CODE}") from error
+        raise InputError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")
+    return tokenizer
+
+
+def identity(tokenizer: Any) -> dict[str, Any]:
+    """What decides the token ids of a text, for the manifest of data.
+
+    tokenizer_sha256: of the vocabulary with its merges, what is done to a text before, BOS and EOS. added_tokens: those
+    that are found in any text. Special ones are not, since text that reads like one is encoded as text. So the mask
+    token that conversion adds changes nothing.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    decisive = [_stripped(parts[name]) for name in ("normalizer", "pre_tokenizer", "model")]
+    decisive += [
+        [getattr(tokenizer, f"{name}_token"), getattr(tokenizer, f"{name}_token_id")] for name in ("bos", "eos")
+    ]
+    added = {
+        token["content"]: [token[key] for key in _OF_A_TOKEN] for token in parts["added_tokens"] if not token["special"]
+    }
+    return {"tokenizer_sha256": _sha256(decisive), "added_tokens": added}
+
+
+def template_identity(tokenizer: Any, template: str) -> dict[str, Any]:
+    """The form of the prompts, for the manifest: its name and, for `chat`, a hash of the tokenizer's chat template."""
+    if template != "chat":
+        return {"template": template, "chat_template_sha256": None}
+    source = str(tokenizer.chat_template)
+    named = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content in source}
+    return {"template": template, "chat_template_sha256": _sha256([source, named])}
+
+
+def check_data(folder: Path, tokenizer: Any, template: str) -> None:
+    """Raises InputError unless the tokens in `folder` were made with `tokenizer` and, if prompts, by `template`.
+
+    The model's mask token may be another one than the data's tokenizer knew: conversion chooses it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; tokenize_pack writes it")
+    theirs = read_json(path)
+    if not theirs.keys() >= {"tokenizer_sha256", "added_tokens", "template"}:
+        raise InputError(f"{path}: does not say which tokenizer and template the data have; run tokenize_pack again")
+    ours, model = identity(tokenizer), tokenizer.name_or_path
+    unlike = [
+        token
+        for token in sorted(ours["added_tokens"].keys() | theirs["added_tokens"].keys())
+        if ours["added_tokens"].get(token) != theirs["added_tokens"].get(token) and token != tokenizer.mask_token
+    ]
+    if ours["tokenizer_sha256"] != theirs["tokenizer_sha256"] or unlike:
+        what = f"the added tokens {', '.join(unlike)} differ" if unlike else "the vocabulary or its rules differ"
+        raise InputError(f"{folder}: was made with another tokenizer than that of the model {model}: {what}")
+    if theirs["template"] is None:  # text, which has no prompts
+        return
+    if theirs["template"] != template:
+        raise InputError(f"{folder}: its prompts have template={theirs['template']}, the model's have {template}")
+    if theirs["chat_template_sha256"] != template_identity(tokenizer, template)["chat_template_sha256"]:
+        raise InputError(f"{folder}: was made with another chat template than that of the model {model}")
+
+
+def _stripped(tree: Any) -> Any:
+    """Without what is off and what concerns places in the text alone: Transformers writes either way."""
+    if isinstance(tree, list):
+        return [_stripped(part) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    off = {key for key, value in tree.items() if value is None or value is False or value == ""}
+    return {key: _stripped(value) for key, value in tree.items() if key not in off | {"trim_offsets"}}
+
+
+def _sha256(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,189 @@
+"""What the validation's rules are about: for each record the facts that they judge, found a block at a time."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3llada.corpus.conversations.lost import find_lost
+from qwen3llada.corpus.conversations.prompts import is_encodable
+from qwen3llada.corpus.conversations.records import GPT, HUMAN, is_taught, map_record, visible
+from qwen3llada.corpus.files.rows import Block, Row
+from qwen3llada.corpus.text.same_text import fingerprint, text_hash
+
+#: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
+FACTS = (
+    "unreadable",  # why it cannot be read
+    "malformed",  # what is wrong with its structure
+    "not_unicode",  # texts that are not valid Unicode
+    "roles",  # of its turns, in one text
+    "taught_pairs",  # human→gpt pairs whose answer is taught
+    "unused_fields",  # fields whose text is in no text of the record, separated by commas
+    "dropped_media",  # places in its texts where images, videos or audio stood
+    "blank_texts",
+    "control_characters",
+    "control_tokens",
+    "excess_tokens",  # tokens of all of its texts together above the limit
+    "leaked_from",  # the held-out record that asks the same
+    "identity",  # hash of the record
+    "prompt",  # hash of what comes before its last taught answer
+    "answer",  # hash of its last taught answer
+)
+# Cc without tab and line breaks, the byte order mark, and the two code points that are never characters.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+# A byte-level tokenizer makes at most one token of a byte, and NFC at most three bytes of one (UAX 15).
+_TOKENS_A_BYTE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFacts:
+    """The facts of a block's records, a list for each of `FACTS`, and what is counted over all of them."""
+
+    file: Path
+    first: int
+    records: int
+    facts: dict[str, list[Any]]
+    openings: list[int | None]  # of each record, the hash of its first pair's prompt
+    prompt_characters: list[int]
+    answer_characters: list[int]
+    turns: list[int]
+    bytes: np.ndarray  # [256] how often each byte occurs
+
+
+class FactFinder:
+    """Finds the facts of blocks of records.
+
+    `backend`: a tokenizer of the tokenizers library, which becomes the finder's own. `control`: its control tokens.
+    `max_tokens`: of all texts of a record together. `heldout`: hash of a prompt -> the held-out record that it opens.
+    """
+
+    def __init__(self, backend: Any, control: set[str], max_tokens: int, heldout: Mapping[int, int]):
+        self.backend = backend
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.max_tokens, self.heldout = max_tokens, heldout
+        special = sorted(control, key=len, reverse=True)
+        # The characters that all of them begin with rule out most texts faster than the pattern does.
+        columns = zip(*special, strict=False)
+        self.prefix = "".join(c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
+        self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def __call__(self, block: Block) -> BlockFacts:
+        found = BlockFacts(
+            block.file, block.first, len(block), {name: [] for name in FACTS}, [], [], [], [], np.zeros(256, np.int64)
+        )
+        for row in block.rows():
+            facts = self._facts(row, found)
+            for name, values in found.facts.items():
+                values.append(facts.get(name))
+        return found
+
+    def _facts(self, row: Row, found: BlockFacts) -> dict[str, Any]:
+        """The facts of one record. Those that its damage leaves no answer to are missing."""
+        found.openings.append(None)
+        if row.error is not None:
+            return {"unreadable": row.error}
+        if not isinstance(row.value, dict):
+            return {"malformed": f"a record is an object, this is {_kind(row.value)}"}
+        record = map_record(row.value)
+        if (damage := describe_damage(record, list(row.value))) is not None:
+            return {"malformed": visible(damage)}
+        turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
+        taught = [turn["from"] == GPT and is_taught(turn) for turn in record["conversations"]]
+        lost = find_lost(row.value, record)
+        texts = [value for _, value in turns] + ([record["system"]] if record["system"] else [])
+        facts: dict[str, Any] = {
+            "roles": " ".join(role if role in (HUMAN, GPT) else _word(role) for role, _ in turns),
+            "taught_pairs": sum(
+                before == HUMAN and answers for (before, _), answers in zip(turns, taught[1:], strict=False)
+            ),
+            "unused_fields": ", ".join(lost.fields) or None,
+            "dropped_media": lost.media,
+            "blank_texts": sum(not text.strip() for text in texts),
+            "control_characters": sum(len(_CONTROL.findall(text)) for text in texts),
+            "control_tokens": sum(len(self.special.findall(text)) for text in texts if self.prefix in text),
+        }
+        broken = sum(not is_encodable(text) for text in texts)
+        if broken:
+            return facts | {"not_unicode": f"{broken} of {len(texts)} texts hold a lone surrogate"}
+        self._count(turns, taught, texts, found)
+        asked = [before for before, after in itertools.pairwise(turns) if (before[0], after[0]) == (HUMAN, GPT)]
+        prompts = [text_hash(text) for _, text in asked]
+        found.openings[-1] = next(iter(prompts), None)
+        facts["leaked_from"] = next((self.heldout[key] for key in prompts if key in self.heldout), None)
+        return facts | self._hashes(record["system"], turns, taught) | {"excess_tokens": self._excess(texts)}
+
+    def _excess(self, texts: list[str]) -> int:
+        size = sum(len(text.encode()) for text in texts)
+        if size * _TOKENS_A_BYTE <= self.max_tokens:  # most records: no need to count
+            return 0
+        tokens = sum(len(encoding) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        return max(0, tokens - self.max_tokens)
+
+    @staticmethod
+    def _hashes(system: str | None, turns: list[tuple[str, str]], taught: list[bool]) -> dict[str, int]:
+        last = max((i for i, answers in enumerate(taught) if answers), default=None)
+        parts = [_part("", system or ""), *(_part(role, text) for role, text in turns)]
+        # Records that differ in what is taught of them are not equal.
+        untaught = [str(i) for i, (role, _) in enumerate(turns) if role == GPT and not taught[i]]
+        hashes = {"identity": fingerprint("".join([*parts, *untaught]))}
+        if last is not None:
+            hashes |= {"prompt": fingerprint("".join(parts[: last + 1])), "answer": fingerprint(turns[last][1])}
+        return hashes
+
+    @staticmethod
+    def _count(turns: list[tuple[str, str]], taught: list[bool], texts: list[str], found: BlockFacts) -> None:
+        found.turns.append(len(turns))
+        found.prompt_characters.extend(len(text) for role, text in turns if role == HUMAN)
+        found.answer_characters.extend(len(text) for (_, text), answers in zip(turns, taught, strict=True) if answers)
+        data = np.frombuffer("".join(texts).encode(), np.uint8)
+        np.add(found.bytes, np.bincount(data, minlength=256), out=found.bytes)
+
+
+def find_facts(finder: FactFinder, block: Block) -> BlockFacts:
+    """The facts of a block (a function that worker processes can be given)."""
+    return finder(block)
+
+
+def _part(role: str, text: str) -> str:
+    """A turn as part of a longer text: the lengths tell where it ends, so that no two conversations read the same."""
+    return f"{len(role)} {len(text)} {role}{text}"
+
+
+def _word(role: str) -> str:
+    """A role in one printable word."""
+    return visible("_".join(role.split()) or "_")
+
+
+def describe_damage(record: dict[str, Any], columns: list[str]) -> str | None:
+    """What is wrong with the structure of a mapped record (a list of turns, each with role and text); None: nothing.
+
+    `columns` are those that the record had before it was mapped.
+    """
+    turns, system = record["conversations"], record["system"]
+    if turns is None:
+        return f"no conversation in it; its columns are {', '.join(columns) or 'none'}"
+    if not isinstance(turns, list):
+        return f"its conversation is {_kind(turns)}, not a list of turns"
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            return f"turn {number} is {_kind(turn)}, not an object"
+        for key in ("from", "value"):
+            if key not in turn:
+                return f"turn {number} has no {key}; it has {', '.join(map(str, turn)) or 'nothing'}"
+            if not isinstance(turn[key], str):
+                return f"{key} of turn {number} is {_kind(turn[key])}, not text"
+        if not isinstance(mark := turn.get("train", True), bool):
+            return f"weight, train or loss of turn {number} is {str(mark)[:40]!r}, not true or false (1 or 0)"
+    if system is not None and not isinstance(system, str):
+        return f"system is {_kind(system)}, not text"
+    return None
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -1,0 +1,1 @@
+"""The one path from a batch to a loss, for training and evaluation."""

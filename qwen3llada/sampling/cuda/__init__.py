@@ -1,0 +1,1 @@
+"""The steps of a request as CUDA graphs, with kernels of their own."""

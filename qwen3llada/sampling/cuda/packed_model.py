@@ -1,0 +1,177 @@
+"""Qwen3's body as few, large operations: what the CUDA graphs of the sampler record.
+
+Same weights, same arithmetic as the model's own layers; queries, keys and values come from one matrix product, gate and
+up from another, and what stands between the products is one kernel each (`layer_kernels`). Shapes: U units of Q tokens
+(N = U·Q), D hidden size, HQ query heads, HK key/value heads, E head size, B rows and P columns of a prefix.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, attention, gated, norm_rope, rms_norm
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
+
+
+def unsupported(model: Any) -> str | None:
+    """Why a model cannot be packed, in one line; None if it can."""
+    config = model.config
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act} is not silu"
+    if config.rope_parameters["rope_type"] in LENGTH_DEPENDENT:
+        return f"rotary embedding {config.rope_parameters['rope_type']} depends on the length of the text"
+    for layer in model.model.layers:
+        for linear in _linears(layer):
+            if type(linear) is not nn.Linear:
+                return f"a layer is {type(linear).__name__}, not a plain Linear"
+            if linear.bias is not None:
+                return "the attention has biases"
+    return None
+
+
+def _linears(layer: Any) -> list[Any]:
+    heads, mlp = layer.self_attn, layer.mlp
+    return [heads.q_proj, heads.k_proj, heads.v_proj, heads.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def side_by_side(linears: Sequence[nn.Linear]) -> Tensor:
+    """One weight [sum of outputs, D] of which the weights of `linears` become views: nothing is held twice.
+
+    The layers keep their parameters, names and values, and what changes them in place changes the whole.
+    """
+    whole = torch.cat([linear.weight.data for linear in linears])
+    parts = whole.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight.data = part
+    return whole
+
+
+def rotary_angles(model: Any) -> Angles:
+    """The rotary embedding of every position that the model has."""
+    positions = torch.arange(model.config.max_position_embeddings, device=model.device)
+    cos, sin = model.model.rotary_emb(torch.zeros((), device=model.device), positions[None])
+    half = cos.shape[-1] // 2
+    return Angles(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+
+def _pointers(model: Any) -> list[int]:
+    return [parameter.data_ptr() for parameter in model.parameters()]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer."""
+
+    input_norm: Tensor
+    qkv: Tensor  # [(HQ + 2·HK)·E, D]
+    q_norm: Tensor
+    k_norm: Tensor
+    out: Tensor
+    post_norm: Tensor
+    gate_up: Tensor  # [2·I, D]
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values that later passes read: per layer [B, P, HK, E] each. The last row belongs to padding units."""
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+    @classmethod
+    def empty(cls, model: "PackedModel", rows: int, columns: int) -> "KeyValues":
+        shape = (rows + 1, columns, model.heads.keys, model.heads.size)
+        like = model.layers[0].qkv
+        keys, values = ([like.new_zeros(shape) for _ in model.layers] for _ in range(2))
+        return cls(keys, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """Where a pass stores its keys and values."""
+
+    to: KeyValues
+    rows: Tensor  # [U] int64
+    columns: Tensor  # [Q] int64
+
+
+class PackedModel:
+    """The body of a Qwen3 model. It shares the model's weights; `stale` says when they are no longer the same."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        size = model.model.layers[0].self_attn.head_dim
+        self.heads = Heads(config.num_attention_heads, config.num_key_value_heads, size)
+        self.eps, self.angles = config.rms_norm_eps, rotary_angles(model)
+        self.layers = [self._pack(layer) for layer in model.model.layers]
+        self.embedding, self.norm = model.model.embed_tokens.weight.data, model.model.norm.weight.data
+        self._model = weakref.ref(model)  # whoever keeps this by the model must not keep the model
+        self._pointers = _pointers(model)
+
+    @staticmethod
+    def _pack(layer: Any) -> Layer:
+        heads, mlp = layer.self_attn, layer.mlp
+        return Layer(
+            input_norm=layer.input_layernorm.weight.data,
+            qkv=side_by_side([heads.q_proj, heads.k_proj, heads.v_proj]),
+            q_norm=heads.q_norm.weight.data,
+            k_norm=heads.k_norm.weight.data,
+            out=heads.o_proj.weight.data,
+            post_norm=layer.post_attention_layernorm.weight.data,
+            gate_up=side_by_side([mlp.gate_proj, mlp.up_proj]),
+            down=mlp.down_proj.weight.data,
+        )
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have moved (to another device or type, say) since they were packed."""
+        return _pointers(self._model()) != self._pointers
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        ranges: Tensor,
+        *,
+        prefix: KeyValues | None = None,
+        write: Write | None = None,
+        rows: Tensor | None = None,
+        states: bool = True,
+    ) -> Tensor | None:
+        """Final hidden states [N, D] of tokens [U, Q] at positions [N] int32, or those of `rows` [R] of the N: [R, D].
+
+        Args:
+            ranges: [7, U] int32, what each unit sees (see `layer_kernels.Range`).
+            prefix: keys and values that are seen besides the units' own, as `ranges` says.
+            write: store the keys and values.
+            states: whether hidden states are wanted. If not, the last layer ends with its keys and values.
+        """
+        x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            qkv = rms_norm(x, layer.input_norm, self.eps) @ layer.qkv.T
+            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads)
+            if write is not None:
+                self._store(write, i, qk, qkv)
+            if i == last and not states:
+                return None
+            past = None if prefix is None else (prefix.keys[i], prefix.values[i])
+            mixed = attention(qk, qkv, past, ranges, self.heads)
+            if i == last and rows is not None:  # of the last layer, only the block's own positions are needed
+                mixed, x = mixed[rows], x[rows]
+            x.addmm_(mixed, layer.out.T)
+            x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)
+        return rms_norm(x, self.norm, self.eps)
+
+    def _store(self, write: Write, layer: int, qk: Tensor, qkv: Tensor) -> None:
+        at = write.rows[:, None], write.columns[None]
+        shape = (len(write.rows), len(write.columns), self.heads.keys, self.heads.size)
+        size = self.heads.keys * self.heads.size
+        write.to.keys[layer][at] = qk[:, -size:].reshape(shape)
+        write.to.values[layer][at] = qkv[:, -size:].reshape(shape)

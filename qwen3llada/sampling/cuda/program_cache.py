@@ -1,0 +1,86 @@
+"""The CUDA graphs of a model: recorded once for a shape, kept as long as the model."""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
+from qwen3llada.sampling.cuda.step_programs import FillProgram, Shape, StepProgram
+from qwen3llada.sampling.params import DecodeParams
+from qwen3llada.sampling.proposals import Head
+
+COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple of this
+KEPT_PROGRAMS = 32
+# What a recorded step does not depend on: it is content, or the sampler's own business.
+FREE = {"steps": 1, "gen_length": 1, "block_length": None, "block_attention": None, "parallel_blocks": False}
+
+
+def bucket_columns(count: int) -> int:
+    return -(-count // COLUMN_BUCKET) * COLUMN_BUCKET
+
+
+def bucket_units(count: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24 …: less than half more than asked for."""
+    power = 1 << (count - 1).bit_length()
+    return power // 4 * 3 if power >= 4 and count <= power // 4 * 3 else power
+
+
+class Graphs:
+    """The recorded programs of one model, and the prefixes that they read."""
+
+    def __init__(self, model: Any) -> None:
+        self.packed, self.device = PackedModel(model), model.device
+        self._programs: OrderedDict[Hashable, Any] = OrderedDict()
+        self._prefixes: weakref.WeakValueDictionary[tuple[int, int], KeyValues] = weakref.WeakValueDictionary()
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self.user: weakref.ref[Any] | None = None  # the sampler whose content is in the programs' memory
+
+    @classmethod
+    def of(cls, model: Any) -> "Graphs":
+        """The graphs of a model, made anew if its weights have moved."""
+        graphs = _of_models.get(model)
+        if graphs is None or graphs.packed.stale:
+            graphs = _of_models[model] = cls(model)
+        return graphs
+
+    def prefix(self, rows: int, columns: int) -> KeyValues:
+        """Room for the keys and values of at least `rows` rows; what it held before is gone."""
+        shape = bucket_units(rows), columns
+        kept = self._prefixes.get(shape)
+        if kept is None:
+            kept = self._prefixes[shape] = KeyValues.empty(self.packed, *shape)
+        return kept
+
+    def fill(self, shape: Shape, store: KeyValues, *, reads: bool) -> FillProgram:
+        """The program that computes keys and values for `store`, seeing what is there already if it `reads`."""
+        return self._program(
+            ("fill", shape, id(store), reads),
+            lambda: FillProgram(self.packed, shape, store, reads=reads, device=self.device),
+            {0},
+        )
+
+    def step(
+        self, shape: Shape, prefix: KeyValues | None, head: Head, params: DecodeParams, chunks: set[int]
+    ) -> StepProgram:
+        """The program of a step for units of this shape, decoded by these parameters, with room for so many chunks."""
+        return self._program(
+            ("step", shape, id(prefix), head.mask_token_id, params.model_copy(update=FREE)),
+            lambda: StepProgram(self.packed, shape, prefix, head, params, self.device),
+            chunks,
+        )
+
+    def _program(self, key: Hashable, make: Callable[[], Any], variants: set[int]) -> Any:
+        """The program of a key, made and recorded where needed. Recording overwrites what its memory holds."""
+        program = self._programs.get(key) or make()
+        program.record(variants, self.device, self._pool)
+        self._programs[key] = program
+        self._programs.move_to_end(key)
+        if len(self._programs) > KEPT_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
+
+
+_of_models: weakref.WeakKeyDictionary[Any, Graphs] = weakref.WeakKeyDictionary()

@@ -1,0 +1,194 @@
+"""The steps of a request as CUDA graphs: one launch a pass instead of hundreds.
+
+Shapes are rounded up (prompt columns, number of units), so a new prompt length or batch size finds a graph that is
+there. "Seen" rows are those of the canvas that the model sees: under guidance the B rows, then the same rows with what
+was given masked. Shapes: B rows, R seen rows, U units, Q tokens of a unit, W columns of a block.
+"""
+
+import importlib.util
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3llada.sampling.cuda.layer_kernels import Range
+from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
+from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
+from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, Shape, StepProgram, chunks_for
+from qwen3llada.sampling.open_blocks import Units
+from qwen3llada.sampling.proposals import make_head
+from qwen3llada.sampling.request import Request
+
+POLICIES = ("full", "block", "block_causal")
+
+
+def why_not(model: Any, request: Request) -> str | None:
+    """Why a request cannot run as CUDA graphs, in one line; None if it can."""
+    if model.device.type != "cuda":
+        return f"the model is on {model.device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if request.policy not in POLICIES:
+        return f"attention policy {request.policy} has no graph"
+    return unsupported(model)
+
+
+class GraphSampler:
+    """Runs the steps of one request as recorded programs."""
+
+    backend = "graph"
+
+    @torch.no_grad()
+    def __init__(self, model: Any, request: Request, tokens: Tensor) -> None:
+        """`tokens` [B, L]: the canvas, in which the caller enters what is decoded."""
+        self.request, self.tokens, self.guided, self.passes = request, tokens, request.params.cfg_scale > 0, 0
+        self.graphs, self.head = Graphs.of(model), make_head(model, request)
+        self.graphs.user = weakref.ref(self)
+        self.positions = model.config.max_position_embeddings
+        layout = request.layout
+        self.rows = len(tokens)
+        self.start = bucket_columns(layout.start)  # prompts are padded on the left to this
+        self.causal, self.dual = request.policy == "block_causal", request.params.cache == "dual"
+        self.whole = request.policy == "full" and not self.dual  # each pass runs the whole canvas
+        self.finished: Units | None = None
+        answer = layout.blocks * layout.block_length if self.causal or self.dual else 0
+        self.prefix: KeyValues | None = None
+        if not self.whole and self.start + answer:
+            self.prefix = self.graphs.prefix(self.rows * (2 if self.guided else 1), self.start + answer)
+        if self.prefix is not None and self.start and not self.dual:
+            self._fill_canvas(torch.arange(self.rows), layout.start)
+
+    @torch.no_grad()
+    def open(self, units: Units) -> Units:
+        if self.graphs.user is None or self.graphs.user() is not self:
+            raise RuntimeError("another generation with this model began before this one had ended")
+        if self.dual:
+            self._fill_canvas(units.rows, self.request.layout.width)
+        elif self.causal and self.finished is not None:
+            self._fill_block(self.finished)
+        queries = self._columns(self.request.layout.width) if self.whole else units.width
+        shape = Shape(units=bucket_units(len(units.rows)), queries=queries, width=units.width, guided=self.guided)
+        self._chunks = self._chunks_of_steps(units, shape)
+        self._program = self.graphs.step(shape, self.prefix, self.head, self.request.params, set(self._chunks))
+        return self._load(self._program, units)
+
+    def step(self, units: Units, number: int) -> None:
+        self._program.replay(self._chunks[number])
+        self.passes += 1
+
+    def close(self, units: Units) -> None:
+        if self.causal:
+            self.finished = replace(units, tokens=units.tokens.clone())
+
+    def _chunks_of_steps(self, units: Units, shape: Shape) -> list[int]:
+        """How many chunks of logits each step that commits something needs; under threshold unmasking, all of them."""
+        everything = shape.units * shape.width
+        if self.request.params.unmask == "threshold":
+            return [chunks_for(everything, everything)] * units.width
+        left, chunks = int(units.counts.sum()), []
+        for committed in units.counts.sum(0).tolist():
+            if left:  # the steps after the last commitment are never run
+                chunks.append(chunks_for(left, everything))
+            left -= committed
+        return chunks
+
+    def _columns(self, columns: int) -> int:
+        """The canvas's columns up to `columns`, after the padding on its left has been rounded up."""
+        return columns + self.start - self.request.layout.start
+
+    def _seen_rows(self, rows: Tensor) -> Tensor:
+        """Seen rows [R] of rows of the request [U]."""
+        return torch.cat([rows, rows + self.rows]) if self.guided else rows
+
+    def _seen_tokens(self, tokens: Tensor, given: Tensor) -> Tensor:
+        """What the model sees of tokens [U, Q]: [R, Q]."""
+        if not self.guided:
+            return tokens
+        return torch.cat([tokens, tokens.masked_fill(given, self.request.mask_token_id)])
+
+    def _load(self, program: StepProgram, units: Units) -> Units:
+        """Put the units into a program's memory. What is returned in their place lives there."""
+        canvas, count, width = self.request.canvas, len(units.rows), units.width
+        first = 0
+        program.canvas.zero_()
+        if self.whole:
+            first = self.start + int(units.blocks[0]) * canvas.block_length
+            program.canvas[:count, self.start - canvas.start :] = self.tokens[units.place[0], : canvas.width]
+            program.given[:count, self.start - canvas.start :] = canvas.given[units.place[0], : canvas.width]
+        else:
+            program.canvas[:count], program.given[:count] = units.tokens, units.given
+        program.masked.zero_()[:count] = units.masked
+        steps = min(units.counts.shape[1], width)
+        for buffer, value in (
+            (program.shares, units.shares),
+            (program.keys, units.keys),
+            (program.counts.zero_()[:, :steps], units.counts[:, :steps].int()),
+        ):
+            buffer[:count].copy_(value, non_blocking=True)
+        program.column.fill_(first)
+        program.step.zero_()
+        program.confidence.zero_()
+        for half in range(2 if self.guided else 1):
+            rows, blocks = units.rows + half * self.rows, None if self.whole else units.blocks
+            self._place(program, half * program.shape.units, rows, blocks)
+        return replace(
+            units,
+            tokens=program.canvas[:count, first : first + width],
+            masked=program.masked[:count],
+            taken=program.taken[:count],
+            confidence=program.confidence[:count],
+        )
+
+    def _fill_canvas(self, rows: Tensor, columns: int) -> None:
+        """Keys and values of the canvas's first `columns`, as it is now, of `rows` [U]."""
+        canvas, at = self.request.canvas, (rows.to(self.tokens.device), slice(0, columns))
+        tokens, seen = self._seen_tokens(self.tokens[at], canvas.given[at]), self._seen_rows(rows)
+        shape = Shape(units=bucket_units(len(seen)), queries=self._columns(columns))
+        program = self.graphs.fill(shape, self._store, reads=False)
+        program.tokens.zero_()[: len(seen), self.start - canvas.start :] = tokens
+        program.columns.copy_(torch.arange(shape.queries), non_blocking=True)
+        self._run(program, seen, None)
+
+    def _fill_block(self, units: Units) -> None:
+        """Keys and values of a finished block."""
+        rows, blocks = self._seen_rows(units.rows), units.blocks.repeat(2 if self.guided else 1)
+        shape = Shape(units=bucket_units(len(rows)), queries=units.width)
+        program = self.graphs.fill(shape, self._store, reads=True)
+        program.tokens.zero_()[: len(rows)] = self._seen_tokens(units.tokens, units.given)
+        first = self.start + blocks[0] * self.request.layout.block_length
+        program.columns.copy_(first + torch.arange(units.width), non_blocking=True)
+        self._run(program, rows, blocks)
+
+    @property
+    def _store(self) -> KeyValues:
+        assert self.prefix is not None, "only policies with a prefix fill it"
+        return self.prefix
+
+    def _run(self, program: FillProgram, rows: Tensor, blocks: Tensor | None) -> None:
+        self._place(program, 0, rows, blocks)
+        program.rows.fill_(program.spare)[: len(rows)].copy_(rows, non_blocking=True)
+        program.replay()
+        self.passes += 1
+
+    def _place(self, program: Program, first: int, rows: Tensor, blocks: Tensor | None) -> None:
+        """Seen rows [R], whole (`blocks` None) or one block of each, become a program's units from `first` on."""
+        layout, queries = self.request.layout, program.shape.queries
+        prompts, lengths = layout.prompt_lengths[rows % self.rows], layout.lengths[rows % self.rows]
+        ranges = torch.zeros(len(Range), len(rows), dtype=torch.int32)
+        ranges[Range.OWNER], ranges[Range.LOW], ranges[Range.HIGH] = rows, self.start - prompts, self.start
+        if blocks is None:
+            ranges[Range.OWN_LOW] = self.start - prompts
+            ranges[Range.OWN_HIGH] = (self.start + lengths).clamp(max=queries)
+            positions = torch.arange(queries) - (self.start - prompts)[:, None]
+        else:
+            offset = blocks * layout.block_length
+            ranges[Range.OWN_HIGH] = (lengths - offset).clamp(1, queries)
+            if self.causal:
+                ranges[Range.HIGH] += offset
+            if self.dual:
+                ranges[Range.HIGH] += lengths
+                ranges[Range.SKIP_LOW], ranges[Range.SKIP_HIGH] = (self.start + offset + n for n in (0, queries))
+            positions = (prompts + offset)[:, None] + torch.arange(queries)
+        program.place(first, positions.clamp(0, self.positions - 1).int(), ranges)

@@ -1,0 +1,1 @@
+"""Text in and out: one answer, files of prompts, the chat."""

@@ -1,0 +1,156 @@
+"""From text to text: loading a checkpoint, asking it in the form in which it was taught, reading its answers."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3llada.corpus.conversations.prompts import encode_prompts
+from qwen3llada.corpus.conversations.records import Exchange
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
+from qwen3llada.modeling.loading import load_pretrained
+from qwen3llada.sampling.request import check_request, end_tokens
+from qwen3llada.sampling.sampler import Generation, SampleParams, generate
+from qwen3llada.sampling.trace.recording import Decided, Recorder
+
+MASK, END = "▒", "∎"  # how a position that is still masked, and the end of an answer, are shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer, and what it took."""
+
+    prompt: str
+    answer: str
+    prompt_tokens: int
+    answer_tokens: int  # with its EOS
+    forward_passes: int  # of the batch that it was decoded in
+    seconds: float  # of that batch
+    backend: str
+
+    @property
+    def effort(self) -> str:
+        """What it took, for people."""
+        plural = "" if self.answer_tokens == 1 else "s"
+        return f"{self.answer_tokens} token{plural}, {self.forward_passes} forward passes, {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One answer, and how it came about."""
+
+    answer: Answer
+    tokens: list[tuple[str, Decided]]  # the text that each token adds; after the answer's own the rest of its block
+    steps: int  # forward passes of unmasking that its batch took
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, folder: Path, *, bf16: bool = False) -> "TextModel":
+        """The checkpoint in `folder`, on the GPU if there is one. Raises InputError if it is not one."""
+        model = load_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device=device).eval()
+        return cls(model, load_tokenizer(folder))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer: what the config names, and what the tokenizer closed the answers in training with."""
+        eos = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys([*end_tokens(self.model), *([] if eos is None else [eos])]))
+
+    def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
+        """Token ids of prompts, by the template stored with the checkpoint."""
+        return encode_prompts(self.tokenizer, self.model.config.prompt_template, exchanges)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """Text of token ids, without control tokens and surrounding white space."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text that each token adds to those before it, `MASK` and `END` for what is masked and what ends answers.
+
+        A character that spans tokens appears with its last one.
+        """
+        marks = {self.model.config.mask_token_id: MASK} | dict.fromkeys(self.ends, END)
+        shown: list[str] = []
+        start = read = 0  # the text of tokens[start:read] is shown, and decides how what follows is decoded
+        for number, token in enumerate(tokens, start=1):
+            if token in marks:
+                shown.append(marks[token])
+                start = read = number
+                continue
+            before, now = (self.tokenizer.decode(tokens[start:stop]) for stop in (read, number))
+            last = number == len(tokens) or tokens[number] in marks
+            whole = last or not now.endswith("\ufffd")
+            shown.append(now[len(before) :] if whole else "")
+            if whole:
+                start, read = read, number
+        return shown
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SampleParams,
+        *,
+        seed: int,
+        progress: bool = False,
+        on_trace: Callable[[Trace], None] | None = None,
+    ) -> Iterator[Answer]:
+        """Answer encoded prompts in batches, in their order; a prompt's number is its key, so batches do not matter.
+
+        `on_trace` is called for each answer, in their order, with how it came about.
+        """
+        from tqdm import tqdm
+
+        check_request(self.model, prompts, params)  # the last prompt too, before the first is answered
+        starts = range(0, len(prompts), params.batch_size)
+        with tqdm(total=len(prompts), unit="prompt", disable=None if progress else True) as bar:
+            for start in starts:
+                batch = prompts[start : start + params.batch_size]
+                begin = time.perf_counter()
+                recorder, keys = Recorder() if on_trace else None, range(start, start + len(batch))
+                generation = generate(
+                    self.model, batch, params, seed=seed, row_keys=keys, eos_token_ids=self.ends, on_step=recorder
+                )
+                answers = self.describe(batch, generation, time.perf_counter() - begin)
+                if recorder is not None and on_trace is not None:
+                    for trace in self.traces(answers, batch, recorder):
+                        on_trace(trace)
+                yield from answers
+                bar.update(len(batch))
+
+    def describe(self, prompts: Sequence[Sequence[int]], generation: Generation, seconds: float) -> list[Answer]:
+        """The answers of a generation that took `seconds`."""
+        return [
+            Answer(
+                prompt=self.decode(prompt),
+                answer=self.decode(tokens),
+                prompt_tokens=len(prompt),
+                answer_tokens=len(tokens),
+                forward_passes=generation.forward_passes,
+                seconds=round(seconds, 4),
+                backend=generation.backend,
+            )
+            for prompt, tokens in zip(prompts, generation.tokens, strict=True)
+        ]
+
+    def traces(
+        self, answers: Sequence[Answer], prompts: Sequence[Sequence[int]], recorder: Recorder
+    ) -> Iterator[Trace]:
+        """How the answers to a batch of prompts came about, from what a recorder saw of it."""
+        start = max(map(len, prompts))
+        for row, answer in enumerate(answers):
+            decided = recorder.row(row, start)
+            pieces = self.pieces([position.token for position in decided])
+            yield Trace(answer=answer, tokens=list(zip(pieces, decided, strict=True)), steps=recorder.steps)

@@ -1,0 +1,110 @@
+"""From hidden states to proposed tokens: the vocabulary projection, of the positions that need it and no others.
+
+Shapes: N masked positions, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3llada.sampling import keyed_gumbel as noise
+from qwen3llada.sampling.remasking import NOISY_SCORES, SCORES, Proposal
+from qwen3llada.sampling.request import Request
+
+LOGITS_PER_CHUNK = 2**24
+"""Logits held at a time: 64 MiB in float32. Peak memory depends on this, not on canvas length or batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Proposes and scores a token for each masked position."""
+
+    project: Callable[[Tensor], Tensor]  # [n, D] -> [n, V], the model's output embedding
+    vocab_size: int
+    mask_token_id: int
+    temperature: float
+    cfg_scale: float
+    remasking: str
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether anything random enters: greedy decoding with a deterministic score draws nothing."""
+        return self.temperature > 0 or self.remasking in NOISY_SCORES
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        unconditional: Tensor | None,
+        token_keys: Tensor,
+        score_keys: Tensor,
+        remasking_temperature: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Propose for N positions, in chunks of rows.
+
+        Args:
+            hidden: [N, D] final hidden states.
+            unconditional: [N, D] those of the pass with the prompt masked, None without guidance.
+            token_keys, score_keys: [N] int64 keys of the noise.
+            remasking_temperature: [N] float64.
+
+        Returns: proposed tokens [N] int64, scores [N] float64, log probabilities of the tokens [N] float64.
+        """
+        rows = max(1, LOGITS_PER_CHUNK // self.vocab_size)
+        parts = [
+            self._chunk(
+                hidden[i : i + rows],
+                None if unconditional is None else unconditional[i : i + rows],
+                token_keys[i : i + rows],
+                score_keys[i : i + rows],
+                remasking_temperature[i : i + rows],
+            )
+            for i in range(0, len(hidden), rows)
+        ]
+        tokens, scores, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
+        return tokens, scores, log_probs
+
+    def logits(self, hidden: Tensor, unconditional: Tensor | None) -> Tensor:
+        """Guided logits [n, V] float32: l_u + (s + 1)(l - l_u) (arXiv 2207.12598). The mask token's is -inf."""
+        logits = self.project(hidden).float()
+        if unconditional is not None:
+            without = self.project(unconditional).float()
+            logits = without + (self.cfg_scale + 1) * (logits - without)
+        logits[:, self.mask_token_id] = -torch.inf
+        return logits
+
+    def _chunk(
+        self, hidden: Tensor, unconditional: Tensor | None, token_keys: Tensor, score_keys: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.logits(hidden, unconditional)
+        top, best = logits.max(-1)
+        tokens = best
+        if self.temperature > 0:
+            # Gumbel-max: argmax of logits + T·noise is a sample of softmax(logits / T). float64, because float32
+            # noise visibly distorts the distribution (arXiv 2409.02908).
+            perturbed = noise.gumbel(noise.uniform(token_keys, self.vocab_size)).mul_(self.temperature).add_(logits)
+            # Again, because a temperature near float64's largest number gives inf, and inf - inf is NaN: argmax's pick.
+            perturbed[:, self.mask_token_id] = -torch.inf
+            tokens = perturbed.argmax(-1)
+            del perturbed
+        # Sum of all but the largest: float32 resolves probabilities next to 1 this way, where 1 - p would not.
+        weights = (logits - top[:, None]).exp_().scatter_(-1, best[:, None], 0.0)
+        tail = weights.sum(-1).double()
+        chosen = logits.gather(-1, tokens[:, None])[:, 0]
+        log_prob = (chosen - top).double() - torch.log1p(tail)
+        uniform = noise.uniform(score_keys, 1)[:, 0] if self.remasking in NOISY_SCORES else log_prob
+        proposal = Proposal(logits=logits, log_prob=log_prob, tail=tail, uniform=uniform, temperature=temperature)
+        return tokens, SCORES[self.remasking](proposal), log_prob
+
+
+def make_head(model: Any, request: Request) -> Head:
+    return Head(
+        project=model.get_output_embeddings(),
+        vocab_size=model.config.vocab_size,
+        mask_token_id=request.mask_token_id,
+        temperature=request.params.temperature,
+        cfg_scale=request.params.cfg_scale,
+        remasking=request.params.remasking,
+    )

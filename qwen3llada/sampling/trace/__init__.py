@@ -1,0 +1,1 @@
+"""The canvas after each step, and the page that plays it."""

@@ -1,0 +1,194 @@
+"""What a checkpoint was made from: the parameters that matter, and hashes of the data, the first model and the code."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3llada.artifacts import read_json
+from qwen3llada.corpus.text.text_stream import CODE as STREAM_MODULES
+from qwen3llada.corpus.text.text_stream import STREAM_FILE
+from qwen3llada.corpus.tokens.packing import TOKENS_FILE
+from qwen3llada.training.params import TrainParams
+
+if TYPE_CHECKING:
+    from qwen3llada.batches.source import BatchSource
+
+PACKAGE = Path(__file__).parents[2]
+# The code that decides which weights come out of a run: the order of the data, noise, loss, model, optimiser, and what
+# a checkpoint stores of them. A test follows the imports of the loop: each module is here, or in its list of those that
+# decide nothing.
+CODE = (
+    "batches/batch.py",
+    "batches/loader.py",
+    "batches/collate.py",
+    "batches/micro_batches.py",
+    "batches/samples.py",
+    "batches/step_plan.py",
+    "corpus/tokens/mapped_tokens.py",
+    "diffusion",
+    "objective/batch_loss.py",
+    "batches/source.py",
+    "modeling/attention.py",
+    "modeling/configuration_qwen3llada.py",
+    "modeling/loading.py",
+    "modeling/modeling_qwen3llada.py",
+    "objective/objective.py",
+    "training/start/adapters.py",
+    "training/cuda/fused_attention.py",
+    "training/cuda/graph_recorder.py",
+    "training/cuda/layer_graphs.py",
+    "training/loop.py",
+    "training/start/optimizer.py",
+    "training/start/optimizers.py",
+    "training/cuda/gradient_sum.py",
+    "training/cuda/rotary_kernels.py",
+    "training/run.py",
+    "training/checkpoints/save_and_restore.py",
+    "training/start/model_and_processes.py",
+    "training/checkpoints/whole_tensors.py",
+    "training/start/start.py",
+)
+# The code that makes tokens while training. Data that were tokenized before are compared as files.
+STREAM_CODE = tuple(f"corpus/{name}.py" for name in STREAM_MODULES)
+
+# Knobs that change nothing in the weights: where files go, how often something is saved, shown or measured, and how
+# the work of a step is divided and computed (the number of samples in a step is compared in their place).
+FREE = {
+    *("model", "data", "dst", "output_dir", "reports"),
+    *("save_steps", "save_total_limit", "resume_from", "logging_steps", "peak_tflops", "telemetry.trackers"),
+    *("do_eval_loss", "eval_every_steps", "eval_samples"),
+    *("micro_batch_size", "gradient_accumulation_steps", "num_workers", "epochs", "max_steps"),
+    *("compile", "cuda_graphs", "deterministic", "gradient_checkpointing", "attention.implementation", "adapter.merge"),
+}
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint(params: TrainParams, *, seed: int, data: "BatchSource", total_steps: int, template: str) -> Fingerprint:
+    """What a run's weights depend on, flat. Equal fingerprints: the one may go on from the other's checkpoints.
+
+    Args:
+        data: of training; its samples in an optimiser step, over all micro-batches and processes, are compared, and
+            the special tokens that it puts into sequences.
+        total_steps: optimiser steps of the whole run, which the learning rate depends on.
+        template: prompt template of the data.
+    """
+    decisive = {key: value for key, value in knobs(params).items() if key not in FREE}
+    streamed = (params.data / "train" / STREAM_FILE).is_file()
+    replacements = None if data.real_tokens is None else data.real_tokens.tolist()
+    return decisive | {
+        "seed": seed,
+        "step_size": data.step_size,
+        "total_steps": total_steps,
+        "template": template,
+        "mask_token_id": data.mask_token_id,
+        "eos_token_id": data.eos_token_id,
+        "replacement tokens": None if replacements is None else _sha256(json.dumps(replacements)),
+        "data files": _hash_stream(params.data / "train" / STREAM_FILE)
+        if streamed
+        else hash_files([params.data / "train" / TOKENS_FILE]),
+        "model files": hash_files([params.model / "config.json", *sorted(params.model.glob("*.safetensors"))]),
+        "code": hash_code([PACKAGE / name for name in CODE + (STREAM_CODE if streamed else ())]),
+    }
+
+
+def knobs(params: TrainParams) -> dict[str, Any]:
+    """All knobs by their dotted keys."""
+    return dict(_flat(params.model_dump(mode="json")))
+
+
+def differences(ours: Fingerprint, theirs: Fingerprint) -> str:
+    """One line that names what differs, "" if nothing does."""
+    return ", ".join(_difference(name, theirs.get(name), ours.get(name)) for name in differing(ours, theirs))
+
+
+def differing(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
+    """The names of what differs, sorted."""
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def short(fingerprint: Fingerprint) -> str:
+    """Twelve hexadecimal digits that stand for the fingerprint, as the name of a folder."""
+    return _sha256(json.dumps(fingerprint, sort_keys=True))[:12]
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and the bytes of those of `paths` that are files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with open(path, "rb") as stream:
+                digest.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_code(paths: Iterable[Path]) -> str:
+    """SHA-256 over what the modules at and under `paths` do: comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for root in paths:
+        for file in [root] if root.is_file() else sorted(root.rglob("*.py")):
+            name = file.relative_to(root.parent).as_posix()
+            digest.update(f"{name}\0{bare_code(file.read_text(encoding='utf-8'))}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def bare_code(source: str) -> str:
+    """`source` without comments, docstrings, descriptions of fields, and imports for type checkers, in one layout."""
+    return ast.unparse(_Bare().visit(ast.parse(source)))
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes out what computes nothing."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [statement for statement in body if not _does_nothing(statement)] or [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        typing_only = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return None if typing_only and not node.orelse else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "Field":
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
+        return self.generic_visit(node)
+
+
+def _does_nothing(statement: ast.AST) -> bool:
+    """Whether it is a docstring or `pass`."""
+    text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return text or isinstance(statement, ast.Pass)
+
+
+def _hash_stream(path: Path) -> str:
+    """Of what is streamed. The code that makes the tokens is compared as the other code is."""
+    described = {key: value for key, value in read_json(path).items() if key != "code_sha256"}
+    return _sha256(json.dumps(described, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    if name in ("data files", "model files", "replacement tokens", "code"):
+        return f"other {name}"
+    return f"{name} is {theirs!r} there and {ours!r} here"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, leaf) pairs."""
+    pairs = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, value))
+    return pairs

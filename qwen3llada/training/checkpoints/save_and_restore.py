@@ -1,0 +1,145 @@
+"""A run's checkpoints and its final model: written by all processes together, and read at the start."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen3llada.artifacts import mark, new_folder, read_jsonl
+from qwen3llada.modeling.loading import merged
+from qwen3llada.training.checkpoints.folder import (
+    OUTCOME_FILE,
+    CheckpointError,
+    checkpoints,
+    remove,
+    rotate,
+    run_folder,
+    step_folder,
+    step_of,
+    write_checkpoint,
+)
+from qwen3llada.training.checkpoints.whole_tensors import load_optimizer_state, model_state, optimizer_state, reshard
+from qwen3llada.training.run import Run
+from qwen3llada.training.start.adapters import ADAPTER_FOLDER, save_adapters
+from qwen3llada.training.start.model_and_processes import DTYPES
+from qwen3llada.training.start.optimizer import set_schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def save(run: Run, points: list[dict[str, Any]]) -> None:
+    """Write a checkpoint of the run's present state, and remove those that are no longer to be kept. By all processes.
+
+    Raises: OSError in one line if the disk is full; earlier checkpoints are untouched then.
+    """
+    from accelerate.utils import gather_object
+
+    main = run.accelerator.is_main_process
+    own = run_folder(run.params.output_dir, run.fingerprint)
+    folder = step_folder(own, run.state.global_step)
+    reshard(run.objective)
+    weights = model_state(run.adapted or run.model, keep=main)
+    optimizer = {
+        "optimizer": optimizer_state(run.inner_optimizer, run.model, keep=main),
+        "schedule": run.schedule.state_dict(),
+        "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
+    }
+    random = _gather_random(run.accelerator)
+    if run.state.cursors:  # of this process's part of a stream
+        gathered = gather_object([run.state.cursors])
+        run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
+
+    def write_files(temporary: Path) -> None:
+        (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
+        run.tokenizer.save_pretrained(temporary)
+        for name, content in (("optimizer.pt", optimizer), ("random.pt", random)):
+            # Torch would hide the system's error where it opens the file, and keeps it as the context where it writes.
+            with open(temporary / name, "wb") as file:
+                torch.save(content, file)
+        lines = "".join(json.dumps(point) + "\n" for point in points)
+        (temporary / "curves.jsonl").write_text(lines, encoding="utf-8")
+
+    if main:
+        for later in (c for c in checkpoints(own) if step_of(c) > run.began_after and not run.has_saved):
+            remove(later)  # of an earlier attempt, which this one takes the place of
+        write_checkpoint(folder, run.state, write_files, size=_checkpoint_bytes(run))
+        (own / OUTCOME_FILE).unlink(missing_ok=True)
+        best = int(run.state.best["step"]) if run.state.best else None
+        rotate(own, keep=run.params.save_total_limit, best_step=best)
+    run.accelerator.wait_for_everyone()
+    run.last_checkpoint, run.has_saved = folder, True
+
+
+def export(run: Run) -> None:
+    """Write the final model to `dst` in Hugging Face format, with the tokenizer. By all processes."""
+    main = run.accelerator.is_main_process
+    reshard(run.objective)
+    weights = model_state(run.adapted or run.model, keep=main)
+    if main:
+        with new_folder(run.params.dst) as temporary:
+            if run.adapted is None:
+                run.model.save_pretrained(temporary, state_dict=weights)
+            elif run.params.adapter.merge:
+                run.adapted.save_pretrained(temporary / ADAPTER_FOLDER, state_dict=weights)
+                dtype = DTYPES[run.params.param_dtype]
+                whole: Any = merged(run.params.model, temporary / ADAPTER_FOLDER, dtype=dtype)
+                for name in ("attention_policy", "block_length", "noise_type", "prompt_template"):
+                    setattr(whole.config, name, getattr(run.model.config, name))
+                whole.save_pretrained(temporary)
+            else:
+                save_adapters(run.adapted, run.model, temporary, base=run.params.model, weights=weights)
+            run.tokenizer.save_pretrained(temporary)
+            mark(temporary)
+    run.accelerator.wait_for_everyone()
+
+
+def restore(run: Run, checkpoint: Path) -> None:
+    """Put the run where `checkpoint` was saved: everything but the weights, which were loaded with the model.
+
+    The optimiser's settings and the learning rate are those of the run's own parameters.
+    Raises: CheckpointError in one line if a file holds other things than tensors and plain values.
+    """
+    stored = _load(checkpoint / "optimizer.pt")
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in run.inner_optimizer.param_groups]
+    load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"])
+    for group, own in zip(run.inner_optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    set_schedule(run.schedule, run.state.global_step)
+    if run.accelerator.scaler:
+        run.accelerator.scaler.load_state_dict(stored["scaler"])
+    random = _load(checkpoint / "random.pt")
+    if len(random) == run.accelerator.num_processes:
+        mine = random[run.accelerator.process_index]
+        torch.set_rng_state(mine["cpu"])
+        if run.device.type == "cuda" and mine["cuda"] is not None:
+            torch.cuda.set_rng_state(mine["cuda"], run.device)
+    else:
+        # Only dropout draws from these generators, and with other processes its draws are others in any case.
+        torch.manual_seed(run.data.seed + run.state.global_step)
+    run.points = list(read_jsonl(checkpoint / "curves.jsonl"))
+    run.state.processes = run.accelerator.num_processes
+
+
+def _load(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU. Nothing in the file is run. Raises: CheckpointError, one line."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not tensors and plain values, nothing of it is run: {reason}") from error
+
+
+def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:
+    from accelerate.utils import gather_object
+
+    cuda = torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None
+    return gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
+
+
+def _checkpoint_bytes(run: Run) -> int:
+    """About what a checkpoint takes: the weights that are saved, and two moments of those that are trained."""
+    saved = run.model.parameters() if run.adapted is None else run.parameters()
+    return sum(p.numel() * p.element_size() for p in [*saved, *run.parameters(), *run.parameters()])

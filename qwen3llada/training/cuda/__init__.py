@@ -1,0 +1,1 @@
+"""CUDA graphs and kernels for training."""

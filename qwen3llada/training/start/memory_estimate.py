@@ -1,0 +1,130 @@
+"""How much device memory a run takes, told before it starts, and what to do when there is not enough."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
+from qwen3llada.errors import InputError
+from qwen3llada.training.params import TrainParams
+from qwen3llada.training.start.optimizers import OPTIMIZERS
+
+GIB = 2**30
+QLORA = "adapter.method=qlora (4-bit base weights; not under FSDP2)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on each device, without the allocator's slack and the libraries' own (one to two GiB on a GPU)."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int  # of one micro-batch, kept for the backward pass
+    projection: int  # of the vocabulary: a chunk of logits, and the weight's gradient in float32
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.moments + self.activations + self.projection
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "moments", "activations", "projection")
+        listed = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts)
+        return f"{self.total / GIB:.2f} GiB ({listed})"
+
+
+def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str) -> MemoryEstimate:
+    """What training `model` takes, computed from its shapes. `shards`: processes that parameters are spread over.
+
+    A compiled layer keeps for its backward pass, for each token, the elements of four vectors of the hidden size (the
+    residual stream before and inside the layer, both normalised inputs), queries and keys before and after norm and
+    rotation, values, the attention's output, and gate, up and their product. With checkpointing it keeps its input, and
+    all of these exist for one layer at a time. Under autocast the rounded weights are kept as well.
+    """
+    config, computed = model.config, 2 if params.bf16 or params.fp16 else 4
+    stored = {"float32": 4, "bfloat16": 2}[params.param_dtype]
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    stored_weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    rounded = count * computed if computed < stored else 0
+    optimizer = OPTIMIZERS[params.optim.name]
+    moments = optimizer.moments * (optimizer.moment_bytes or stored)
+
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    layer = 4 * config.hidden_size + 3 * queries + 3 * keys + 3 * config.intermediate_size
+    layers = config.num_hidden_layers
+    kept = layers * config.hidden_size + layer if params.gradient_checkpointing else layers * layer
+    tokens = params.micro_batch_size * params.max_length
+
+    vocabulary = config.vocab_size * config.hidden_size * 4
+    limit = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
+    head_trained = model.get_output_embeddings().weight.requires_grad
+    return MemoryEstimate(
+        weights=(stored_weights + rounded) // shards,
+        gradients=trained * stored // shards,
+        moments=trained * moments // shards,
+        activations=tokens * kept * computed,
+        projection=min(limit, tokens * config.vocab_size * computed) + head_trained * vocabulary,
+    )
+
+
+class OutOfDeviceMemoryError(InputError):
+    """The device is out of memory. One line with the knobs that save memory."""
+
+
+@contextmanager
+def explain_out_of_memory(params: TrainParams, *, loading: bool = False) -> Iterator[None]:
+    """Turn the device's out-of-memory error into one line that names the knobs to turn, the cheapest first.
+
+    `loading`: the error comes while the model is loaded and prepared, before a batch is there.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's allocator has a class of its own, CUDA's and bitsandbytes' errors have not
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+            raise
+        where = " while the model is loaded" if loading else ""
+        ways = loading_advice(params) if loading else advice(params)
+        raise OutOfDeviceMemoryError(f"the device is out of memory{where}; {ways}") from error
+
+
+def advice(params: TrainParams) -> str:
+    """The knobs that save memory in a step and are not turned yet, the cheapest first."""
+    half = max(1, params.micro_batch_size // 2)
+    doubled = params.gradient_accumulation_steps * 2
+    ways = []
+    if params.micro_batch_size > 1:
+        ways.append(f"micro_batch_size={half} with gradient_accumulation_steps={doubled} (the same training)")
+    if not params.gradient_checkpointing and params.cuda_graphs == "auto":
+        ways.append("cuda_graphs=never (slower with small batches)")
+    if not params.gradient_checkpointing:
+        ways.append("gradient_checkpointing=true (about a third slower)")
+    if not (params.bf16 or params.fp16):
+        ways.append("bf16=true")
+    if params.optim.name == "adamw":
+        ways.append("optim.name=adamw8bit (not under FSDP2)")
+    if params.adapter.method == "none":
+        ways.append("adapter.method=lora")
+    elif params.adapter.method == "lora":
+        ways.append(QLORA)
+    return "try, in this order: " + "; ".join([*ways, _more_gpus(params)])
+
+
+def loading_advice(params: TrainParams) -> str:
+    """The knobs that make the model itself smaller on each device and are not turned yet."""
+    ways = []
+    if params.param_dtype == "float32" and params.adapter.method != "qlora":
+        ways.append("param_dtype=bfloat16 with bf16=true (rounds small updates)")
+    if params.adapter.method != "qlora":
+        ways.append(QLORA)
+    return "try, in this order: " + "; ".join([*ways, _more_gpus(params)])
+
+
+def _more_gpus(params: TrainParams) -> str:
+    """FSDP2, and what has to be changed for it."""
+    changes = ["optim.name=adamw"] if OPTIMIZERS[params.optim.name].bitsandbytes else []
+    changes += ["adapter.method=lora"] if params.adapter.method == "qlora" else []
+    return "more GPUs with launch/fsdp2.yaml" + (f" and {' and '.join(changes)}" if changes else "")

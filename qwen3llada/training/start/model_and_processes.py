@@ -1,0 +1,151 @@
+"""Everything a run needs before its first step: processes and device, model, optimiser, data."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qwen3llada.errors import InputError
+from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
+from qwen3llada.objective.batch_loss import resolve_implementation
+from qwen3llada.training.params import TrainParams
+from qwen3llada.training.start.adapters import check_adapters, quantization
+from qwen3llada.training.start.launcher import check_launcher, check_processes, launched_processes
+from qwen3llada.training.start.optimizer import optimizer_that_runs
+from qwen3llada.training.watch.trackers import accelerator_options
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from qwen3llada.training.cuda.gradient_sum import GradientSum
+    from qwen3llada.training.cuda.layer_graphs import LayerGraphs
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def make_accelerator(params: TrainParams) -> "Accelerator":
+    """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
+
+    Raises InputError for a precision that the device does not have, and where the launcher's environment would change
+    the arithmetic, or its processes do not find each other (see `launcher.py`), and as `accelerator_options`.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    pure_bf16 = params.param_dtype == "bfloat16"
+    precision = "fp16" if params.fp16 else "bf16" if params.bf16 and not pure_bf16 else "no"
+    # The gradients live in DDP's communication buffers, so that they are there once.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    if params.fp16 and not torch.cuda.is_available():
+        raise InputError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
+    check_launcher(params)
+    variable, launched = launched_processes()
+    # Left to itself Accelerate joins processes only where there is a device for each.
+    on_cpu = launched > 1 and not torch.accelerator.is_available()
+    options = accelerator_options(params.telemetry, params.output_dir)
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp], **options)
+    check_processes(accelerator, variable, launched)
+    device = accelerator.device
+    check_adapters(params.adapter, device)
+    if params.adapter.method == "qlora" and accelerator.is_fsdp2:
+        raise InputError(
+            "adapter.method=qlora does not work under FSDP2, which cannot shard 4-bit weights: use"
+            " adapter.method=lora, or launch/ddp.yaml"
+        )
+    if accelerator.is_fsdp2:
+        set_fsdp_precision(accelerator, params)
+    if params.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return accelerator
+
+
+def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") -> TrainParams:
+    """`params` with the optimiser that runs here, which the fingerprint, the estimate and the summary then hold.
+
+    Raises InputError, as `optimizer_that_runs`.
+    """
+    name = optimizer_that_runs(params.optim, accelerator.device, sharded=accelerator.is_fsdp2)
+    return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
+
+
+def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
+    """The model of `folder` as it is trained: dtype, attention kernel, checkpointing, what the sampler must know."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
+    if is_adapters_alone(folder):
+        raise InputError(
+            f"model={str(folder)!r} holds adapters alone, which cannot be trained on; adapter.merge=true in the"
+            " training that wrote it gives a whole model"
+        )
+    device = accelerator.device
+    quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
+    placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
+    model = load_pretrained(
+        folder,
+        dtype=DTYPES[params.param_dtype],
+        attn_implementation=resolve_implementation(params.attention, device),
+        **placement,
+    )
+    model.config.use_cache = False
+    model.config.attention_policy = params.attention.policy
+    model.config.block_length = params.attention.block_length
+    model.config.noise_type = params.noise.noise_type
+    if params.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
+    """torch.compile the forward function of each decoder layer and of the last norm, if asked for. Returns whether.
+
+    All layers share one compilation. The hooks around a layer (FSDP's gathering) stay outside of it; checkpointing is
+    where Transformers has it, and saves the same either way.
+    """
+    wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
+    if wanted:
+        # Under DDP it would cut a layer where a bucket of gradients ends, and fuse nothing across the cuts. A layer is
+        # small enough: its gradients travel while the one before it is computed.
+        torch._dynamo.config.optimize_ddp = False
+        # Masks or none, gradients or none, sizes that vary or are 1: more variants than the 8 that it allows before it
+        # runs what is new uncompiled.
+        torch._dynamo.config.recompile_limit = 64
+        if device.type == "cuda":
+            from qwen3llada.training.cuda.fused_attention import fuse_attention  # needs Triton
+
+            fuse_attention(model)
+        for module in (*model.model.layers, model.model.norm):
+            module.forward = torch.compile(module.forward)
+    return wanted
+
+
+def graph_layers(
+    model: Any, params: TrainParams, accelerator: "Accelerator", reduction: "GradientSum | None"
+) -> "LayerGraphs | None":
+    """CUDA graphs of the compiled layers, where all that is needed for them is so; they are recorded in the steps."""
+    whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
+    fixed = model.config.attention_dropout == 0 and accelerator.device.type == "cuda"
+    if params.cuda_graphs == "never" or not (whole and fixed):
+        return None
+    from qwen3llada.training.cuda.layer_graphs import LayerGraphs
+
+    if reduction is not None:
+        reduction.share_processors(params.micro_batch_size * params.max_length)
+    return LayerGraphs(model.model.layers, reduction)
+
+
+def set_fsdp_precision(accelerator: "Accelerator", params: TrainParams) -> None:
+    """Compute in 16 bits, sum gradients over processes in float32, and round no input or loss on the way.
+
+    Accelerate's own policy would cast the loss weights and the loss itself to 16 bits.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    compute = torch.float16 if params.fp16 else torch.bfloat16 if params.bf16 else torch.float32
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=compute, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+    )

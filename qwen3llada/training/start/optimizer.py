@@ -1,0 +1,103 @@
+"""Optimisers and learning-rate schedules."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from qwen3llada.errors import InputError
+from qwen3llada.training.params import OptimParams
+from qwen3llada.training.start.optimizers import FALL_BACK, OPTIMIZERS
+
+log = logging.getLogger(__name__)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices, which decay, and the rest, which does not.
+
+    The rest is everything with fewer than two dimensions (norms, biases) and the embeddings, input and output alike: a
+    row of a rare token would shrink with every step in which the token does not occur.
+    """
+    embeddings = {id(module.weight) for module in _embeddings(model)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in embeddings]
+    kept = [p for p in trainable if p.ndim < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, params: OptimParams) -> torch.optim.Optimizer:
+    """The optimiser of `params.name` over the trainable parameters of `model`."""
+    groups = parameter_groups(model, params.weight_decay)
+    return OPTIMIZERS[params.name].build(groups, params.lr, params.betas, params.eps)
+
+
+def optimizer_that_runs(params: OptimParams, device: torch.device, *, sharded: bool) -> str:
+    """The name of the optimiser that runs on `device` for `params.name`; `sharded`: under FSDP2.
+
+    Without a GPU, adamw runs in place of bitsandbytes' optimisers, which is logged once. The caller records the name.
+    Raises InputError where one of them was asked for under FSDP2 (its kernels do not take DTensors), and where
+    bitsandbytes is not installed.
+    """
+    name = params.name
+    if not OPTIMIZERS[name].bitsandbytes:
+        return name
+    if sharded:
+        raise InputError(
+            f"optim.name={name} does not work under FSDP2, which shards the parameters: use optim.name={FALL_BACK}, or"
+            " launch/ddp.yaml"
+        )
+    if device.type != "cuda":
+        log.warning("optim.name=%s needs a CUDA device, this runs on %s; %s runs instead", name, device.type, FALL_BACK)
+        return FALL_BACK
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"optim.name={name} needs bitsandbytes, which is not installed")
+    return name
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, params: OptimParams, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate as a function of the step, by transformers' formulas; `total_steps` counts optimiser steps."""
+    from transformers import get_scheduler
+
+    warmup, decay = warmup_and_decay(params.scheduler, params.warmup_ratio, params.decay_ratio, total_steps)
+    special = {"num_decay_steps": decay} if params.scheduler == "warmup_stable_decay" else {}
+    return get_scheduler(
+        params.scheduler,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=special,
+    )
+
+
+def set_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Put a new schedule, and the learning rate of its optimiser, after so many steps."""
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule.load_state_dict(schedule.state_dict() | {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates})
+
+
+def warmup_and_decay(scheduler: str, warmup_ratio: float, decay_ratio: float, total_steps: int) -> tuple[int, int]:
+    """How many of `total_steps` have a rising, and how many a falling learning rate."""
+    warmup = round(warmup_ratio * total_steps)
+    if scheduler == "constant_with_warmup":
+        return warmup, 0
+    if scheduler == "warmup_stable_decay":
+        return warmup, min(round(decay_ratio * total_steps), total_steps - warmup)
+    return warmup, total_steps - warmup
+
+
+def _embeddings(model: nn.Module) -> Iterator[nn.Module]:
+    """Input embeddings, and the vocabulary projection of a transformers model, tied to them or not."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module
+        head = getattr(module, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            yield head

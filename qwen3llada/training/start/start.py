@@ -1,0 +1,208 @@
+"""The start of a run: what was given is checked, and all that training works on is made."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from qwen3llada.batches.source import BatchSource, Spread, batch_source
+from qwen3llada.corpus.text.text_stream import STREAM_FILE, TextStream
+from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
+from qwen3llada.corpus.tokens.tokenizer import check_data, load_tokenizer
+from qwen3llada.errors import InputError
+from qwen3llada.modeling.positions import check_positions
+from qwen3llada.objective.batch_loss import batch_loss
+from qwen3llada.objective.objective import MaskedDiffusionObjective
+from qwen3llada.training.checkpoints.fingerprint import Fingerprint, fingerprint
+from qwen3llada.training.checkpoints.folder import TrainerState, collect_remains, describe_others
+from qwen3llada.training.checkpoints.resuming import find_checkpoint
+from qwen3llada.training.checkpoints.save_and_restore import restore
+from qwen3llada.training.cuda.gradient_sum import GradientSum
+from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run import Run
+from qwen3llada.training.start.adapters import add_adapters
+from qwen3llada.training.start.claiming import claim_destinations
+from qwen3llada.training.start.memory_estimate import MemoryEstimate, estimate_memory
+from qwen3llada.training.start.model_and_processes import (
+    compile_layers,
+    graph_layers,
+    load_model,
+    make_accelerator,
+    with_optimizer_that_runs,
+)
+from qwen3llada.training.start.optimizer import build_optimizer, build_schedule
+from qwen3llada.training.watch.flops import FlopCounter, flop_counter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from qwen3llada.batches.micro_batches import TokenDataset, TokenStream
+    from qwen3llada.training.cuda.layer_graphs import LayerGraphs
+
+
+def start(params: TrainParams, *, seed: int, template: str) -> Run:
+    """Check what was given, and set up a run at its beginning or at the checkpoint it goes on from.
+
+    Raises: InputError in one line for inputs that are missing or do not fit, and as `find_checkpoint`.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of every file that is loaded or saved
+    accelerator = make_accelerator(params)
+    claim_destinations(params, accelerator)
+    params = with_optimizer_that_runs(params, accelerator)
+    _check_attention(params, accelerator)
+    tokenizer = load_tokenizer(params.model)
+    data, held_out = _data(params, tokenizer, accelerator, seed)
+    _check_data(params, tokenizer, template)
+    total_steps = params.max_steps or params.epochs * data.steps_per_epoch
+    ours = fingerprint(params, seed=seed, data=data, total_steps=total_steps, template=template)
+    checkpoint, state = _checkpoint(params, accelerator, ours)
+
+    torch.manual_seed(seed)
+    model, adapted = _model(params, accelerator, template, checkpoint, data.mask_token_id)
+    flops, memory = _estimates(params, model, accelerator)
+    prepared = _prepare(params, model, accelerator)
+    run = Run(
+        **prepared._asdict(),
+        params=params,
+        accelerator=accelerator,
+        model=model,
+        adapted=adapted,
+        schedule=build_schedule(prepared.optimizer.optimizer, params.optim, total_steps),
+        loss=batch_loss(params, tokenizer, accelerator.device),
+        data=data,
+        held_out=held_out,
+        total_steps=total_steps,
+        tokenizer=tokenizer,
+        flops=flops,
+        memory=memory,
+        fingerprint=ours,
+        state=state,
+        points=[],
+        resumed_from=checkpoint,
+        last_checkpoint=checkpoint,
+        began_after=state.global_step,
+    )
+    if checkpoint is not None:
+        restore(run, checkpoint)
+    return run
+
+
+def _check_attention(params: TrainParams, accelerator: "Accelerator") -> None:
+    """Raises InputError where the attention kernel does not run, or the model knows fewer positions than are asked for.
+
+    Without a config.json, loading the model says so.
+    """
+    if params.attention.implementation == "flex_attention" and accelerator.device.type != "cuda":
+        raise InputError(
+            f"attention.implementation=flex_attention needs a CUDA device to train on, the model would be on"
+            f" {accelerator.device.type}; auto, sdpa and eager work there"
+        )
+    if (params.model / "config.json").is_file():
+        lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
+        check_positions(params.model, lengths)
+
+
+def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
+    """The checkpoint to go on from and its state; None and a new state to start anew. By all processes."""
+    if accelerator.is_main_process:
+        collect_remains(params.output_dir)
+        if others := describe_others(params.output_dir, ours):
+            print(others, file=sys.stderr)
+    accelerator.wait_for_everyone()
+    found = find_checkpoint(params.resume_from, params.output_dir, ours)
+    return found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
+
+
+def _data(
+    params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int
+) -> tuple[BatchSource, BatchSource | None]:
+    """Training and held-out data, the latter None where no loss is measured on it."""
+    layout = {
+        "seed": seed,
+        "micro_batch_size": params.micro_batch_size,
+        "num_processes": accelerator.num_processes,
+        "process_index": accelerator.process_index,
+        "num_workers": params.num_workers,
+    }
+    accumulation = params.gradient_accumulation_steps
+    dataset = _train_data(params, tokenizer)
+    data = batch_source(dataset, params, tokenizer, training=True, accumulation=accumulation, **layout)
+    if not params.do_eval_loss:
+        return data, None
+    samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
+    return data, batch_source(samples, params, tokenizer, training=False, **layout)
+
+
+def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
+    """Raises InputError unless the data were made with the model's tokenizer and template.
+
+    A stream is encoded by the model's tokenizer while training.
+    """
+    streamed = (params.data / "train" / STREAM_FILE).is_file()
+    for split in [*([] if streamed else ["train"]), *(["heldout"] if params.do_eval_loss else [])]:
+        check_data(params.data / split, tokenizer, template)
+
+
+def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":
+    if (params.data / "train" / STREAM_FILE).is_file():
+        stream = TextStream(params.data / "train", tokenizer)
+        if stream.sample_length > params.max_length:
+            raise InputError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
+        return stream
+    dataset = load_tokens(params.data / "train")
+    longest = int(dataset.lengths.max()) if len(dataset) else 0
+    if not 0 < longest <= params.max_length:
+        raise InputError(
+            f"{params.data / 'train'}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
+            f" none longer than max_length={params.max_length}"
+        )
+    return dataset
+
+
+def _model(
+    params: TrainParams, accelerator: "Accelerator", template: str, checkpoint: Path | None, mask_token_id: int
+) -> tuple[Any, Any]:
+    """The model, with the checkpoint's weights if there is one, and the peft model around it or None."""
+    folder = checkpoint if checkpoint and params.adapter.method == "none" else params.model
+    model = load_model(params, folder, accelerator)
+    if model.config.mask_token_id != mask_token_id:
+        raise InputError(f"{model.config.mask_token_id=} must be that of the tokenizer, {mask_token_id}")
+    model.config.prompt_template = template
+    checkpointed = params.gradient_checkpointing
+    return model, add_adapters(model, params.adapter, resume_from=checkpoint, checkpointed=checkpointed)
+
+
+def _estimates(params: TrainParams, model: Any, accelerator: "Accelerator") -> tuple[FlopCounter, MemoryEstimate]:
+    """Operations of a step, and its memory, which is printed."""
+    shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
+    memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
+    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
+    return flop_counter(model, checkpointed=params.gradient_checkpointing), memory
+
+
+class _Prepared(NamedTuple):
+    """Fields of `Run`."""
+
+    objective: nn.Module
+    optimizer: Any
+    optimizer_name: str
+    compiled: bool
+    graphs: "LayerGraphs | None"
+
+
+def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Prepared:
+    """Compile what is compiled, build the optimiser, and hand both to Accelerate's strategy."""
+    compiled = compile_layers(model, params, accelerator.device)
+    objective = MaskedDiffusionObjective(model)
+    if not accelerator.is_fsdp2:
+        objective.to(accelerator.device)
+    optimizer = build_optimizer(objective, params.optim)
+    objective, prepared = accelerator.prepare(objective, optimizer)
+    reduction = GradientSum(objective) if isinstance(objective, DistributedDataParallel) else None
+    graphs = graph_layers(model, params, accelerator, reduction) if compiled else None
+    return _Prepared(objective, prepared, params.optim.name, compiled, graphs)

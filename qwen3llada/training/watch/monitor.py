@@ -1,0 +1,213 @@
+"""Looks at the results of steps: draws the curves, watches for numbers that are not finite, and sums up the run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any
+
+from qwen3llada.errors import InputError
+from qwen3llada.objective.noise_levels import BUCKETS, by_noise_level
+from qwen3llada.training.checkpoints.fingerprint import knobs
+from qwen3llada.training.run import Run
+from qwen3llada.training.start.memory_estimate import GIB
+from qwen3llada.training.stopping import StopRequest
+from qwen3llada.training.watch.curves import Curves, Speed, progress_bar, write_summary
+from qwen3llada.training.watch.flops import peak_flops
+from qwen3llada.training.watch.peak_memory import PeakMemory
+from qwen3llada.training.watch.settings import settings_hash
+from qwen3llada.training.watch.step_stats import StepResult, StepValues
+from qwen3llada.training.watch.trackers import Trackers
+
+
+class NonFiniteError(InputError):
+    """The loss or the gradient is not a finite number. One line with the step, its samples and the last checkpoint."""
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last point of the curves; goes into checkpoints."""
+
+    steps: int = 0
+    loss: float = 0.0
+    cross_entropy: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+    corrupted: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+
+    def add(self, values: StepValues) -> None:
+        self.steps += 1
+        self.loss += values.loss
+        self.cross_entropy = [a + b for a, b in zip(self.cross_entropy, values.cross_entropy, strict=True)]
+        self.corrupted = [a + b for a, b in zip(self.corrupted, values.corrupted, strict=True)]
+
+
+class Monitor:
+    """Takes each step's result but reads its numbers one step later, so that the device always has work waiting."""
+
+    def __init__(self, run: Run, stop: StopRequest):
+        params = run.params
+        self.run, self.stop, self.main = run, stop, run.accelerator.is_main_process
+        self.curves = Curves(params.reports, run.points) if self.main else None
+        flat = knobs(params) | {"seed": run.data.seed, "total_steps": run.total_steps}
+        self.trackers = Trackers(run.accelerator, params.reports.name, flat, run.points) if self.main else None
+        before = run.state.telemetry
+        self.bar = progress_bar(run.total_steps, run.state.global_step, name=params.reports.name, shown=self.main)
+        self.speed = Speed(before.get("speed"))
+        self.window = Window(**before.get("window", {}))
+        self.peak_memory = PeakMemory(run.device, run.graphs)
+        self.summary: dict[str, Any] = before.get("figures", {})  # the newest losses
+        self._peak_before = before.get("peak_memory", 0)
+        self._peak = peak_flops(run.device, params.peak_tflops)
+        self._pending: StepResult | None = None
+        self._stop_agreed = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, so that the summary of a resumed run is that of the whole run."""
+        return {
+            "window": asdict(self.window),
+            "speed": self.speed.so_far(),
+            "figures": self.summary,
+            "peak_memory": self._peak_bytes(),
+        }
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        return self.curves.points if self.curves else []
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a signal came; with several processes, what they agreed on in the last step that was looked at."""
+        return self._stop_agreed if self.run.accelerator.num_processes > 1 else self.stop.signal is not None
+
+    def take(self, result: StepResult) -> None:
+        """Look at the result before this one; keep this one for later, unless a point of the curves is due."""
+        self.flush()
+        self._pending = result
+        if result.step % self.run.params.logging_steps == 0 or result.step == self.run.total_steps:
+            self._draw(result, self.flush())
+
+    def flush(self) -> StepValues | None:
+        """Wait for the result in hand and look at it. Raises NonFiniteError."""
+        if self._pending is None:
+            return None
+        result, self._pending = self._pending, None
+        values = result.read()
+        self._check(result, values)
+        self._stop_agreed |= values.stop
+        self.window.add(values)
+        self.speed.count(result.tokens, result.flops * self.run.accelerator.num_processes)
+        self.bar.update(1)
+        return values
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Look at all results so far, and leave the time of what follows out of the speed."""
+        self.flush()
+        began = time.perf_counter()
+        yield
+        self.speed.pause(began)
+
+    def evaluated(self, loss: float, by_level: dict[str, float]) -> bool:
+        """Draw the held-out loss of the present step; whether it is the lowest of the run. Raises NonFiniteError."""
+        state = self.run.state
+        if not isfinite(loss):
+            raise NonFiniteError(f"held-out loss {loss} after step {state.global_step} is not a finite number")
+        improved = state.best is None or loss < state.best["eval_loss"]
+        if improved:
+            state.best = {"step": state.global_step, "eval_loss": loss}
+        self.summary["eval_loss"] = loss
+        if self.main:
+            levels = {f"eval/by_noise_level/{name}": value for name, value in by_level.items()}
+            self._add(state.global_step, {"eval/loss": loss, **levels})
+        return improved
+
+    def finish(self) -> dict[str, Any]:
+        """Close the curves; write the outcome, and apart from it what was measured. Returns both together."""
+        outcome, measured = self._outcome(), self._measured()
+        self.bar.close()
+        if self.curves and self.trackers:
+            self.curves.close()
+            self.trackers.close()
+            write_summary(self.run.params.reports, outcome, measured)
+        return outcome | measured
+
+    def _outcome(self) -> dict[str, Any]:
+        """What code, parameters and data decide: the same on every machine of one kind, interrupted or not."""
+        run, best = self.run, self.run.state.best or {}
+        return {
+            "settings": settings_hash(run.params, seed=run.data.seed),
+            "steps": run.state.global_step,
+            "loss": self.summary.get("loss"),
+            "eval_loss": self.summary.get("eval_loss"),
+            "best_eval_loss": best.get("eval_loss"),
+            "best_step": best.get("step"),
+            "optimizer": run.optimizer_name,
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "trained_parameters": sum(p.numel() for p in run.parameters()),
+        }
+
+    def _measured(self) -> dict[str, Any]:
+        """What machine, launch and interruptions decide. Rates are None where nothing was trained."""
+        run, total = self.run, self.speed.total
+        trained = total["tokens"] > 0 and total["seconds"] > 0
+        return {
+            "tokens_per_second": round(total["tokens"] / total["seconds"], 1) if trained else None,
+            "mfu": self._utilisation(total["flops"] / total["seconds"]) if trained else None,
+            "estimated_memory_gib": round(run.memory.total / GIB, 2),
+            "peak_memory_gib": round(self._peak_bytes() / GIB, 2),
+            "processes": run.accelerator.num_processes,
+            "compiled": run.compiled,
+            "graphed_shapes": len(run.graphs.shapes) if run.graphs else 0,
+            "resumed_from": str(run.resumed_from) if run.resumed_from else None,
+            "curves": self.curves.writer if self.curves else None,
+        }
+
+    def _draw(self, result: StepResult, values: StepValues | None) -> None:
+        """One point of each curve, over the steps since the last."""
+        assert values is not None
+        tokens_per_second, flops_per_second = self.speed.window()
+        loss = self.window.loss / self.window.steps
+        point = {
+            "train/loss": loss,
+            "train/learning_rate": result.lr,
+            "train/grad_norm": values.grad_norm,
+            "train/tokens_per_second": tokens_per_second,
+            "train/peak_memory_gib": self.peak_memory.read() / GIB,
+        }
+        utilisation = self._utilisation(flops_per_second)
+        if utilisation is not None:
+            point["train/mfu"] = utilisation
+        levels = by_noise_level(self.window.cross_entropy, self.window.corrupted)
+        point |= {f"train/by_noise_level/{name}": value for name, value in levels.items()}
+        self.window = Window()
+        self.summary["loss"] = loss
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        self._add(result.step, point)
+
+    def _add(self, step: int, point: dict[str, float]) -> None:
+        if self.curves and self.trackers:  # in the main process
+            self.curves.add(step, point)
+            self.trackers.add(step, point)
+
+    def _check(self, result: StepResult, values: StepValues) -> None:
+        scaler = self.run.accelerator.scaler
+        # Under fp16 an update whose gradient overflows is left out and the scale lowered; below 1 that is no remedy.
+        overflow_expected = scaler is not None and scaler.get_scale() >= 1
+        if isfinite(values.loss) and (isfinite(values.grad_norm) or overflow_expected):
+            return
+        samples = self.run.data.samples_of(result.epoch, result.epoch_batch)
+        last = self.run.last_checkpoint
+        raise NonFiniteError(
+            f"step {result.step}: loss {values.loss} with gradient norm {values.grad_norm} is not finite; dataset"
+            f" indices of the step's samples: {samples}; last good checkpoint: {last or 'none'}"
+        )
+
+    def _peak_bytes(self) -> int:
+        """Of the processes before it was resumed, too."""
+        return max(self._peak_before, self.peak_memory.read())
+
+    def _utilisation(self, flops_per_second: float) -> float | None:
+        """Share of the peak of all devices, None where that is not known."""
+        if self._peak is None:
+            return None
+        return round(flops_per_second / (self._peak * self.run.accelerator.num_processes), 4)

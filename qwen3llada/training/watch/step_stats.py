@@ -1,0 +1,76 @@
+"""What a step measures, kept on the device until someone looks, so that the device never waits for the host."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwen3llada.objective.batch_loss import Prepared
+from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The numbers of one optimiser step, over all its micro-batches and processes."""
+
+    loss: float
+    grad_norm: float
+    stop: bool  # a process was asked to stop
+    cross_entropy: list[float]  # sums over corrupted positions, by noise level
+    corrupted: list[float]  # their numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What an optimiser step did. The device may still be at it: `read` waits for this step, and for no later one."""
+
+    step: int  # optimiser steps done, this one included
+    epoch: int
+    epoch_batch: int  # number of this step in its epoch, from 0
+    lr: float
+    tokens: int  # real tokens of all processes
+    flops: float  # executed by this process
+    read: Callable[[], StepValues]
+
+
+class StepStats:
+    """Collects a step's numbers in one small tensor: [loss, stop, sums of CE [10], counts [10], gradient norm]."""
+
+    def __init__(self, device: torch.device):
+        self.loss = torch.zeros((), device=device)
+        self.buckets = torch.zeros(2, BUCKETS, device=device)
+
+    def add(self, loss: Tensor, cross_entropy: Tensor, prepared: Prepared) -> None:
+        """Count one micro-batch: its part of the step's loss, and its cross-entropies [N]."""
+        self.loss += loss
+        self.buckets += bucket_sums(cross_entropy, prepared)
+
+    def finish(self, grad_norm: Tensor, stop: bool, reduce: Callable[[Tensor], Tensor]) -> Callable[[], StepValues]:
+        """Sum over the processes by `reduce`, and start copying to the host. Returns what waits for the numbers."""
+        stopping = torch.full((1,), float(stop), device=self.loss.device)
+        packed = reduce(torch.cat([self.loss[None], stopping, self.buckets.flatten()]))
+        packed = torch.cat([packed, grad_norm.detach().to(packed)[None]])
+        if packed.device.type != "cuda":
+            return lambda: _unpack(packed)
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+        def read() -> StepValues:
+            done.synchronize()
+            return _unpack(host)
+
+        return read
+
+
+def _unpack(packed: Tensor) -> StepValues:
+    loss, stop, *rest = packed.tolist()
+    return StepValues(
+        loss=loss,
+        stop=stop > 0,
+        cross_entropy=rest[:BUCKETS],
+        corrupted=rest[BUCKETS : 2 * BUCKETS],
+        grad_norm=rest[2 * BUCKETS],
+    )
