@@ -69,6 +69,21 @@ def test_imports_point_inwards(path):
         assert str(relative) in allowed or not {n for n in used if n.startswith("qwen3llada.params")}
 
 
+def test_no_two_modules_import_each_other():
+    """At any depth: an import within a function makes a circle too."""
+    own = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    edges = {name: {n for n in imported(path) if n in own and not name.startswith(n)} for name, path in own.items()}
+    reached = {name: set(targets) for name, targets in edges.items()}
+    grown = True
+    while grown:
+        grown = False
+        for name, found in reached.items():
+            more = found.union(*(reached[n] for n in found))
+            grown |= more != found
+            reached[name] = more
+    assert not sorted(name for name, found in reached.items() if name in found)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_heavy_packages_are_confined(path):
     relative = str(path.relative_to(ROOT))

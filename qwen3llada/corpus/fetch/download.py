@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada.artifacts import new_together, write_json
-from qwen3llada.corpus.builtin.params import BuiltinParams
 from qwen3llada.corpus.builtin import source as builtin
+from qwen3llada.corpus.builtin.params import BuiltinParams
 from qwen3llada.corpus.fetch.copying import copy_file, describe_file, land
 from qwen3llada.corpus.fetch.dividing import TextColumn, selections
 from qwen3llada.corpus.fetch.hub import MODEL_FILES, HubRepository, dataset_files, fetch, model_files, resolve

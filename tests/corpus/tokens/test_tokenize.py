@@ -44,7 +44,7 @@ def digest(folder):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks and record batches so small that a few documents need many of them."""
-    for module in ("text", "formats", "blocks"):
+    for module in ("text.documents", "files.formats", "files.rows"):
         monkeypatch.setattr(f"qwen3llada.corpus.{module}.BLOCK_BYTES", 64)
     monkeypatch.setattr(packing, "BATCH_TOKENS", 50)
     monkeypatch.setattr("qwen3llada.corpus.text.documents._CUT_WINDOW", 16)

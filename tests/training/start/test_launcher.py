@@ -13,7 +13,7 @@ from runs import changed, free_port
 from qwen3llada.training.loop import train
 from qwen3llada.training.start.launcher import check_launcher, check_processes, launched_processes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 

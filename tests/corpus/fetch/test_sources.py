@@ -232,7 +232,7 @@ def test_whole_files_are_copied_byte_by_byte(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "json", "csv", "txt"])
 def test_slices_run_over_the_files_of_a_split(tmp_path, monkeypatch, kind):
-    for module in ("text", "formats", "blocks"):
+    for module in ("text.documents", "files.formats", "files.rows"):
         monkeypatch.setattr(f"qwen3llada.corpus.{module}.BLOCK_BYTES", 16)
     texts = [f"row {i}" for i in range(30)]
     paths = []

@@ -12,8 +12,8 @@ from qwen3llada.corpus.fetch.sources import ConversationData
 from qwen3llada.corpus.tokens.bare_tokenizer import load_backend
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
 from qwen3llada.corpus.tokens.tokenize import tokenize_conversations
+from qwen3llada.corpus.validation import expectations as validation
 from qwen3llada.corpus.validation.drift import drift
-from qwen3llada.corpus.validation.expectations import expectations as validation
 from qwen3llada.corpus.validation.gate import InvalidConversations, validate
 from qwen3llada.corpus.validation.rules import Rule, Rules, ValidateParams
 

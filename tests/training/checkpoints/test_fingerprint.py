@@ -22,7 +22,7 @@ from qwen3llada.training.checkpoints.fingerprint import (
     hash_code,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from test_layers import imported
 
 # Imported by training, and unable to change a weight. A module that is new here must be put there or into CODE.
@@ -157,7 +157,7 @@ def test_what_is_hashed_is_the_code_and_not_its_words(pretraining, tmp_path, mon
     ):
         (tmp_path / "package" / name).write_text("CHANGED = True\n")
     assert mark(pretraining) == before
-    order = tmp_path / "package/evaluation/batch_source.py"
+    order = tmp_path / "package/batches/source.py"
     order.write_text(order.read_text().replace("epoch=epoch,", "epoch=epoch + 1,", 1))
     assert differences(before, mark(pretraining)) == "other code"
 

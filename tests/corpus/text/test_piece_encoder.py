@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qwen3llada.corpus.text.documents import piece_encoder as pieces
+from qwen3llada.corpus.text import piece_encoder as pieces
 from qwen3llada.corpus.text.piece_encoder import PATTERN, PieceEncoder, can_cut
 
 # What a cut could go wrong at: contractions, marks that compose, letters that become ASCII, every kind of white space,

@@ -19,7 +19,7 @@ from qwen3llada.sampling.dialogue.text_model import Answer
 from qwen3llada.sampling.sampler import SampleParams, generate
 from qwen3llada.sampling.trace.page import write_trace_page
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARAMS = SampleParams(steps=8, gen_length=8, block_length=4, batch_size=2)
 PROMPTS = [[3, 5, 7], [1], [40, 41, 42, 43], [9, 6], [20, 22]]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.objective.objective import MaskedDiffusionObjective
-from tests.modeling.objective_steps import (
+from tests.objective.objective_steps import (
     CAP,
     MASK,
     SAMPLES,
