@@ -1,70 +1,193 @@
 """Attention policies: which query position sees which key position.
 
-A sequence is a prompt of P tokens (P = 0 in pretraining) and an answer, cut into blocks of `block_length` tokens:
-position i >= P lies in block (i - P) // block_length. Each policy is a comparison of block numbers, broadcast over all
-pairs of positions at once; the same function serves tensors and FlexAttention's index-wise masks.
+A sequence is a prompt of P tokens (P = 0 in pretraining) and an answer, cut into blocks of `block_length` tokens. A
+policy compares the block numbers of a query and a key, broadcast over all pairs of positions at once. How blocks are
+counted, what a corrupted block sees in training, and which keys and values sampling may keep follow from the policy's
+other fields. To add a policy, write its comparison and enter it in `POLICIES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import core_schema
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import MAX_TOKENS, Section, one_of
+from qwen3llada.section import MAX_TOKENS, OneOf, Section
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the policies' names
     import torch
     from torch import Tensor
-    from torch.nn.attention.flex_attention import BlockMask
 
-PROMPT = -1  # the block number of every prompt position
+PROMPT = -1  # the block number of every prompt position, under policies that count blocks from the prompt's end
+ALTERNATE = "alternate:"  # + two policies: the layers take them in turn
+MAX_WINDOW = 65536
+LAYER_KINDS = ("full_attention", "sliding_attention")  # names that Transformers allows; they only tell masks apart
 
 
-def full(query: Tensor, key: Tensor) -> Tensor:
+def full(query: Tensor, key: Tensor, window: int) -> Tensor:
     """Every position sees every other (LLaDA, arXiv 2502.09992)."""
     return (query == key) | True
 
 
-def block(query: Tensor, key: Tensor) -> Tensor:
+def block(query: Tensor, key: Tensor, window: int) -> Tensor:
     """The prompt is seen by all; an answer block is seen by itself alone."""
     return (key == PROMPT) | (query == key)
 
 
-def block_causal(query: Tensor, key: Tensor) -> Tensor:
-    """The prompt is seen by all; an answer block by itself and later ones (BD3-LM, arXiv 2503.09573)."""
-    return key <= query  # the prompt's number is below every other
+def block_causal(query: Tensor, key: Tensor, window: int) -> Tensor:
+    """A block is seen by itself and later ones (BD3-LM, arXiv 2503.09573; SDAR, arXiv 2510.06303)."""
+    return key <= query
 
 
-# name -> (query's block number, key's block number), broadcastable -> True where the query sees the key
-POLICIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"full": full, "block": block, "block_causal": block_causal}
-# A block would have to be trained against clean earlier blocks, where training has one corrupted copy of a sequence.
-SAMPLED_ONLY = {"block_causal"}
+def block_window(query: Tensor, key: Tensor, window: int) -> Tensor:
+    """As `block_causal`, but a block sees no further back than `window` blocks before itself."""
+    return (key <= query) & (key >= query - window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Who sees whom.
+
+    sees: (query's block number, key's block number, window_blocks), broadcastable -> True where the query sees the key.
+    causal: no block sees a later one. Three things follow. Blocks are counted from position 0, the prompt included.
+        Training shows a corrupted block the clean copies of the earlier blocks that it sees, since sampling does.
+        Sampling keeps the keys and values of finished blocks, since nothing later changes them.
+    keeps_prompt: nothing but the prompt itself changes the prompt's keys and values, so sampling keeps these.
+    """
+
+    sees: Callable[[Tensor, Tensor, int], Tensor]
+    causal: bool = False
+    keeps_prompt: bool = False
+
+
+POLICIES: dict[str, Policy] = {
+    "full": Policy(sees=full),
+    "block": Policy(sees=block, keeps_prompt=True),
+    "block_causal": Policy(sees=block_causal, causal=True, keeps_prompt=True),
+    "window": Policy(sees=block_window, causal=True, keeps_prompt=True),
+}
+
+
+def plan(policy: str | Sequence[str], layers: int | None = None) -> tuple[str, ...]:
+    """The policy of each of `layers` layers: one name for all, `alternate:A,B`, or a list with one name a layer.
+
+    Without `layers` only what can be wrong at any number of layers is checked.
+
+    Raises: InputError for an unknown name, a list of another length, and policies that must not be mixed: after a layer
+    that shows a clean block later tokens, a layer that shows that block to an earlier corrupted one would leak them.
+    """
+    if isinstance(policy, str) and policy.startswith(ALTERNATE):
+        names = [name.strip() for name in policy.removeprefix(ALTERNATE).split(",")]
+        if len(names) != 2:
+            raise InputError(f"{policy=} must name two policies, as in alternate:full,block")
+        names = [names[i % 2] for i in range(layers or 2)]
+    elif isinstance(policy, str):
+        names = [policy] * (layers or 1)
+    else:
+        names = list(policy)
+        if layers is not None and len(names) != layers:
+            raise InputError(f"policy={names} must hold one policy for each of the model's {layers} layers")
+    if unknown := [name for name in names if name not in POLICIES]:
+        raise InputError(f"policy={unknown[0]!r} must be one of {', '.join(POLICIES)}")
+    if len({POLICIES[name].causal for name in names}) != 1:
+        causal = ", ".join(name for name, entry in POLICIES.items() if entry.causal)
+        others = ", ".join(name for name, entry in POLICIES.items() if not entry.causal)
+        raise InputError(
+            f"{policy=} must not mix policies out of {{{others}}} with policies out of {{{causal}}}: a clean block"
+            " would carry later tokens into an earlier corrupted one"
+        )
+    return tuple(names)
+
+
+def is_causal(policy: str | Sequence[str]) -> bool:
+    """Whether a policy or plan is one whose blocks see no later one (see `Policy`)."""
+    return POLICIES[plan(policy)[0]].causal
+
+
+def keeps_prompt(policy: str | Sequence[str]) -> bool:
+    """Whether every layer's keys and values of the prompt depend on the prompt alone (see `Policy`)."""
+    return all(POLICIES[name].keeps_prompt for name in plan(policy))
+
+
+def layer_kinds(policy: str | Sequence[str], layers: int) -> list[str]:
+    """The type that each layer has in Transformers' terms (`config.layer_types`), so that masks go to their layers.
+
+    Raises: InputError as `plan`, and for more policies than there are types.
+    """
+    names = plan(policy, layers)
+    distinct = [name for name in POLICIES if name in names]
+    if len(distinct) > len(LAYER_KINDS):
+        raise InputError(f"{policy=} must hold at most {len(LAYER_KINDS)} different policies, given {len(distinct)}")
+    return [LAYER_KINDS[distinct.index(name)] for name in names]
+
+
+def mask_of_each_kind(policy: str | Sequence[str], config: Any, mask_of: Callable[[str], Any]) -> Any:
+    """`mask_of(policy)` where it is one for all layers, else a dict of these by type of layer, for the model.
+
+    config: the model's, whose layers have the types that `layer_kinds` gave them.
+    Raises: ValueError if they have others.
+    """
+    names = plan(policy, config.num_hidden_layers)
+    if len(set(names)) == 1:
+        return mask_of(names[0])
+    kinds = layer_kinds(policy, config.num_hidden_layers)
+    if kinds != list(config.layer_types):
+        raise ValueError(f"config.layer_types={config.layer_types} must be {kinds} for {policy=}")
+    return {kind: mask_of(name) for kind, name in dict(zip(kinds, names, strict=True)).items()}
+
+
+class PolicyOrPlan(OneOf):
+    """A knob's value is a name in `POLICIES` or what `plan` takes."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        checked = super().__get_pydantic_core_schema__(source, handler)
+        return core_schema.no_info_before_validator_function(self._joined, checked)
+
+    @staticmethod
+    def _joined(value: Any) -> Any:
+        """A flag's value comes cut at its commas: one name, or `alternate:A` and `B`, is put together again."""
+        parts = list(value) if isinstance(value, list | tuple) else []
+        whole = len(parts) == 1 or (parts and isinstance(parts[0], str) and parts[0].startswith(ALTERNATE))
+        return ",".join(map(str, parts)) if whole else value
+
+    def _check(self, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and not value.startswith(ALTERNATE):
+            return super()._check(value, info)
+        try:
+            plan(value)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return value
 
 
 class AttentionParams(Section):
     """Who sees whom in training. Stored with the checkpoint, and the sampler's default."""
 
-    policy: Annotated[str, one_of(POLICIES, but=SAMPLED_ONLY)] = Field(
+    policy: Annotated[str | tuple[str, ...], PolicyOrPlan(POLICIES, ())] = Field(
         "full",
-        description="full: every position sees every other; block: the prompt sees itself, an answer block sees the "
-        "prompt and itself",
+        description="full: every position sees every other; block: the prompt sees itself, an answer block sees the"
+        " prompt and itself; block_causal: a block, counted from position 0, sees itself and all earlier ones; window:"
+        " the same, but no more than window_blocks back; alternate:A,B or a list with one name a layer: a policy for"
+        " each layer, out of full and block, or out of block_causal and window",
     )
     block_length: int = Field(
-        32,
-        ge=1,
-        le=MAX_TOKENS,
-        description="tokens of an answer block, 1 to 1,048,576 and no more than the model takes",
+        32, ge=1, le=MAX_TOKENS, description="tokens of a block, 1 to 1,048,576 and no more than the model takes"
+    )
+    window_blocks: int = Field(
+        4, ge=0, le=MAX_WINDOW, description="blocks that policy window sees before its own, 0 to 65,536"
     )
 
 
-def block_numbers(positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:
-    """The block of each position, `PROMPT` in the prompt. The two tensors broadcast."""
+def block_numbers(policy: str, positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:
+    """The block of each position; the tensors broadcast. Causal policies count from 0, others from the prompt's end."""
     import torch
 
+    if POLICIES[policy].causal:
+        return (positions // block_length).expand(torch.broadcast_shapes(positions.shape, prompt_lengths.shape))
     return torch.where(positions < prompt_lengths, PROMPT, (positions - prompt_lengths) // block_length)
 
 
@@ -72,6 +195,16 @@ def document_numbers(tokens: Tensor, end: int) -> Tensor:
     """Which document of its row each token belongs to, from 0 on: [B,L] like `tokens`. `end` closes a document."""
     ends = tokens == end
     return ends.cumsum(1) - ends.long()
+
+
+def document_positions(documents: Tensor) -> Tensor:
+    """Positions counted anew from 0 in each document: [B,L], of their numbers [B,L]."""
+    import torch
+
+    columns = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return columns - columns.where(starts, 0).cummax(1).values
 
 
 def attention_bias(
@@ -83,12 +216,14 @@ def attention_bias(
     dtype: torch.dtype | None = None,
     *,
     documents: Tensor | None = None,
+    window_blocks: int = 4,
 ) -> Tensor | None:
     """The mask of a policy: 0 where a query sees a key and -inf where not, or True and False for `dtype=torch.bool`.
     None is float32.
 
     prompt_lengths [B], tokens before the answer, left padding included; valid [B,L], False at padding, never seen.
-    documents [B,L]: numbers; what the policy shows is seen within one document only.
+    documents [B,L]: numbers; what the policy shows is seen within one document only, where causal policies count
+    positions and blocks anew.
     A padding query may see no key at all; the model gives such rows finite numbers.
     Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and neither `valid` nor
     `documents` is given. Raises InputError for an unknown policy or a block length below 1, ValueError for shapes
@@ -96,12 +231,11 @@ def attention_bias(
     """
     import torch
 
-    _check(policy, prompt_lengths, length, block_length, valid, documents)
+    check_arguments(policy, prompt_lengths, length, block_length, valid, documents)
     if policy == "full" and valid is None and documents is None:
         return None
-    positions = torch.arange(length, device=prompt_lengths.device)
-    blocks = block_numbers(positions, prompt_lengths[:, None], block_length)  # [B,L]
-    visible = POLICIES[policy](blocks[:, None, :, None], blocks[:, None, None, :])
+    blocks = blocks_of_columns(policy, prompt_lengths, length, block_length, documents)
+    visible = POLICIES[policy].sees(blocks[:, None, :, None], blocks[:, None, None, :], window_blocks)
     if valid is not None:
         visible = visible & valid[:, None, None, :]
     if documents is not None:
@@ -111,49 +245,19 @@ def attention_bias(
     return torch.zeros((), dtype=dtype or torch.float32, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
-def block_mask(
-    policy: str,
-    prompt_lengths: Tensor,
-    length: int,
-    block_length: int,
-    valid: Tensor | None = None,
-    *,
-    documents: Tensor | None = None,
-) -> BlockMask | None:
-    """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair. Arguments as above.
-
-    Returns a `BlockMask` [B,1,L,L], or None where `attention_bias` does.
-    """
+def blocks_of_columns(
+    policy: str, prompt_lengths: Tensor, length: int, block_length: int, documents: Tensor | None
+) -> Tensor:
+    """Block numbers [B,L] of the columns of a batch, which start at position 0."""
     import torch
 
-    _check(policy, prompt_lengths, length, block_length, valid, documents)
-    if policy == "full" and valid is None and documents is None:
-        return None
-    sees = POLICIES[policy]
-    positions = torch.arange(length, device=prompt_lengths.device)
-    blocks = block_numbers(positions, prompt_lengths[:, None], block_length)
-
-    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = sees(blocks[b, q], blocks[b, k])
-        if documents is not None:
-            seen = seen & (documents[b, q] == documents[b, k])
-        return seen if valid is None else seen & valid[b, k]
-
-    device = prompt_lengths.device
-    build = _create_block_mask(compiled=device.type == "cuda")
-    return build(visible, B=len(prompt_lengths), H=None, Q_LEN=length, KV_LEN=length, device=device)
+    positions = torch.arange(length, device=prompt_lengths.device)[None]
+    if documents is not None and POLICIES[policy].causal:
+        positions = document_positions(documents)
+    return block_numbers(policy, positions, prompt_lengths[:, None], block_length)
 
 
-@cache
-def _create_block_mask(compiled: bool) -> Callable[..., Any]:
-    """Compiled, the L·L pairs are never held at once; FlexAttention is compiled only on a GPU, so this is, too."""
-    import torch
-    from torch.nn.attention.flex_attention import create_block_mask  # takes a second to import
-
-    return torch.compile(create_block_mask) if compiled else create_block_mask
-
-
-def _check(
+def check_arguments(
     policy: str,
     prompt_lengths: Tensor,
     length: int,
@@ -161,6 +265,7 @@ def _check(
     valid: Tensor | None,
     documents: Tensor | None,
 ) -> None:
+    """Raises InputError or ValueError as `attention_bias` says."""
     import torch
 
     if policy not in POLICIES:

@@ -18,7 +18,8 @@ class Qwen3LLadaConfig(Qwen3Config):
     """A `Qwen3Config` with the mask token, and what sampling needs to know of training.
 
     mask_token_id: the id that stands for a corrupted token; in [0, vocab_size). None only where there is no model yet.
-    attention_policy, block_length: who saw whom in training (see `attention.POLICIES`), and the tokens of a block.
+    attention_policy, block_length, window_blocks: who saw whom in training (see `attention.plan`; a name, or one for
+        each layer), the tokens of a block, and how many blocks policy `window` sees before its own.
     noise_type: what corrupted tokens became in that training (see `noise_types.NOISE_TYPES`).
     prompt_template: how a question was turned into a prompt in training, `plain` or `chat`.
     Raises ValueError for a mask id outside the vocabulary, a block length below 1, causal or sliding-window attention.
@@ -29,8 +30,9 @@ class Qwen3LLadaConfig(Qwen3Config):
     mask_token_id: int | None = None
     use_cache: bool = False
     is_causal: bool = False
-    attention_policy: str = "full"
+    attention_policy: str | list[str] = "full"
     block_length: int = 32
+    window_blocks: int = 4
     noise_type: str = "mask"
     prompt_template: str = "plain"
     auto_map: dict | None = None

@@ -11,7 +11,8 @@ from qwen3llada.batches.collate import Batch
 from qwen3llada.batches.source import LossSettings
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.attention import AttentionParams, attention_bias, block_mask, document_numbers
+from qwen3llada.modeling.attention import AttentionParams, attention_bias, document_numbers
+from qwen3llada.modeling.masks import block_mask
 
 # On Hopper cuDNN's kernel is the fastest, elsewhere flash attention's; both are exact. The first that can run is taken.
 SDPA_PRIORITY = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")

@@ -4,14 +4,18 @@ A context is opened for some units (a unit is one block of one row), asked for t
 closed with their final tokens. Shapes: B rows, L columns, U units, W columns of a block, D hidden size.
 """
 
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from qwen3llada.modeling.attention import attention_bias
+from qwen3llada.modeling.attention import POLICIES, PROMPT, is_causal, keeps_prompt, mask_of_each_kind
 from qwen3llada.sampling.canvas import Canvas
 from qwen3llada.sampling.prefix_cache import PrefixCache
+
+Mask: TypeAlias = Tensor | dict[str, Tensor | None] | None  # a dict has one for each type of layer
+Policy: TypeAlias = str | tuple[str, ...]  # or a plan, one for each layer
 
 
 class Context(Protocol):
@@ -29,9 +33,7 @@ class Context(Protocol):
         """The opened units are finished and hold `tokens` [U, W]."""
 
 
-def body(
-    model: Any, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: PrefixCache | None = None
-) -> Tensor:
+def body(model: Any, tokens: Tensor, positions: Tensor, mask: Mask, cache: PrefixCache | None = None) -> Tensor:
     """Final hidden states [U, Q, D], without the vocabulary projection.
 
     Args:
@@ -49,14 +51,39 @@ def key_mask(visible: Tensor) -> Tensor | None:
     return None if visible.all() else visible[:, None, None, :]
 
 
+class Rule:
+    """Makes the masks of a policy from block numbers."""
+
+    def __init__(self, config: Any, policy: Policy) -> None:
+        self.config, self.policy, self.causal = config, policy, is_causal(policy)
+
+    def blocks(self, canvas: Canvas, device: torch.device) -> Tensor:
+        """Block numbers [L] of the canvas's columns: from 0 at `start` on, before it below 0 or that of a prompt."""
+        columns = torch.arange(canvas.tokens.shape[1], device=device) - canvas.start
+        numbers = columns.div(canvas.block_length, rounding_mode="floor")
+        return numbers if self.causal else numbers.where(columns >= 0, PROMPT)
+
+    def mask(self, query: Tensor, key: Tensor, valid: Tensor) -> Mask:
+        """Who sees whom: block numbers of queries [Q] and keys [K], and real keys [U, K] bool."""
+
+        def of(name: str) -> Tensor | None:
+            seen = POLICIES[name].sees(query[:, None], key[None, :], self.config.window_blocks)
+            if seen.all():
+                return key_mask(valid)
+            return (seen & valid[:, None, :])[:, None]
+
+        return mask_of_each_kind(self.policy, self.config, of)
+
+
 class FullContext:
     """Every pass runs the whole canvas: what policy `full` needs, and exact for any policy."""
 
-    def __init__(self, model: Any, canvas: Canvas, policy: str) -> None:
-        self.model, self.canvas, self.policy, self.passes = model, canvas, policy, 0
+    def __init__(self, model: Any, canvas: Canvas, rule: Rule) -> None:
+        self.model, self.canvas, self.rule, self.passes = model, canvas, rule, 0
         self._tokens = canvas.tokens[:, : canvas.width].clone()
         self._positions = canvas.positions[:, : canvas.width]
         self._rows = torch.arange(len(self._tokens), device=self._tokens.device)
+        self._blocks = rule.blocks(canvas, self._tokens.device)[: canvas.width]
 
     def open(self, rows: Tensor, blocks: Tensor, width: int) -> None:
         first = self.canvas.start + int(blocks[0]) * self.canvas.block_length
@@ -65,14 +92,7 @@ class FullContext:
             stay = torch.isin(self._rows, rows)
             self._tokens, self._positions, self._rows = self._tokens[stay], self._positions[stay], rows
         self._valid = self.canvas.valid[rows, : self.canvas.width]
-        self._mask = self._policy_mask()
-
-    def _policy_mask(self) -> Tensor | None:
-        if self.policy == "full":
-            return key_mask(self._valid)
-        starts = torch.full((len(self._valid),), self.canvas.start, device=self._valid.device)
-        width, block_length = self._valid.shape[1], self.canvas.block_length
-        return attention_bias(self.policy, starts, width, block_length, self._valid, torch.bool)
+        self._mask = self.rule.mask(self._blocks, self._blocks, self._valid)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         self._tokens[:, self.columns] = tokens
@@ -111,59 +131,96 @@ class DualCacheContext(FullContext):
 
 
 class PrefixContext:
-    """Policies `block` and `block_causal`: keys and values that no later token can change are computed once. Exact.
+    """Keys and values that no later token can change are computed once. Exact.
 
-    Under `block` that is the prompt; under `block_causal` also every finished block.
+    Under `block` that is the prompt; under causal policies also every finished block. The pass that computes a finished
+    block's keys and values from its clean tokens is also the first step of the block after it.
     """
 
-    def __init__(self, model: Any, canvas: Canvas, *, causal: bool) -> None:
-        self.model, self.canvas, self.causal, self.passes = model, canvas, causal, 0
+    def __init__(self, model: Any, canvas: Canvas, rule: Rule) -> None:
+        device = canvas.tokens.device
+        self.model, self.canvas, self.rule, self.passes = model, canvas, rule, 0
         self._prefix, self._visible = PrefixCache(), canvas.valid[:, : canvas.start]
-        self._rows = torch.arange(len(canvas.tokens), device=canvas.tokens.device)
+        self._blocks = rule.blocks(canvas, device)
+        self._numbers = self._blocks[: canvas.start]  # block numbers of the prefix's columns
+        self._rows = torch.arange(len(canvas.tokens), device=device)
         self._finished: Tensor | None = None  # tokens of the block closed last, not yet part of the prefix
-        self._positions: Tensor  # [U, W] of the opened units
-        self._own: Tensor  # [U, W] bool, which of them are real
+        nothing = torch.zeros(len(canvas.tokens), 0, dtype=torch.int64, device=device)
+        self._opened = Block(positions=nothing, own=nothing.bool(), numbers=nothing[0])
         if canvas.start:
-            prompt = canvas.tokens[:, : canvas.start]
-            self._record(prompt, canvas.positions[:, : canvas.start], self._visible)
+            self.passes += 1
+            prompt, positions = canvas.tokens[:, : canvas.start], canvas.positions[:, : canvas.start]
+            with self._prefix.recording():
+                mask = rule.mask(self._numbers, self._numbers, self._visible)
+                body(model, prompt, positions, mask, self._prefix)
 
     def open(self, rows: Tensor, blocks: Tensor, width: int) -> None:
         index = torch.searchsorted(self._rows, rows)  # both ascending
         if len(rows) < len(self._rows):  # rows have ended: nothing asks for them again
             self._prefix, self._visible, self._rows = self._prefix.take(index), self._visible[index], rows
             if self._finished is not None:
-                self._finished, self._positions, self._own = (
-                    x[index] for x in (self._finished, self._positions, self._own)
-                )
+                self._finished, self._opened = self._finished[index], self._opened.take(index)
             index = torch.arange(len(rows), device=rows.device)
-        if self._finished is not None:  # only now is it known which rows go on
-            self._visible = torch.cat([self._visible, self._own], 1)
-            self._record(self._finished, self._positions, self._visible)
-            self._finished = None
         offsets = blocks[:, None] * self.canvas.block_length + torch.arange(width, device=rows.device)
-        self._positions = self.canvas.prompt_lengths[rows][:, None] + offsets
-        self._own = self.canvas.valid[rows[:, None], self.canvas.start + offsets]
-        self._mask = key_mask(torch.cat([self._visible[index], self._own], 1))
+        columns = self.canvas.start + offsets  # of the first unit, of every unit where they are one block
+        self._before = self._opened
+        self._opened = Block(
+            positions=self.canvas.prompt_lengths[rows][:, None] + offsets,
+            own=self.canvas.valid[rows[:, None], columns],
+            numbers=self._blocks[columns[0]] if self.rule.causal else torch.zeros(width, device=rows.device),
+        )
+        self._set_mask(self._visible[index])
         self._cache = self._prefix.take(index) if len(rows) > len(self._rows) else self._prefix
+
+    def _set_mask(self, visible: Tensor) -> None:
+        """The mask of the opened block on the prefix and on itself."""
+        block = self._opened
+        numbers = torch.cat([self._numbers, block.numbers])
+        self._mask = self.rule.mask(block.numbers, numbers, torch.cat([visible, block.own], 1))
 
     def hidden(self, tokens: Tensor) -> Tensor:
         self.passes += 1
-        return body(self.model, tokens, self._positions, self._mask, self._cache)
+        if self._finished is not None:
+            return self._join(self._before, self._finished, tokens)
+        return body(self.model, tokens, self._opened.positions, self._mask, self._cache)
+
+    def _join(self, done: "Block", finished: Tensor, tokens: Tensor) -> Tensor:
+        """The opened block's first step, and the keys and values of the block before it: one pass over both."""
+        self._finished, block, width = None, self._opened, finished.shape[1]
+        queries = torch.cat([done.numbers, block.numbers])
+        keys = torch.cat([self._numbers, queries])
+        mask = self.rule.mask(queries, keys, torch.cat([self._visible, done.own, block.own], 1))
+        positions = torch.cat([done.positions, block.positions], 1)
+        with self._prefix.recording(first=width):
+            states = body(self.model, torch.cat([finished, tokens], 1), positions, mask, self._prefix)
+        self._visible = torch.cat([self._visible, done.own], 1)
+        self._numbers = torch.cat([self._numbers, done.numbers])
+        self._set_mask(self._visible)
+        return states[:, width:]
 
     def close(self, tokens: Tensor) -> None:
-        if self.causal:
-            self._finished = tokens
-
-    def _record(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> None:
-        self.passes += 1
-        with self._prefix.recording():
-            body(self.model, tokens, positions, key_mask(visible), self._prefix)
+        if self.rule.causal:
+            self._finished = tokens.clone()
 
 
-def open_context(model: Any, canvas: Canvas, policy: str, cache: str) -> Context:
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Where a block of each of U rows stands."""
+
+    positions: Tensor  # [U, W] int64
+    own: Tensor  # [U, W] bool, False at padding
+    numbers: Tensor  # [W], block numbers
+
+    def take(self, index: Tensor) -> "Block":
+        """Of the rows `index` alone."""
+        return replace(self, positions=self.positions[index], own=self.own[index])
+
+
+def open_context(model: Any, canvas: Canvas, policy: Policy, cache: str) -> Context:
     """The fastest exact context for an attention policy, or the approximate one that `cache` asks for."""
-    if policy in ("block", "block_causal"):
-        return PrefixContext(model, canvas, causal=policy == "block_causal")
+    rule = Rule(model.config, policy)
+    if keeps_prompt(policy):
+        return PrefixContext(model, canvas, rule)
     if cache == "dual":
-        return DualCacheContext(model, canvas, policy)
-    return FullContext(model, canvas, policy)
+        return DualCacheContext(model, canvas, rule)
+    return FullContext(model, canvas, rule)

@@ -1,8 +1,14 @@
-"""The canvas: prompts and the masks to be filled, laid out so that the answers of a batch start at one column.
+"""The canvas: prompts and the masks to be filled, laid out so that the blocks of a batch start at the same columns.
 
     row 0   · · p p p | m m m m   m m m m        · padding, never seen by anything
     row 1   p p p p p | m m m m   m m · ·        p prompt, m mask (or, in an infill, given text)
                       start      blocks of `block_length` columns
+
+Under causal policies blocks are counted from a row's first token. The prompt's whole blocks stand before `start`; its
+rest, a part of a block, stands after `start` and is completed by the first tokens of the answer:
+
+    row 0   · · · · p p p p | p p m m   m m m m   m m · ·
+    row 1   p p p p p p p p | m m m m   m m m m   · · · ·
 
 Shapes: B rows, L columns, J blocks.
 """
@@ -23,9 +29,10 @@ class Canvas:
     tokens: Tensor  # [B, L] int64
     valid: Tensor  # [B, L] bool, False in padding
     given: Tensor  # [B, L] bool, tokens that came from the caller and never change
-    prompt_lengths: Tensor  # [B] int64
-    lengths: Tensor  # [B] int64, tokens after the prompt, masks and given ones
-    start: int  # column at which every row's answer starts
+    prompt_lengths: Tensor  # [B] int64, tokens of the prompt before `start`
+    rests: Tensor  # [B] int64, tokens of the prompt from `start` on
+    lengths: Tensor  # [B] int64, tokens from `start` on: rest of the prompt, masks and given ones
+    start: int  # column at which every row's first block to decode starts
     width: int  # columns that some row uses; those after it only complete the last block
     block_length: int
 
@@ -47,15 +54,36 @@ class Canvas:
         """The answer's columns of `x` [B, L] as [B, J, block_length], a view."""
         return x[:, self.start :].unflatten(1, (self.blocks, self.block_length))
 
+    def shown(self, x: Tensor) -> Tensor:
+        """`x` [B, L] as callers see it, [B, P + G]: prompts padded on the left to the longest, then the answers."""
+        if not self.rests.any():
+            return x[:, : self.width]
+        longest = int((self.prompt_lengths + self.rests).max())
+        columns = longest + int((self.lengths - self.rests).max())
+        source = torch.arange(columns, device=x.device) - longest + self.start + self.rests[:, None].to(x.device)
+        inside = (source >= 0) & (source < x.shape[1])
+        return x.gather(1, source.clamp(0, x.shape[1] - 1)) * inside
+
     def to(self, device: torch.device | str) -> "Canvas":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
 
 def lay_out(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], mask_token_id: int, block_length: int
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    mask_token_id: int,
+    block_length: int,
+    *,
+    from_zero: bool = False,
 ) -> Canvas:
-    """A canvas on the CPU from each row's prompt and answer; the mask tokens in an answer are what is to be decoded."""
+    """A canvas on the CPU from each row's prompt and answer; the mask tokens in an answer are what is to be decoded.
+
+    `from_zero`: blocks are counted from the prompt's first token, not from the answer's.
+    """
+    rests = [len(prompt) % block_length if from_zero else 0 for prompt in prompts]
+    answers = [[*p[len(p) - rest :], *a] for p, a, rest in zip(prompts, answers, rests, strict=True)]
+    prompts = [prompt[: len(prompt) - rest] for prompt, rest in zip(prompts, rests, strict=True)]
     start, longest = max(map(len, prompts)), max(map(len, answers))
     columns = start + -(-longest // block_length) * block_length
     tokens = torch.full((len(prompts), columns), FILLER, dtype=torch.int64)
@@ -71,6 +99,7 @@ def lay_out(
         valid=valid,
         given=given,
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        rests=torch.tensor(rests),
         lengths=torch.tensor([len(answer) for answer in answers]),
         start=start,
         width=start + longest,

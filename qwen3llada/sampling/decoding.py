@@ -61,7 +61,7 @@ class Sampler(Protocol):
 @torch.no_grad()
 def decode(model: Any, request: Request, *, watched: bool = True) -> Generator[Step, None, Generation]:
     """Decode a request, yielding after each forward pass, or nothing if not `watched`, which is faster."""
-    canvas, fixed, whole = request.canvas, request.params.unmask == "fixed", slice(0, request.canvas.width)
+    canvas, shown, fixed = request.canvas, request.layout.shown, request.params.unmask == "fixed"
     tokens, confidence = canvas.tokens.clone(), torch.zeros(canvas.tokens.shape, device=canvas.tokens.device)
     sampler = choose_sampler(model, request, tokens)
     index = 0
@@ -74,14 +74,12 @@ def decode(model: Any, request: Request, *, watched: bool = True) -> Generator[S
                 canvas.in_blocks(tokens)[units.place] = units.tokens
                 canvas.in_blocks(confidence)[units.place] = units.confidence
                 canvas.in_blocks(committed)[units.place] = units.taken
-                yield Step(
-                    index=index, canvas=tokens[:, whole], committed=committed[:, whole], confidence=confidence[:, whole]
-                )
+                yield Step(index=index, canvas=shown(tokens), committed=shown(committed), confidence=shown(confidence))
             index += 1
         canvas.in_blocks(tokens)[units.place] = units.tokens
         sampler.close(units)
     answers = cut(request, tokens)
-    return Generation(tokens=answers, canvas=tokens[:, whole], forward_passes=sampler.passes, backend=sampler.backend)
+    return Generation(tokens=answers, canvas=shown(tokens), forward_passes=sampler.passes, backend=sampler.backend)
 
 
 def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:

@@ -105,12 +105,12 @@ def cut(request: Request, tokens: Tensor) -> list[Tensor]:
     canvas = request.layout
     ends = is_end(request, tokens).cpu()
     answers = []
-    for row, length in enumerate(canvas.lengths.tolist()):
+    for row, (rest, length) in enumerate(zip(canvas.rests.tolist(), canvas.lengths.tolist(), strict=True)):
         answer = tokens[row, canvas.start : canvas.start + length]
         found = ends[row, canvas.start : canvas.start + length].nonzero()
         if len(found):
             first = int(found[0])
             answer[(first // canvas.block_length + 1) * canvas.block_length :] = request.eos_token_ids[0]
             answer = answer[: first + 1]
-        answers.append(answer.clone())
+        answers.append(answer[rest:].clone())
     return answers

@@ -20,24 +20,26 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._recording = False
+        self._recorded: int | None = 0  # of a pass's new positions; None: all
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Append the keys and values of the passes made inside to the prefix."""
-        self._recording = True
+    def recording(self, first: int | None = None) -> Iterator[None]:
+        """Append the keys and values of the pass made inside to the prefix, or those of its `first` positions."""
+        self._recorded = first
         try:
             yield
         finally:
-            self._recording = False
+            self._recorded = 0
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values that layer `layer_idx` attends to: the prefix's, then the new ones."""
+        new, before = keys.shape[2], self.get_seq_length(layer_idx)
         if layer_idx in self._layers:
             past_keys, past_values = self._layers[layer_idx]
             keys, values = torch.cat([past_keys, keys], 2), torch.cat([past_values, values], 2)
-        if self._recording:
-            self._layers[layer_idx] = keys, values
+        if self._recorded != 0:
+            kept = before + (new if self._recorded is None else self._recorded)
+            self._layers[layer_idx] = keys[:, :, :kept], values[:, :, :kept]
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import is_causal, plan
 from qwen3llada.sampling.canvas import Canvas, lay_out
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import Schedule
@@ -27,16 +28,17 @@ class Request:
     canvas: Canvas  # on the model's device
     layout: Canvas  # the same on the CPU, where what is to be done is decided without waiting for the device
     schedule: Schedule  # on the CPU
-    policy: str
+    policy: str | tuple[str, ...]  # or a plan, one policy for each layer
     mask_token_id: int
     row_keys: Tensor  # [B] int64 on the CPU, see noise.row_keys
     eos_token_ids: tuple[int, ...]  # empty: rows never end early
 
 
-def resolve_policy(config: Any, params: DecodeParams) -> str:
-    """The attention policy of a call. Raises InputError where a setting needs another one."""
+def resolve_policy(config: Any, params: DecodeParams) -> str | tuple[str, ...]:
+    """The attention policy of a call, or the plan of its layers. Raises InputError where a setting needs another."""
     if params.block_attention is None:
-        policy = config.attention_policy
+        names = plan(config.attention_policy, config.num_hidden_layers)
+        policy: str | tuple[str, ...] = names[0] if len(set(names)) == 1 else names
     else:
         policy = "block" if params.block_attention else "full"
     if params.parallel_blocks and policy != "block":
@@ -124,10 +126,13 @@ def warn_of_noise(noise_type: str) -> None:
 def check_request(model: Any, prompts: Prompts, params: DecodeParams) -> None:
     """Raises InputError for whatever would be wrong with any of these prompts, before one of them is answered."""
     rows, answers = prompt_rows(model, prompts, params)
-    resolve_policy(model.config, params)
+    policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)
-    masked = lay_out(rows[:1], answers[:1], model.config.mask_token_id, block_length).masked_per_block()
-    Schedule.plan(masked, params.steps)
+    from_zero = is_causal(policy)
+    longest_rest = max(range(len(rows)), key=lambda i: len(rows[i]) % block_length) if from_zero else 0
+    some = slice(longest_rest, longest_rest + 1)  # whose answer may touch one block more than the others'
+    canvas = lay_out(rows[some], answers[some], model.config.mask_token_id, block_length, from_zero=from_zero)
+    Schedule.plan(canvas.masked_per_block(), params.steps)
 
 
 def checked_block_length(config: Any, params: DecodeParams) -> int:
@@ -150,7 +155,7 @@ def make_request(
     warn_of_noise(model.config.noise_type)
     policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)
-    canvas = lay_out(*rows, model.config.mask_token_id, block_length)
+    canvas = lay_out(*rows, model.config.mask_token_id, block_length, from_zero=is_causal(policy))
     return Request(
         params=params,
         canvas=canvas.to(model.device),

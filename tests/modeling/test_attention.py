@@ -4,21 +4,34 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from qwen3llada.modeling.attention import POLICIES, AttentionParams, attention_bias, block_mask, document_numbers
+from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import (
+    POLICIES,
+    AttentionParams,
+    attention_bias,
+    document_numbers,
+    document_positions,
+    layer_kinds,
+    plan,
+)
+from qwen3llada.modeling.masks import block_mask
 
-PROMPTS, LENGTH, BLOCK = [0, 3, 7, 12], 12, 4
+PROMPTS, LENGTH, BLOCK, WINDOW = [0, 3, 7, 12], 12, 4, 1
 
 
 def sees(policy: str, prompt: int, block_length: int, query: int, key: int) -> bool:
     """The table of the method, one pair of positions at a time."""
     if policy == "full":
         return True
+    if policy in ("block_causal", "window"):
+        back = query // block_length - key // block_length
+        return back >= 0 and (policy == "block_causal" or back <= WINDOW)
+    assert policy == "block"
     if key < prompt:
         return True
     if query < prompt:
         return False
-    query_block, key_block = (query - prompt) // block_length, (key - prompt) // block_length
-    return {"block": query_block == key_block, "block_causal": key_block <= query_block}[policy]
+    return (query - prompt) // block_length == (key - prompt) // block_length
 
 
 def expected(policy, valid=None):
@@ -45,14 +58,15 @@ def valid():
 @pytest.mark.parametrize("padded", [False, True])
 def test_bias_is_the_definition_pair_by_pair(policy, padded, valid):
     valid = valid if padded else None
-    bias = attention_bias(policy, torch.tensor(PROMPTS), LENGTH, BLOCK, valid)
+    bias = attention_bias(policy, torch.tensor(PROMPTS), LENGTH, BLOCK, valid, window_blocks=WINDOW)
     if policy == "full" and not padded:
         assert bias is None
         return
     assert bias.shape == (len(PROMPTS), 1, LENGTH, LENGTH)
     assert set(bias.unique().tolist()) <= {0.0, -torch.inf}
     assert torch.equal(bias == 0, expected(policy, valid))
-    as_boolean = attention_bias(policy, torch.tensor(PROMPTS), LENGTH, BLOCK, valid, dtype=torch.bool)
+    given = {"dtype": torch.bool, "window_blocks": WINDOW}
+    as_boolean = attention_bias(policy, torch.tensor(PROMPTS), LENGTH, BLOCK, valid, **given)
     assert torch.equal(as_boolean, bias == 0)
 
 
@@ -66,7 +80,7 @@ def test_bias_comes_in_the_type_asked_for(dtype):
 def test_block_mask_is_the_same_mask(policy, padded, valid):
     valid = valid if padded else None
     prompts = torch.tensor(PROMPTS)
-    mask = block_mask(policy, prompts, LENGTH, BLOCK, valid)
+    mask = block_mask(policy, prompts, LENGTH, BLOCK, valid, window_blocks=WINDOW)
     if policy == "full" and not padded:
         assert mask is None
         return
@@ -89,10 +103,19 @@ def test_documents_do_not_see_each_other(policy, padded, valid):
     assert documents.tolist() == numbers
     same = torch.tensor([[[row[q] == row[k] for k in range(LENGTH)] for q in range(LENGTH)] for row in numbers])
     wanted = expected(policy, valid) & same[:, None]
+    if POLICIES[policy].causal:  # positions are counted anew in each document
+        firsts = [[row.index(number) for number in row] for row in numbers]
+        assert document_positions(documents).tolist() == [
+            [position - first for position, first in enumerate(row)] for row in firsts
+        ]
+        for b, q, k in same.nonzero().tolist():
+            inside = sees(policy, 0, BLOCK, q - firsts[b][q], k - firsts[b][k])
+            wanted[b, 0, q, k] = inside and (valid is None or bool(valid[b, k]))
     prompts = torch.tensor(PROMPTS)
-    bias = attention_bias(policy, prompts, LENGTH, BLOCK, valid, torch.bool, documents=documents)
+    given = {"documents": documents, "window_blocks": WINDOW}
+    bias = attention_bias(policy, prompts, LENGTH, BLOCK, valid, torch.bool, **given)
     assert torch.equal(bias, wanted)
-    tiles = block_mask(policy, prompts, LENGTH, BLOCK, valid, documents=documents)
+    tiles = block_mask(policy, prompts, LENGTH, BLOCK, valid, **given)
     index, batch = torch.arange(LENGTH), torch.arange(len(PROMPTS))[:, None, None]
     pairs = tiles.mask_mod(batch, torch.zeros(()), index[:, None].expand(LENGTH, LENGTH)[None], index[None, None, :])
     assert torch.equal(pairs.expand(-1, LENGTH, LENGTH)[:, None], wanted)
@@ -110,7 +133,7 @@ def test_block_mask_leaves_out_the_tiles_that_hold_no_visible_pair():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("diagonal", torch.tensor([1]), 4, 2), "policy='diagonal' must be one of full, block, block_causal"),
+        (("diagonal", torch.tensor([1]), 4, 2), "policy='diagonal' must be one of full, block, block_causal, window"),
         (("block", torch.tensor([1]), 4, 0), "block_length=0 must be at least 1"),
         (("block", torch.tensor(1), 4, 2), r"shape \(\) but must be \[B\]"),
         (("block", torch.tensor([1]), 4, 2, torch.ones(1, 5, dtype=torch.bool)), r"\(1, 5\).* must be \(1, 4\)"),
@@ -126,6 +149,45 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_the_training_knob_takes_what_training_can_do():
     assert AttentionParams().policy == "full"
     assert AttentionParams(policy="block", block_length=4).block_length == 4
-    for knobs in ({"policy": "block_causal"}, {"block_length": 0}, {"blocks": 3}):
+    for knobs in ({"block_length": 0}, {"blocks": 3}, {"window_blocks": -1}):
         with pytest.raises(ValidationError):
             AttentionParams(**knobs)
+    for policy in (*POLICIES, "alternate:full,block", ("block_causal", "window", "window")):
+        assert AttentionParams(policy=policy).policy == policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "layers", "names"),
+    [
+        ("block", 3, ["block"] * 3),
+        ("alternate:full,block", 5, ["full", "block", "full", "block", "full"]),
+        ("alternate:window, block_causal", 2, ["window", "block_causal"]),
+        (["full", "full", "block"], 3, ["full", "full", "block"]),
+    ],
+)
+def test_plans(policy, layers, names):
+    assert list(plan(policy, layers)) == names
+    kinds = layer_kinds(policy, layers)
+    assert len(set(zip(kinds, names, strict=True))) == len(set(kinds)) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            "alternate:full,block_causal",
+            r"must not mix .* of \{full, block\} with .*\{block_causal, window\}",
+        ),
+        (["window", "block", "block"], "would carry later tokens into an earlier corrupted one"),
+        ("alternate:full", "must name two policies"),
+        ("alternate:full,diagonal", "'diagonal' must be one of full, block, block_causal, window"),
+        (["full", "full"], "must hold one policy for each of the model's 3 layers"),
+    ],
+)
+def test_plans_that_are_none(policy, message):
+    with pytest.raises(InputError, match=message) as caught:
+        plan(policy, 3)
+    assert "\n" not in str(caught.value)
+    if "each of" not in message:
+        with pytest.raises(ValidationError, match=message):
+            AttentionParams(policy=policy)

@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-from qwen3llada.modeling.attention import POLICIES, attention_bias, block_mask
+from qwen3llada.modeling.attention import POLICIES, attention_bias
+from qwen3llada.modeling.masks import block_mask
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -37,18 +37,30 @@ def gumbels(key, count):
     return -np.log(-np.log(uniforms(key, count)))
 
 
-def visible(policy, prompt_length, length, block_length):
-    """Which key (column) each query (row) sees."""
+def sees(policy, prompt_length, block_length, window, q, k):
+    if policy == "full":
+        return True
+    if policy in ("block_causal", "window"):  # blocks from position 0, the prompt included
+        back = q // block_length - k // block_length
+        return back >= 0 and (policy == "block_causal" or back <= window)
+    assert policy == "block"
+    if k < prompt_length:
+        return True
+    return q >= prompt_length and (q - prompt_length) // block_length == (k - prompt_length) // block_length
+
+
+def visible(policy, prompt_length, length, block_length, window=4):
+    """Which key (column) each query (row) sees; of a plan, those of each of the two types of layers."""
+    if policy.startswith("alternate:"):
+        first, second = policy.removeprefix("alternate:").split(",")
+        masks = {name: visible(name, prompt_length, length, block_length, window) for name in (first, second)}
+        wide = "full" if "full" in masks else "block_causal"
+        narrow = (set(masks) - {wide}).pop()
+        return {"full_attention": masks[wide], "sliding_attention": masks[narrow]}
     seen = np.zeros((length, length), dtype=bool)
-    block = [-1 if i < prompt_length else (i - prompt_length) // block_length for i in range(length)]
     for q in range(length):
         for k in range(length):
-            if policy == "full":
-                seen[q, k] = True
-            elif policy == "block":
-                seen[q, k] = block[k] == -1 or block[k] == block[q]
-            elif policy == "block_causal":
-                seen[q, k] = block[k] == -1 or (block[q] >= 0 and block[k] <= block[q])
+            seen[q, k] = sees(policy, prompt_length, block_length, window, q, k)
     return torch.from_numpy(seen)[None, None]
 
 
@@ -81,12 +93,15 @@ def score_of(name, probabilities, token, key, tau):
     raise AssertionError(name)
 
 
-def sample(model, prompt, answer, *, params, policy, block_length, seed=0, row=0, ends=()):
+def sample(model, prompt, answer, *, params, policy, block_length, seed=0, row=0, ends=(), window=4):
     """The answer after decoding its masks, and how many passes that took."""
     mask, canvas = model.config.mask_token_id, [*prompt, *answer]
     given = [i for i, token in enumerate(canvas) if i < len(prompt) or token != mask]
-    seen = visible(policy, len(prompt), len(canvas), block_length)
-    starts = list(range(len(prompt), len(canvas), block_length))
+    seen = visible(policy, len(prompt), len(canvas), block_length, window)
+    causal = "block_causal" in policy or "window" in policy
+    counted_from = 0 if causal else len(prompt)
+    starts = list(range(counted_from, len(canvas), block_length))
+    first = len(prompt) // block_length if causal else 0  # number of the block that the answer begins in
     to_do = [b for b, s in enumerate(starts) if mask in canvas[s : s + block_length]]
     share = dict(zip(to_do, shares(params.steps, len(to_do)), strict=True))
     passes, last_decoded = 0, None
@@ -107,11 +122,11 @@ def sample(model, prompt, answer, *, params, policy, block_length, seed=0, row=0
             for i in columns:
                 if canvas[i] != mask:
                     continue
-                noise = gumbels(fold(seed, row, b, step, 0, i - starts[b]), len(logits[i]))
+                noise = gumbels(fold(seed, row, b - first, step, 0, i - starts[b]), len(logits[i]))
                 token = int(np.argmax(logits[i] + params.temperature * noise))
                 exponentials = np.exp(logits[i] - logits[i].max())
                 probabilities = exponentials / exponentials.sum()
-                key = fold(seed, row, b, step, 1, i - starts[b])
+                key = fold(seed, row, b - first, step, 1, i - starts[b])
                 score = score_of(params.remasking, probabilities, token, key, tau)
                 candidates.append((score, i, token, probabilities[token]))
             candidates.sort(key=lambda c: (-c[0], c[1]))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from plain_sampler import published, sample
 from vocabulary import EOS, MASK
 
-from qwen3llada.modeling.attention import POLICIES
+from qwen3llada.modeling.attention import POLICIES, layer_kinds
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
 
@@ -16,6 +16,7 @@ prompts = st.lists(st.lists(st.integers(0, 45), min_size=1, max_size=9), min_siz
 texts_with_masks = st.builds(
     lambda first, rest: [first, *rest, MASK], st.integers(0, 45), st.lists(st.integers(0, 47), max_size=18)
 )
+PLANS = [*sorted(POLICIES), "alternate:full,block", "alternate:window,block_causal"]
 settings.register_profile("sampler", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("sampler")
 
@@ -23,8 +24,8 @@ settings.load_profile("sampler")
 @st.composite
 def requests(draw):
     gen_length, block_length = draw(st.integers(1, 14)), draw(st.integers(1, 6))
-    blocks = -(-gen_length // block_length)
-    policy = draw(st.sampled_from(sorted(POLICIES)))
+    blocks = -(-gen_length // block_length) + 1  # one more where the prompt ends within a block
+    policy = draw(st.sampled_from(PLANS))
     values = {
         "gen_length": gen_length,
         "block_length": block_length,
@@ -41,13 +42,15 @@ def requests(draw):
 
 
 def with_policy(model, policy):
-    model.config.attention_policy = policy
+    model.config.attention_policy, model.config.window_blocks = policy, 1
+    model.config.layer_types = layer_kinds(policy, model.config.num_hidden_layers)
     return model
 
 
 def plain_answers(model, rows, params, policy, seed, keys, ends=(EOS,)):
     answers = [[MASK] * params.gen_length] * len(rows)
     common = {"params": params, "policy": policy, "block_length": params.block_length, "seed": seed, "ends": ends}
+    common["window"] = 1
     return [sample(model, *row, row=key, **common)[0] for *row, key in zip(rows, answers, keys, strict=True)]
 
 
@@ -91,6 +94,7 @@ def test_infilling_equals_the_plain_sampler(model, texts, request_):
             block_length=params.block_length,
             seed=seed,
             row=row,
+            window=1,
         )
         assert ours.tokens[row].tolist() == plain
         assert all(new == old for new, old in zip(plain, text[first:], strict=True) if old != MASK)
@@ -118,7 +122,7 @@ def test_greedy_equals_the_published_algorithm(model, batch, length, lengths, gu
     assert torch.equal(generate(model, prompt, SampleParams(**sizes), eos_token_ids=()).canvas, truth)
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", PLANS)
 def test_a_row_that_ends_early_saves_the_rest(model, policy):
     params = SampleParams(steps=24, gen_length=24, block_length=4)
     rows = [[EOS - 3, EOS - 2, EOS - 1], [1, 2, 3, 4, 5]]

@@ -52,15 +52,18 @@ def test_the_prompt_is_computed_once_under_block_attention(model):
 
 
 def test_finished_blocks_are_computed_once_under_block_causal_attention(model):
-    _, passes, _ = seen(model, [[1, 2, 3, 4, 5]], "block_causal")
-    assert passes == [(1, 5)] + [(1, 4)] * (4 + 1 + 4 + 1 + 4)
+    """Together with the next block's first step, and the last block's not at all."""
+    _, passes, _ = seen(model, [[1, 2, 3, 4]], "block_causal")
+    assert passes == [(1, 4)] + [(1, 4)] * 4 + ([(1, 8)] + [(1, 4)] * 3) * 2
+    _, passes, _ = seen(model, [[1, 2, 3, 4, 5]], "block_causal")  # the fifth token's block is completed by the answer
+    assert passes == [(1, 4)] + [(1, 4)] * 3 + ([(1, 8)] + [(1, 4)] * 2) * 2 + [(1, 5)]
 
 
 @pytest.mark.parametrize("policy", ["full", "block", "block_causal"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_rows_that_have_ended_leave_the_batch(model, policy, guided):
     """The first row's end is a token that it decodes at once; the second never decodes it."""
-    prompts, scale, halves = [[10, 12, 14], [1, 2, 3, 4]], 0.5 if guided else 0.0, 2 if guided else 1
+    prompts, scale, halves = [[8, 10, 12, 14], [1, 2, 3, 4]], 0.5 if guided else 0.0, 2 if guided else 1
     free, *_ = seen(model, prompts, policy, cfg_scale=scale)
     first, second = (answer.tolist() for answer in free.tokens)
     ends = [token for token in first[:4] if token not in second][:1]

@@ -15,7 +15,7 @@ from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES, NoiseType
 from qwen3llada.diffusion.schedules import SCHEDULES
-from qwen3llada.modeling.attention import POLICIES
+from qwen3llada.modeling.attention import POLICIES, Policy
 from qwen3llada.training.loop import evaluate, train, training_steps
 from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
@@ -29,7 +29,7 @@ def test_a_run_uses_new_entries_of_every_registry(fine_tuning, monkeypatch):
     weigh = LOSSES["dllm"].weigh
     monkeypatch.setitem(SCHEDULES, "mine", lambda t: torch.full_like(t, 0.5))
     monkeypatch.setitem(NOISE_TYPES, "mine", noise_type)
-    monkeypatch.setitem(POLICIES, "mine", lambda query, key: (key < 0) & (query == query))
+    monkeypatch.setitem(POLICIES, "mine", Policy(sees=lambda query, key, window: (key < 0) & (query == query)))
     monkeypatch.setitem(LOSSES, "mine", replace(LOSSES["dllm"], weigh=lambda *a, **k: 3 * weigh(*a, **k)))
     noise = {"schedule": "mine", "noise_type": "mine", "eps": 1e-9}
     knobs = {"noise": noise, "attention": {"policy": "mine"}}

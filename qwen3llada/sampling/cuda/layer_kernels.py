@@ -107,10 +107,13 @@ class Range(IntEnum):
 
 @triton.jit
 def _attend(
-    q, acc, top, total, k_ptr, v_ptr, k_stride, v_stride, n, visible, scale,
-    E: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
+    q, acc, top, total, k_ptr, v_ptr, k_stride, v_stride, n, visible, first, last, scale,
+    E: tl.constexpr, BLOCK_E: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: the running maximum, sum and weighted values of FlashAttention (arXiv 2205.14135)."""
+    """One tile of keys: the running maximum, sum and weighted values of FlashAttention (arXiv 2205.14135).
+
+    CAUSAL: a query sees keys from its `first` to before its `last` only.
+    """
     e = tl.arange(0, BLOCK_E)
     keep = visible[:, None] & (e < E)[None, :]
     n = n.to(tl.int64)
@@ -118,6 +121,8 @@ def _attend(
     v = tl.load(v_ptr + n[:, None] * v_stride + e[None, :], mask=keep, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     scores = tl.where(visible[None, :], scores, NOTHING)
+    if CAUSAL:
+        scores = tl.where((n[None, :] >= first[:, None]) & (n[None, :] < last[:, None]), scores, NOTHING)
     higher = tl.maximum(top, tl.max(scores, 1))
     decay = tl.exp(top - higher)
     p = tl.exp(scores - higher[:, None])
@@ -128,11 +133,16 @@ def _attend(
 @triton.jit
 def _attention(
     qk_ptr, qkv_ptr, keys_ptr, values_ptr, out_ptr,
-    ranges_ptr, units, queries, prefix_columns, scale,
+    ranges_ptr, units, queries, prefix_columns, block_length, window, scale,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PREFIX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PREFIX: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the queries of all heads that share one key/value head, of one unit."""
+    """A tile of the queries of all heads that share one key/value head, of one unit.
+
+    CAUSAL: the unit's queries are whole blocks, the last of which ends with the last query. A query sees those of its
+    own keys that belong to its block and to the `window` blocks before it.
+    """
     GROUP: tl.constexpr = HQ // HK
     unit = (tl.program_id(1) // HK).to(tl.int64)
     kv = tl.program_id(1) % HK
@@ -158,29 +168,50 @@ def _attention(
             n = start + column
             visible = (n >= low) & (n < high) & ((n < skip_low) | (n >= skip_high))
             acc, top, total = _attend(
-                q, acc, top, total, keys_ptr + first, values_ptr + first, HK * E, HK * E, n, visible, scale,
-                E, BLOCK_E, PRECISION,
+                q, acc, top, total, keys_ptr + first, values_ptr + first, HK * E, HK * E, n, visible, query, query,
+                scale, E, BLOCK_E, False, PRECISION,
             )  # fmt: skip
     own_k = qk_ptr + unit * queries * q_row + (HQ + kv) * E
     own_v = qkv_ptr + unit * queries * v_row + (HQ + HK + kv) * E
     low, high = tl.load(ranges_ptr + unit), tl.load(ranges_ptr + units + unit)
+    first_key, last_key = query, query
+    if CAUSAL:
+        last_key = queries - (queries - 1 - tl.minimum(query, queries - 1)) // block_length * block_length
+        first_key = last_key - (window + 1) * block_length
+        low, high = tl.maximum(low, tl.min(first_key, 0)), tl.minimum(high, tl.max(last_key, 0))
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         n = start + column
         acc, top, total = _attend(
-            q, acc, top, total, own_k, own_v, q_row, v_row, n, (n >= low) & (n < high), scale, E, BLOCK_E, PRECISION
-        )
+            q, acc, top, total, own_k, own_v, q_row, v_row, n, (n >= low) & (n < high), first_key, last_key, scale,
+            E, BLOCK_E, CAUSAL, PRECISION,
+        )  # fmt: skip
     out = acc / total[:, None]
     at = out_ptr + (unit * queries + query)[:, None] * (HQ * E) + head[:, None] * E + e[None, :]
     tl.store(at, out.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-def attention(qk: Tensor, qkv: Tensor, prefix: tuple[Tensor, Tensor] | None, ranges: Tensor, heads: Heads) -> Tensor:
+class Blocks(NamedTuple):
+    """Whole blocks of tokens, each seen by itself and by the `window` blocks after it."""
+
+    length: int
+    window: int
+
+
+def attention(
+    qk: Tensor,
+    qkv: Tensor,
+    prefix: tuple[Tensor, Tensor] | None,
+    ranges: Tensor,
+    heads: Heads,
+    blocks: Blocks | None = None,
+) -> Tensor:
     """Attention of every unit to its part of a prefix and to itself: [N, HQ·E].
 
     Args:
         qk: [N, (HQ + HK)·E] from `norm_rope`. qkv: [N, (HQ + 2·HK)·E], of which the values are read.
         prefix: keys and values [B, P, HK, E], or None.
         ranges: [7, U] int32, see `Range`.
+        blocks: how a unit sees itself where it is made of blocks, the last of which ends with its last token.
     """
     units = ranges.shape[1]
     queries, group = qk.shape[0] // units, heads.queries // heads.keys
@@ -189,9 +220,10 @@ def attention(qk: Tensor, qkv: Tensor, prefix: tuple[Tensor, Tensor] | None, ran
     tiles = attention_tiles(queries * group, units * heads.keys, prefix is None, qk)
     _attention[(triton.cdiv(queries * group, tiles.rows), units * heads.keys)](
         qk, qkv, keys, values, out,
-        ranges, units, queries, keys.shape[1] if prefix is not None else 0, heads.size**-0.5,
+        ranges, units, queries, keys.shape[1] if prefix is not None else 0,
+        blocks.length if blocks else 1, blocks.window if blocks else 0, heads.size**-0.5,
         HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=max(16, triton.next_power_of_2(heads.size)),
-        BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, PREFIX=prefix is not None,
+        BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, PREFIX=prefix is not None, CAUSAL=blocks is not None,
         PRECISION="ieee" if qk.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, attention, gated, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Blocks, Heads, attention, gated, norm_rope, rms_norm
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
 
@@ -141,6 +141,7 @@ class PackedModel:
         *,
         prefix: KeyValues | None = None,
         write: Write | None = None,
+        blocks: Blocks | None = None,
         rows: Tensor | None = None,
         states: bool = True,
     ) -> Tensor | None:
@@ -150,6 +151,7 @@ class PackedModel:
             ranges: [7, U] int32, what each unit sees (see `layer_kernels.Range`).
             prefix: keys and values that are seen besides the units' own, as `ranges` says.
             write: store the keys and values.
+            blocks: how units that are made of blocks see themselves (see `layer_kernels.attention`).
             states: whether hidden states are wanted. If not, the last layer ends with its keys and values.
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
@@ -162,7 +164,7 @@ class PackedModel:
             if i == last and not states:
                 return None
             past = None if prefix is None else (prefix.keys[i], prefix.values[i])
-            mixed = attention(qk, qkv, past, ranges, self.heads)
+            mixed = attention(qk, qkv, past, ranges, self.heads, blocks)
             if i == last and rows is not None:  # of the last layer, only the block's own positions are needed
                 mixed, x = mixed[rows], x[rows]
             x.addmm_(mixed, layer.out.T)

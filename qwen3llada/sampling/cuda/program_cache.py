@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from qwen3llada.sampling.cuda.layer_kernels import Blocks
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
 from qwen3llada.sampling.cuda.step_programs import FillProgram, Shape, StepProgram
 from qwen3llada.sampling.params import DecodeParams
@@ -54,11 +55,11 @@ class Graphs:
             kept = self._prefixes[shape] = KeyValues.empty(self.packed, *shape)
         return kept
 
-    def fill(self, shape: Shape, store: KeyValues, *, reads: bool) -> FillProgram:
-        """The program that computes keys and values for `store`, seeing what is there already if it `reads`."""
+    def fill(self, shape: Shape, store: KeyValues, *, reads: bool, blocks: Blocks | None = None) -> FillProgram:
+        """The program that computes keys and values for `store` (see `FillProgram`)."""
         return self._program(
-            ("fill", shape, id(store), reads),
-            lambda: FillProgram(self.packed, shape, store, reads=reads, device=self.device),
+            ("fill", shape, id(store), reads, blocks),
+            lambda: FillProgram(self.packed, shape, store, reads=reads, blocks=blocks, device=self.device),
             {0},
         )
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3llada.sampling.cuda.layer_kernels import Range
+from qwen3llada.modeling.attention import is_causal
+from qwen3llada.sampling.cuda.layer_kernels import Blocks, Range
 from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
 from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
 from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, Shape, StepProgram, chunks_for
@@ -21,7 +22,7 @@ from qwen3llada.sampling.open_blocks import Units
 from qwen3llada.sampling.proposals import make_head
 from qwen3llada.sampling.request import Request
 
-POLICIES = ("full", "block", "block_causal")
+POLICIES = ("full", "block", "block_causal", "window")
 
 
 def why_not(model: Any, request: Request) -> str | None:
@@ -31,7 +32,7 @@ def why_not(model: Any, request: Request) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if request.policy not in POLICIES:
-        return f"attention policy {request.policy} has no graph"
+        return f"attention policy {request.policy} has no graph; {', '.join(POLICIES)} have one"
     return unsupported(model)
 
 
@@ -49,8 +50,10 @@ class GraphSampler:
         self.positions = model.config.max_position_embeddings
         layout = request.layout
         self.rows = len(tokens)
+        everything = layout.tokens.shape[1] // layout.block_length  # blocks of the canvas
+        self.window = min(everything, model.config.window_blocks) if request.policy == "window" else everything
         self.start = bucket_columns(layout.start)  # prompts are padded on the left to this
-        self.causal, self.dual = request.policy == "block_causal", request.params.cache == "dual"
+        self.causal, self.dual = is_causal(request.policy), request.params.cache == "dual"
         self.whole = request.policy == "full" and not self.dual  # each pass runs the whole canvas
         self.finished: Units | None = None
         answer = layout.blocks * layout.block_length if self.causal or self.dual else 0
@@ -143,10 +146,12 @@ class GraphSampler:
 
     def _fill_canvas(self, rows: Tensor, columns: int) -> None:
         """Keys and values of the canvas's first `columns`, as it is now, of `rows` [U]."""
-        canvas, at = self.request.canvas, (rows.to(self.tokens.device), slice(0, columns))
+        canvas, layout = self.request.canvas, self.request.layout
+        at = (rows.to(self.tokens.device), slice(0, columns))
         tokens, seen = self._seen_tokens(self.tokens[at], canvas.given[at]), self._seen_rows(rows)
         shape = Shape(units=bucket_units(len(seen)), queries=self._columns(columns))
-        program = self.graphs.fill(shape, self._store, reads=False)
+        blocks = Blocks(layout.block_length, self.window) if self.causal else None
+        program = self.graphs.fill(shape, self._store, reads=False, blocks=blocks)
         program.tokens.zero_()[: len(seen), self.start - canvas.start :] = tokens
         program.columns.copy_(torch.arange(shape.queries), non_blocking=True)
         self._run(program, seen, None)
@@ -187,6 +192,8 @@ class GraphSampler:
             ranges[Range.OWN_HIGH] = (lengths - offset).clamp(1, queries)
             if self.causal:
                 ranges[Range.HIGH] += offset
+                seen = ranges[Range.HIGH] - self.window * layout.block_length
+                ranges[Range.LOW] = ranges[Range.LOW].maximum(seen)
             if self.dual:
                 ranges[Range.HIGH] += lengths
                 ranges[Range.SKIP_LOW], ranges[Range.SKIP_HIGH] = (self.start + offset + n for n in (0, queries))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.cuda.commit_kernels import SPLITS, commit_likeliest, likeliest
-from qwen3llada.sampling.cuda.layer_kernels import Range
+from qwen3llada.sampling.cuda.layer_kernels import Blocks, Range
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel, Write
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.proposals import Head
@@ -117,21 +117,39 @@ class Program:
 
 
 class FillProgram(Program):
-    """A pass whose keys and values are stored for others to read."""
+    """A pass whose keys and values are stored for others to read.
+
+    reads: whether the units see what is stored already. blocks: how they see themselves, where they are made of blocks.
+    """
 
     def __init__(
-        self, model: PackedModel, shape: Shape, store: KeyValues, *, reads: bool, device: torch.device
+        self,
+        model: PackedModel,
+        shape: Shape,
+        store: KeyValues,
+        *,
+        reads: bool,
+        blocks: Blocks | None,
+        device: torch.device,
     ) -> None:
         super().__init__(model, shape, store, device)
         self.tokens = torch.zeros(shape.rows, shape.queries, dtype=torch.int64, device=device)
         self.rows = torch.full((shape.rows,), self.spare, dtype=torch.int64, device=device)
         self.columns = torch.arange(shape.queries, device=device)
         self.write = Write(to=store, rows=self.rows, columns=self.columns)
-        self.prefix = store if reads else None
+        self.prefix, self.blocks = store if reads else None, blocks
 
     def run(self, variant: int) -> None:
         positions = self.positions.flatten()
-        self.model(self.tokens, positions, self.ranges, prefix=self.prefix, write=self.write, states=False)
+        self.model(
+            self.tokens,
+            positions,
+            self.ranges,
+            prefix=self.prefix,
+            write=self.write,
+            blocks=self.blocks,
+            states=False,
+        )
 
 
 class StepProgram(Program):

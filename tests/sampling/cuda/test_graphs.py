@@ -4,6 +4,7 @@ import pytest
 import torch
 from vocabulary import MASK
 
+from qwen3llada.modeling.attention import POLICIES
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
 
 SETTINGS = [
@@ -14,7 +15,7 @@ SETTINGS = [
     {"remasking": "entropy"},
     {"remasking": "margin", "cfg_scale": 1.0, "unmask": "threshold", "confidence_threshold": 0.4},
 ]
-CASES = [(policy, setting) for policy in ("full", "block", "block_causal") for setting in SETTINGS]
+CASES = [(policy, setting) for policy in POLICIES for setting in SETTINGS]
 CASES += [("full", {"cache": "dual"}), ("full", {"cache": "dual", "cfg_scale": 1.0})]
 CASES += [("block", setting | {"parallel_blocks": True}) for setting in SETTINGS]
 
@@ -30,12 +31,12 @@ def cuda_model(model):
 class TestOnGpu:
     @pytest.mark.parametrize(("policy", "setting"), CASES)
     def test_graphs_give_the_tokens_of_the_eager_sampler(self, cuda_model, policy, setting):
-        cuda_model.config.attention_policy = policy
+        cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 1
         generator = torch.Generator().manual_seed(len(setting))
         for rows in (1, 3, 5):
             prompts = [
                 torch.randint(0, 46, (int(n),), generator=generator).tolist()
-                for n in torch.randint(1, 9, (rows,), generator=generator)
+                for n in torch.randint(1, 24, (rows,), generator=generator)
             ]
             params = SampleParams(steps=9, gen_length=14, block_length=4, **setting)
             eager = generate(cuda_model, prompts, params.model_copy(update={"backend": "eager"}), seed=3)

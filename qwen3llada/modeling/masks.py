@@ -1,0 +1,139 @@
+"""Attention masks of whole training passes, dense or as FlexAttention's tiles.
+
+A pass runs over S columns. Under policies whose blocks do not depend on order (`full`, `block`) these are the corrupted
+sequence. Under causal policies they are [corrupted copies | clean copy], as in BD3-LM (arXiv 2503.09573, section 3.2):
+
+    key          corrupted      clean
+    query      +------------+------------+
+    corrupted  | own block  | earlier    |      of the same copy; of the blocks that the policy shows
+               +------------+------------+
+    clean      | nothing    | up to own  |      of the blocks that the policy shows
+               +------------+------------+
+
+Shapes: B rows, V corrupted copies of C columns each, a clean copy of L columns, S = V·C + L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from qwen3llada.modeling.attention import POLICIES, blocks_of_columns, check_arguments
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where the columns of a pass stand in their sequences.
+
+    `corrupted` = C where the pass holds corrupted copies and then a clean one, 0 where it holds one copy alone.
+    """
+
+    blocks: Tensor  # [B or 1, S] int64, block numbers; [1, S] where they are the same in all rows
+    documents: Tensor | None = None  # [B, S], numbers of documents
+    valid: Tensor | None = None  # [B, S] bool, False at padding
+    corrupted: int = 0
+    views: int = 1
+
+    @property
+    def first_clean(self) -> int:
+        """The column at which the clean copy begins."""
+        return self.corrupted * self.views
+
+
+class _Side(NamedTuple):
+    """Queries or keys: their columns, block numbers and documents, in shapes that broadcast."""
+
+    column: Tensor
+    block: Tensor
+    document: Tensor | None
+
+
+def _sees(policy: str, window: int, columns: Columns, query: _Side, key: _Side) -> Tensor:
+    """Whether queries see keys, padding left aside."""
+    seen = POLICIES[policy].sees(query.block, key.block, window)
+    if columns.corrupted:
+        clean_query, clean_key = query.column >= columns.first_clean, key.column >= columns.first_clean
+        same_copy = query.column // columns.corrupted == key.column // columns.corrupted
+        own = ~clean_query & ~clean_key & same_copy & (query.block == key.block)
+        seen = own | (clean_key & seen & (clean_query | (query.block != key.block)))
+    if query.document is not None and key.document is not None:
+        seen = seen & (query.document == key.document)
+    return seen
+
+
+def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
+    """The mask as booleans, True where a query sees a key: [B or 1, 1, S, S]."""
+    import torch
+
+    index = torch.arange(columns.blocks.shape[1], device=columns.blocks.device)
+    query, key = (
+        _Side(
+            index.view(shape),
+            columns.blocks.view(-1, *shape),
+            None if columns.documents is None else columns.documents.view(-1, *shape),
+        )
+        for shape in ((len(index), 1), (1, len(index)))
+    )
+    visible = _sees(policy, window_blocks, columns, query, key)
+    visible = visible.expand(-1, len(index), len(index)) if visible.dim() == 3 else visible[None]
+    if columns.valid is not None:
+        visible = visible & columns.valid[:, None, :]
+    return visible[:, None]
+
+
+def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int) -> BlockMask:
+    """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair: for [`rows`, 1, S, S].
+
+    One mask serves all rows where nothing in `columns` differs between them.
+    """
+    blocks, documents, valid = columns.blocks, columns.documents, columns.valid
+    alike = len(blocks) == 1
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        row = b * 0 if alike else b
+        query = _Side(q, blocks[row, q], None if documents is None else documents[b, q])
+        key = _Side(k, blocks[row, k], None if documents is None else documents[b, k])
+        seen = _sees(policy, window_blocks, columns, query, key)
+        return seen if valid is None else seen & valid[b, k]
+
+    length, device = blocks.shape[1], blocks.device
+    one_for_all = alike and documents is None and valid is None
+    build = _create_block_mask(compiled=device.type == "cuda")
+    return build(visible, B=None if one_for_all else rows, H=None, Q_LEN=length, KV_LEN=length, device=device)
+
+
+def block_mask(
+    policy: str,
+    prompt_lengths: Tensor,
+    length: int,
+    block_length: int,
+    valid: Tensor | None = None,
+    *,
+    documents: Tensor | None = None,
+    window_blocks: int = 4,
+) -> BlockMask | None:
+    """The mask of one copy for FlexAttention: arguments and errors as in `attention.attention_bias`.
+
+    Returns a `BlockMask` [B,1,L,L], or None where `attention_bias` does.
+    """
+    check_arguments(policy, prompt_lengths, length, block_length, valid, documents)
+    if policy == "full" and valid is None and documents is None:
+        return None
+    blocks = blocks_of_columns(policy, prompt_lengths, length, block_length, documents)
+    columns = Columns(blocks=blocks, documents=documents, valid=valid)
+    return flex_mask(policy, columns, window_blocks, len(prompt_lengths))
+
+
+@cache
+def _create_block_mask(compiled: bool) -> Callable[..., Any]:
+    """Compiled, the S·S pairs are never held at once; FlexAttention is compiled only on a GPU, so this is, too."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask  # takes a second to import
+
+    return torch.compile(create_block_mask) if compiled else create_block_mask

@@ -1,0 +1,53 @@
+"""Masks of training passes over corrupted and clean copies, against a scalar reading of the definition."""
+
+import pytest
+import torch
+
+from qwen3llada.modeling.masks import Columns, dense_mask, flex_mask
+
+WINDOW = 1
+
+
+def sees(policy, first_clean, copy, blocks, documents, query, key):
+    """One pair of columns: `copy`, `blocks` and `documents` of each column."""
+    if documents[query] != documents[key]:
+        return False
+    back = blocks[query] - blocks[key]
+    shown = back >= 0 and (policy == "block_causal" or back <= WINDOW)
+    if key < first_clean:  # a corrupted block is seen by itself alone
+        return query < first_clean and copy[query] == copy[key] and back == 0
+    return shown and (query >= first_clean or back > 0)
+
+
+@pytest.mark.parametrize("policy", ["block_causal", "window"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("kind", ["alike", "padded", "documents"])
+def test_who_sees_whom(policy, views, kind):
+    generator = torch.Generator().manual_seed(views)
+    corrupted, clean, rows = 6, 10, 3
+    first_clean, total = views * corrupted, views * corrupted + clean
+    own = torch.arange(clean) // 3
+    blocks = torch.cat([own[4:].repeat(views), own])[None]
+    copy = torch.cat([torch.arange(views).repeat_interleave(corrupted), torch.full((clean,), views)]).tolist()
+    documents = valid = None
+    if kind != "alike":
+        blocks = blocks.repeat(rows, 1)
+    if kind == "padded":
+        valid = torch.rand(rows, total, generator=generator) < 0.7
+    if kind == "documents":
+        documents = torch.randint(0, 2, (rows, total), generator=generator)
+    columns = Columns(blocks=blocks, documents=documents, valid=valid, corrupted=corrupted, views=views)
+    expected = torch.zeros(len(blocks), total, total, dtype=torch.bool)
+    for b in range(len(blocks)):
+        for q in range(total):
+            for k in range(total):
+                document = [0] * total if documents is None else documents[b].tolist()
+                seen = sees(policy, first_clean, copy, blocks[b].tolist(), document, q, k)
+                expected[b, q, k] = seen and (valid is None or bool(valid[b, k]))
+    assert expected.any(-1).any()
+    assert torch.equal(dense_mask(policy, columns, WINDOW)[:, 0], expected)
+    tiles = flex_mask(policy, columns, WINDOW, rows)
+    index, batch = torch.arange(total), torch.arange(len(blocks))[:, None, None]
+    pairs = tiles.mask_mod(batch, torch.zeros(()), index[None, :, None], index[None, None, :])
+    assert torch.equal(pairs.expand_as(expected), expected)
+    assert tiles.shape[0] == (1 if kind == "alike" else rows)
