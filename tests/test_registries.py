@@ -7,7 +7,8 @@ from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.schedules import SCHEDULES
-from qwen3llada.modeling.attention import POLICIES, AttentionParams
+from qwen3llada.modeling.attention import POLICIES
+from qwen3llada.modeling.params import AttentionParams
 from qwen3llada.objective.params import KernelParams
 from qwen3llada.params import load_stage
 from qwen3llada.sampling.params import DecodeParams, SampleParams

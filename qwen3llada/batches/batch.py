@@ -24,6 +24,8 @@ class StepFacts:
     tokens: int  # real tokens of all samples: in pretraining after cutting, in SFT as stored
     longest: int  # tokens of the longest sample as stored
     sft: bool  # the samples are prompts with answers
+    block_length: int = 1  # tokens of a block in this step
+    reweight_cap: float | None = None  # upper bound of the weight 1/p in this step
 
     @property
     def is_last_micro_batch(self) -> bool:
@@ -41,6 +43,7 @@ class Batch:
 
     tokens: Tensor  # [B, L] int64, clean
     noised: Noised
+    complement: Noised | None  # the second view, where there are two
     valid: Tensor  # [B, L] bool, real tokens, those that continue an answer included
     prompt_lengths: Tensor | None  # [B] int64 in SFT
     t: Tensor  # [B] or [B, L] float32, noise levels
@@ -61,7 +64,11 @@ class Batch:
         if self.prompt_lengths is not None:
             tensors["prompt_lengths"] = self.prompt_lengths
         tensors |= {"p_mask": self.noised.p_mask, "t": self.t}
-        return tensors | {"masked": self.noised.masked, "valid": self.valid}
+        tensors |= {"masked": self.noised.masked, "valid": self.valid}
+        if self.complement is not None:
+            second = zip(("noisy_2", "masked_2", "p_mask_2"), self.complement, strict=True)
+            tensors |= dict(second)
+        return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
 def _unpack(
@@ -78,6 +85,9 @@ def _unpack(
     return Batch(
         tokens=tensors["tokens"],
         noised=Noised(tensors["noisy"], tensors["masked"], tensors["p_mask"]),
+        complement=Noised(tensors["noisy_2"], tensors["masked_2"], tensors["p_mask_2"])
+        if "noisy_2" in tensors
+        else None,
         valid=tensors["valid"],
         prompt_lengths=tensors.get("prompt_lengths"),
         t=tensors["t"],

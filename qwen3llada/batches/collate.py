@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.batches.samples import Sample
-from qwen3llada.batches.settings import BatchSettings
-from qwen3llada.diffusion.corruption import Noised, add_noise, noise_levels, random_lengths
+from qwen3llada.batches.settings import BatchSettings, Phase
+from qwen3llada.diffusion.corruption import Noised, add_noise, complement, maskable_positions, random_lengths
+from qwen3llada.diffusion.levels import noise_levels
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import blocks_of_columns, document_numbers
 
 PADDING_TOKEN = 0  # any id of the vocabulary does: padding is neither attended nor in the loss
 
@@ -33,11 +35,20 @@ class Collator:
                 f"answer_padding={self.settings.answer_padding} must be none: the samples have no prompt_length"
             )
 
-    def cut_lengths(self, lengths: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens that are kept, [n], of pretraining samples of `lengths` [n]; SFT samples are never cut."""
+    def phase(self, step: int) -> Phase:
+        """What holds in step number `step` of the epoch."""
+        return self.settings.phase(self.epoch, step)
+
+    def facts_of_phase(self, step: int) -> dict[str, Any]:
+        """Those fields of `StepFacts` that change in the course of a run."""
+        phase = self.phase(step)
+        return {"block_length": phase.block_length, "reweight_cap": phase.noise.reweight_cap}
+
+    def cut_lengths(self, lengths: NDArray[np.int64], positions: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """Tokens that are kept, [n], of pretraining samples of `lengths` [n] in a step; SFT samples are never cut."""
         if self.sft:
             return lengths
-        probability = self.settings.noise.random_length_prob
+        probability = self.phase(step).noise.random_length_prob
         return random_lengths(lengths, probability, indices=positions, seed=self.settings.seed, epoch=self.epoch)
 
     def __call__(self, samples: Sequence[Sample], positions: NDArray[np.int64], step: StepFacts) -> Batch:
@@ -50,24 +61,23 @@ class Collator:
         tokens, valid = self._padded(samples, positions, step)
         prompts = torch.tensor([sample.prompt_length for sample in samples]) if self.sft else None
         indices = torch.from_numpy(positions)
-        levels = noise_levels(indices, seed=self.settings.seed, epoch=self.epoch)
-        noised = add_noise(
-            tokens,
-            self.settings.noise,
-            mask_token_id=self.settings.mask_token_id,
-            indices=indices,
-            seed=self.settings.seed,
-            epoch=self.epoch,
-            levels=levels,
-            valid=valid,
-            prompt_lengths=prompts,
-            real_tokens=self.settings.real_tokens,
-            at_least_one=self.settings.at_least_one,
-        )
+        phase, key = self.phase(step.number), {"seed": self.settings.seed, "epoch": self.epoch}
+        blocks = self._blocks(tokens, valid, prompts, phase) if phase.levels_by_block else None
+        levels = noise_levels(indices, **key, t_range=phase.noise.t_range, blocks=blocks)
+        given: dict[str, Any] = {
+            "mask_token_id": self.settings.mask_token_id,
+            "indices": indices,
+            "valid": valid,
+            "prompt_lengths": prompts,
+            "real_tokens": self.settings.real_tokens,
+        } | key
+        noised = add_noise(tokens, phase.noise, **given, levels=levels, at_least_one=self.settings.at_least_one)
+        second = complement(tokens, noised, phase.noise, **given) if phase.noise.views == 2 else None
         cursors = {int(position): sample.cursor for position, sample in zip(positions, samples, strict=True)}
         return Batch(
             tokens=tokens,
             noised=noised,
+            complement=second,
             valid=valid,
             prompt_lengths=prompts,
             t=levels.float(),
@@ -76,21 +86,36 @@ class Collator:
             cursors=cursors if any(sample.cursor is not None for sample in samples) else None,
         )
 
+    def _blocks(
+        self, tokens: torch.Tensor, valid: torch.Tensor, prompts: torch.Tensor | None, phase: Phase
+    ) -> torch.Tensor:
+        """The number of each position's block [B, L], of all documents of a row; -1 where nothing is masked."""
+        maskable = maskable_positions(tokens, valid, prompts)
+        lengths = torch.zeros(len(tokens), dtype=torch.long) if prompts is None else prompts
+        end = self.settings.document_end
+        documents = None if end is None else document_numbers(tokens, end)
+        causal = self.settings.attention.causal
+        policy = "block_causal" if causal else "block"
+        numbers = blocks_of_columns(policy, lengths, tokens.shape[1], phase.block_length, documents)
+        if documents is not None:
+            numbers = numbers + documents * (1 + tokens.shape[1])  # as many as there can be in one document
+        return numbers.expand_as(tokens).where(maskable, -1)
+
     def _padded(
         self, samples: Sequence[Sample], positions: NDArray[np.int64], step: StepFacts
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [B, L] int64 and which of them are real [B, L] bool: answers continued, texts cut, rows padded."""
-        rows = [self._continue_answer(sample, step.longest) for sample in samples]
+        rows = [self._continue_answer(sample, step) for sample in samples]
         lengths = np.array([len(row) for row in rows])
         padded_length = self._round_up(int(lengths.max()))
         tokens = np.full((len(rows), padded_length), PADDING_TOKEN, dtype=np.int64)
         for target, row in zip(tokens, rows, strict=True):
             target[: len(row)] = row
-        valid = np.arange(padded_length) < self.cut_lengths(lengths, positions)[:, None]
+        valid = np.arange(padded_length) < self.cut_lengths(lengths, positions, step.number)[:, None]
         tokens[~valid] = PADDING_TOKEN
         return torch.from_numpy(tokens), torch.from_numpy(valid)
 
-    def _continue_answer(self, sample: Sample, longest_in_step: int) -> NDArray[Any]:
+    def _continue_answer(self, sample: Sample, step: StepFacts) -> NDArray[Any]:
         """The tokens, the answer continued with EOS as far as `answer_padding` says.
 
         Only an answer that ends with EOS is continued: a truncated one has none, and must not learn to stop there.
@@ -100,9 +125,10 @@ class Collator:
         if settings.answer_padding == "none" or answer_length < 1 or tokens[-1] != settings.eos_token_id:
             return tokens
         if settings.answer_padding == "batch":
-            missing = longest_in_step - len(tokens)
+            missing = step.longest - len(tokens)
         else:
-            missing = -answer_length % settings.block_length
+            counted = len(tokens) if settings.attention.causal else answer_length
+            missing = -counted % step.block_length
         if settings.max_length is not None:
             missing = min(missing, max(0, settings.max_length - len(tokens)))
         return np.concatenate([tokens, np.full(missing, settings.eos_token_id, dtype=tokens.dtype)])
@@ -113,6 +139,7 @@ class Collator:
         return Batch(
             tokens=tokens,
             noised=Noised(tokens, nothing, torch.ones(1)),
+            complement=Noised(tokens, nothing, torch.ones(1)) if self.phase(step.number).noise.views == 2 else None,
             valid=nothing,
             prompt_lengths=torch.zeros(1, dtype=torch.long) if self.sft else None,
             t=torch.ones(1),

@@ -98,9 +98,10 @@ class MicroBatches(Dataset[Batch]):
             micro_batch=micro_batch,
             micro_batches=micro_batches_of(len(positions), settings),
             samples=len(positions),
-            tokens=int(self.collator.cut_lengths(lengths, positions).sum()),
+            tokens=int(self.collator.cut_lengths(lengths, positions, step).sum()),
             longest=int(lengths.max()),
             sft=self.collator.sft,
+            **self.collator.facts_of_phase(step),
         )
         taken = share(positions, micro_batch, settings)
         indices = self.plan.order[taken]
@@ -156,7 +157,8 @@ class StreamMicroBatches(IterableDataset[Batch]):
             micro_batch=micro_batch,
             micro_batches=settings.gradient_accumulation_steps,
             samples=settings.step_size,
-            tokens=int(self.collator.cut_lengths(lengths, self._positions(step)).sum()),
+            tokens=int(self.collator.cut_lengths(lengths, self._positions(step), step).sum()),
             longest=self.stream.sample_length,
             sft=False,
+            **self.collator.facts_of_phase(step),
         )

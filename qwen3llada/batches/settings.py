@@ -9,7 +9,7 @@ from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.attention import AttentionParams
+from qwen3llada.modeling.params import AttentionParams
 
 if TYPE_CHECKING:  # the parameters import this module, and they need no torch
     from torch import Tensor
@@ -37,6 +37,15 @@ class BatchKnobs(Protocol):
     def bucket(self) -> int: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Settings that change in the course of a run."""
+
+    noise: NoiseParams
+    block_length: int  # tokens
+    levels_by_block: bool  # each block has a noise level of its own
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchSettings:
     """Everything that batches depend on, beside the samples and the epoch.
@@ -53,7 +62,7 @@ class BatchSettings:
     real_tokens: Tensor | None = None  # [R] int64, the ids that noise types draw from
     at_least_one: bool = False  # every sample has a masked position, as in `add_noise`
     answer_padding: AnswerPadding = "none"  # continue answers to a whole block, or to the longest sample of the step
-    block_length: int = 1  # tokens of a block, for answer_padding="block"
+    attention: AttentionParams = AttentionParams()  # how sequences are cut into blocks
     max_length: int | None = None  # tokens of a sample beyond which no answer is continued
     pad_to_multiple_of: int = 1  # the length of a batch is a multiple of this
     # Which samples a step takes, and who computes them.
@@ -63,16 +72,35 @@ class BatchSettings:
     num_processes: int = 1  # that train together
     process_index: int = 0  # of this process among them (its rank)
     num_workers: int = 0  # processes that make batches ahead of time; 0: this one makes them when asked
+    # Where a step stands in the run, for settings that change on the way.
+    total_steps: int = 0  # optimiser steps of the run; 0: all is as it is at a run's end
+    steps_per_epoch: int = 0  # 0: a stream, which is one epoch
 
     def __post_init__(self) -> None:
         counts = ("micro_batch_size", "gradient_accumulation_steps", "num_processes")
-        for name in (*counts, "block_length", "pad_to_multiple_of", "bucket"):
+        for name in (*counts, "pad_to_multiple_of", "bucket"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be 1 or more")
         if not 0 <= self.process_index < self.num_processes:
             raise InputError(f"process_index={self.process_index} must be in [0, {self.num_processes})")
         if self.answer_padding != "none" and self.eos_token_id is None:
             raise InputError(f"answer_padding={self.answer_padding} must be none: there is no EOS token")
+
+    def phase(self, epoch: int, step: int) -> Phase:
+        """What holds in step number `step` of the epoch."""
+        done = epoch * self.steps_per_epoch + step
+        share = min(1.0, done / self.total_steps) if self.total_steps else 1.0
+        noise = self.noise.at(share)
+        return Phase(
+            noise=noise,
+            block_length=self.attention.block_length_at(share),
+            levels_by_block=noise.level == "block" or (noise.level == "auto" and self.attention.causal),
+        )
+
+    @property
+    def document_end(self) -> int | None:
+        """The token that ends a document, where attention is kept within documents."""
+        return self.eos_token_id if self.attention.keeps_within_documents else None
 
     @property
     def round_size(self) -> int:
@@ -101,10 +129,12 @@ def batch_settings(
         noise=knobs.noise,
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        real_tokens=real_token_ids(tokenizer) if NOISE_TYPES[knobs.noise.noise_type].draws else None,
+        real_tokens=real_token_ids(tokenizer)
+        if any(NOISE_TYPES[noise.noise_type].draws for noise in knobs.noise.all())
+        else None,
         at_least_one=training and not LOSSES[knobs.loss_impl].weighs_by_inverse_p,
         answer_padding=knobs.padding_of_answers,
-        block_length=knobs.attention.block_length,
+        attention=knobs.attention,
         max_length=knobs.max_length,
         pad_to_multiple_of=knobs.pad_to_multiple_of,
         bucket=knobs.bucket,

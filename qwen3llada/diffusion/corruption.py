@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3llada.diffusion.keyed_random import Purpose, golden_ratio_levels, position_uniforms, sample_uniforms
+from qwen3llada.diffusion.keyed_random import Purpose, position_uniforms, sample_uniforms
+from qwen3llada.diffusion.levels import by_position, index_array, mask_probabilities, noise_levels
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.params import NoiseParams
-from qwen3llada.diffusion.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,37 +37,6 @@ class _SampleDraws(NamedTuple):
     length: NDArray[np.float64]
     span: NDArray[np.float64]
     span_start: NDArray[np.float64]
-
-
-def by_position(values: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    """`values` of each sequence ([B]) or of each position ([B, L]) of a batch of `shape` (B, L), as [B, 1] or [B, L].
-
-    Raises ValueError that calls them `name` if they are neither.
-    """
-    if tuple(values.shape) == tuple(shape):
-        return values
-    if tuple(values.shape) != tuple(shape[:1]):
-        raise ValueError(f"{name} of shape {tuple(values.shape)} must have shape {tuple(shape[:1])} or {tuple(shape)}")
-    return values[:, None]
-
-
-def noise_levels(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
-    """Noise levels t in [0, 1), float64 [B], of the samples at `indices` [B] in the epoch's order; stratified."""
-    import torch
-
-    return torch.from_numpy(golden_ratio_levels(_index_array(indices), seed=seed, epoch=epoch))
-
-
-def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
-    """Mask probabilities p, float32, at noise levels `t` of any shape: the values that `add_noise` compares with."""
-    import torch
-
-    schedule = SCHEDULES[params.schedule]
-    options = {"power": params.power} if params.schedule == "power" else {}
-    levels, inverse = t.double().unique(return_inverse=True)  # far fewer than positions, where a block shares one
-    # One level at a time: vectorised and scalar code paths differ in the last bit, so p would depend on the batch size.
-    p = torch.stack([schedule(level, **options) for level in levels.unbind()])[inverse] if len(levels) else t.double()
-    return ((1 - params.eps) * p + params.eps).clamp(params.min_masking_rate, 1).float()
 
 
 def random_lengths(
@@ -116,44 +85,92 @@ def add_noise(
     `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that noise types draw
     from. `at_least_one`: where the draw masks nothing, one maskable position of the sequence is masked all the
     same. Only for losses without the weight 1/p: a forced position would keep the weight, but not the probability p.
-    Raises ValueError on shapes that do not fit, negative indices, `real_tokens` missing or holding the mask token, and
-    on levels of positions where some sequences are to be masked in one span: its length follows from one p.
+    Where positions have levels and a sequence is to be masked in one span, each stretch of one level has a span.
+    Raises ValueError on shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
     """
     import torch
 
     if len(indices) != len(tokens):
         raise ValueError(f"indices of {len(indices)} samples must be as many as the rows of tokens, {len(tokens)}")
-    order = _index_array(indices)
+    order = index_array(indices)
     maskable = maskable_positions(tokens, valid, prompt_lengths)
-    levels = noise_levels(indices, seed=seed, epoch=epoch) if levels is None else levels.cpu()
+    levels = noise_levels(indices, seed=seed, epoch=epoch, t_range=params.t_range) if levels is None else levels.cpu()
     p_mask = mask_probabilities(levels, params)
     allowed, p = maskable.cpu().numpy(), by_position(p_mask, tokens.shape, "levels").double().numpy()
 
     uniforms = position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
     masked = _independent_mask(allowed, p, uniforms, at_least_one)
     if params.mask_contiguous_region_prob > 0:
-        if p_mask.dim() > 1:
-            raise ValueError("levels of positions [B, L] need mask_contiguous_region_prob=0: a span has one p")
         draws = _SampleDraws(*sample_uniforms(order, seed=seed, epoch=epoch).T)
         is_span = draws.span < params.mask_contiguous_region_prob
-        masked = np.where(is_span[:, None], _span_mask(allowed, p[:, 0], draws.span_start, at_least_one), masked)
+        if p_mask.dim() == 1:
+            spans = _span_mask(allowed, p[:, 0], draws.span_start, at_least_one)
+        else:
+            starts = position_uniforms(order, tokens.shape[1], Purpose.BLOCK_SPAN, seed=seed, epoch=epoch)
+            spans = _spans_of_levels(allowed, p, starts, at_least_one)
+        masked = np.where(is_span[:, None], spans, masked)
 
     chosen = torch.from_numpy(masked).to(tokens.device)
-
-    def draw() -> Tensor:
-        ids = _replacement_ids(real_tokens, mask_token_id, params.noise_type)
-        uniforms = position_uniforms(order, tokens.shape[1], Purpose.REPLACEMENT, seed=seed, epoch=epoch)
-        return ids[torch.from_numpy((uniforms * len(ids)).astype(np.int64))]
-
-    noisy = NOISE_TYPES[params.noise_type].corrupt(tokens, chosen, mask_token_id, draw)
+    drawn = _KeyedDraws(tokens.shape, order, seed, epoch, params, real_tokens, mask_token_id)
+    noisy = NOISE_TYPES[params.noise_type].corrupt(tokens, chosen, mask_token_id, drawn)
     return Noised(noisy, chosen, p_mask.to(tokens.device))
 
 
-def _index_array(indices: Tensor) -> NDArray[np.int64]:
-    array = indices.cpu().numpy().astype(np.int64)
-    if array.size and array.min() < 0:
-        raise ValueError(f"indices={array.tolist()} must be 0 or more")
-    return array
+def complement(
+    tokens: Tensor,
+    noised: Noised,
+    params: NoiseParams,
+    *,
+    mask_token_id: int,
+    indices: Tensor,
+    seed: int,
+    epoch: int,
+    valid: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
+    real_tokens: Tensor | Sequence[int] | None = None,
+) -> Noised:
+    """The other view of a batch: exactly the maskable positions that `noised` left are corrupted, at p2 = 1 - p.
+
+    Fast-dLLM v2 (arXiv 2509.26328), LLaDA2. Arguments as in `add_noise`, which made `noised`.
+    """
+    import torch
+
+    masked = maskable_positions(tokens, valid, prompt_lengths) & ~noised.masked
+    order = index_array(indices)
+    drawn = _KeyedDraws(tokens.shape, order, seed, epoch, params, real_tokens, mask_token_id)
+    noisy = NOISE_TYPES[params.noise_type].corrupt(tokens, masked, mask_token_id, drawn)
+    # Where p is 1 nothing is left, and the weight 1/p2 must only be finite.
+    return Noised(noisy, masked, (1 - noised.p_mask).clamp(min=torch.finfo(torch.float32).tiny))
+
+
+class _KeyedDraws:
+    """What noise types may draw (see `noise_types.Draws`), made only when asked for."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        order: NDArray[np.int64],
+        seed: int,
+        epoch: int,
+        params: NoiseParams,
+        real_tokens: Tensor | Sequence[int] | None,
+        mask_token_id: int,
+    ) -> None:
+        self.length, self.order, self.key = shape[1], order, {"seed": seed, "epoch": epoch}
+        self.params, self.real_tokens, self.mask_token_id = params, real_tokens, mask_token_id
+        self.replace_share = params.replace_share
+
+    def tokens(self) -> Tensor:
+        import torch
+
+        ids = _replacement_ids(self.real_tokens, self.mask_token_id, self.params.noise_type)
+        uniforms = position_uniforms(self.order, self.length, Purpose.REPLACEMENT, **self.key)
+        return ids[torch.from_numpy((uniforms * len(ids)).astype(np.int64))]
+
+    def uniforms(self) -> Tensor:
+        import torch
+
+        return torch.from_numpy(position_uniforms(self.order, self.length, Purpose.REPLACED, **self.key))
 
 
 def _independent_mask(
@@ -185,6 +202,28 @@ def _span_mask(
     start = np.floor(start_uniforms * (count - span + 1)).astype(np.int64)
     rank = maskable.cumsum(axis=1) - 1
     return maskable & (rank >= start[:, None]) & (rank < (start + span)[:, None])
+
+
+def _spans_of_levels(
+    maskable: NDArray[np.bool_], p: NDArray[np.float64], starts: NDArray[np.float64], at_least_one: bool
+) -> NDArray[np.bool_]:
+    """Bool [B, L]: a run of round(p n) in each stretch of n maskable positions that share one p [B, L].
+
+    `starts` [B, L]: uniforms, of which a stretch takes that of its first position. `at_least_one`: where a row would
+    have no masked position, its first stretch has a run of one.
+    """
+    masked = np.zeros_like(maskable)
+    for row in range(len(p)):
+        columns = np.flatnonzero(maskable[row])
+        cuts = np.flatnonzero(np.diff(p[row, columns]) != 0) + 1
+        for stretch in np.split(columns, cuts):
+            if len(stretch):
+                alone = np.ones((1, len(stretch)), bool)
+                run = _span_mask(alone, p[row, stretch[:1]], starts[row, stretch[:1]], at_least_one=False)
+                masked[row, stretch] = run[0]
+        if at_least_one and len(columns) and not masked[row].any():
+            masked[row, columns[0]] = True
+    return masked
 
 
 def _replacement_ids(real_tokens: Tensor | Sequence[int] | None, mask_token_id: int, noise_type: str) -> Tensor:

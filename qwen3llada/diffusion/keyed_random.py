@@ -28,6 +28,9 @@ class Purpose(IntEnum):
     SAMPLE = 2
     MASK = 3
     REPLACEMENT = 4
+    REPLACED = 5
+    BLOCK_ORDER = 6
+    BLOCK_SPAN = 7
 
 
 def philox_words(seed: int, epoch: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
@@ -76,3 +79,16 @@ def golden_ratio_levels(indices: NDArray[np.int64], *, seed: int, epoch: int) ->
     """
     start = philox_words(seed, epoch, (0, Purpose.LEVEL_START, 0), 1)
     return unit_interval(start + indices.astype(np.uint64) * np.uint64(GOLDEN_STEP))
+
+
+def spread_over_blocks(level: float, blocks: int, index: int, *, seed: int, epoch: int) -> NDArray[np.float64]:
+    """Noise levels in [0, 1), [blocks], of the blocks of the sample at `index`, whose own level is `level`.
+
+    One level in each of `blocks` equal parts of [0, 1), at the place in its part that `level` says, in a keyed random
+    order. A sample's levels are then as even as can be, those of samples together as even as `golden_ratio_levels`, and
+    that of each block is uniform.
+    """
+    order = np.argsort(philox_words(seed, epoch, (0, Purpose.BLOCK_ORDER, index), blocks), kind="stable")
+    part = np.empty(blocks, np.int64)
+    part[order] = np.arange(blocks)
+    return np.minimum((part + level) / blocks, 1 - 2.0**-DOUBLE_BITS)

@@ -10,13 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field, GetCoreSchemaHandler, ValidationInfo
-from pydantic_core import core_schema
+from typing import TYPE_CHECKING, Any
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import MAX_TOKENS, OneOf, Section
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the policies' names
     import torch
@@ -24,7 +20,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only
 
 PROMPT = -1  # the block number of every prompt position, under policies that count blocks from the prompt's end
 ALTERNATE = "alternate:"  # + two policies: the layers take them in turn
-MAX_WINDOW = 65536
 LAYER_KINDS = ("full_attention", "sliding_attention")  # names that Transformers allows; they only tell masks apart
 
 
@@ -138,48 +133,6 @@ def mask_of_each_kind(policy: str | Sequence[str], config: Any, mask_of: Callabl
     if kinds != list(config.layer_types):
         raise ValueError(f"config.layer_types={config.layer_types} must be {kinds} for {policy=}")
     return {kind: mask_of(name) for kind, name in dict(zip(kinds, names, strict=True)).items()}
-
-
-class PolicyOrPlan(OneOf):
-    """A knob's value is a name in `POLICIES` or what `plan` takes."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        checked = super().__get_pydantic_core_schema__(source, handler)
-        return core_schema.no_info_before_validator_function(self._joined, checked)
-
-    @staticmethod
-    def _joined(value: Any) -> Any:
-        """A flag's value comes cut at its commas: one name, or `alternate:A` and `B`, is put together again."""
-        parts = list(value) if isinstance(value, list | tuple) else []
-        whole = len(parts) == 1 or (parts and isinstance(parts[0], str) and parts[0].startswith(ALTERNATE))
-        return ",".join(map(str, parts)) if whole else value
-
-    def _check(self, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str) and not value.startswith(ALTERNATE):
-            return super()._check(value, info)
-        try:
-            plan(value)
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        return value
-
-
-class AttentionParams(Section):
-    """Who sees whom in training. Stored with the checkpoint, and the sampler's default."""
-
-    policy: Annotated[str | tuple[str, ...], PolicyOrPlan(POLICIES, ())] = Field(
-        "full",
-        description="full: every position sees every other; block: the prompt sees itself, an answer block sees the"
-        " prompt and itself; block_causal: a block, counted from position 0, sees itself and all earlier ones; window:"
-        " the same, but no more than window_blocks back; alternate:A,B or a list with one name a layer: a policy for"
-        " each layer, out of full and block, or out of block_causal and window",
-    )
-    block_length: int = Field(
-        32, ge=1, le=MAX_TOKENS, description="tokens of a block, 1 to 1,048,576 and no more than the model takes"
-    )
-    window_blocks: int = Field(
-        4, ge=0, le=MAX_WINDOW, description="blocks that policy window sees before its own, 0 to 65,536"
-    )
 
 
 def block_numbers(policy: str, positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qwen3llada.batches.batch import Batch
 from qwen3llada.batches.source import Step
-from qwen3llada.diffusion.corruption import by_position
+from qwen3llada.diffusion.levels import by_position
 from qwen3llada.diffusion.losses import LOSSES, MaskedLoss
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import attention_bias, document_numbers

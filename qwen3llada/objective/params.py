@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from qwen3llada.batches.settings import BatchKnobs
-from qwen3llada.modeling.attention import AttentionParams
+from qwen3llada.modeling.params import AttentionParams
 
 
 class KernelParams(AttentionParams):
@@ -15,11 +15,6 @@ class KernelParams(AttentionParams):
         "auto",
         description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies",
     )
-
-    @property
-    def keeps_within_documents(self) -> bool:
-        """Whether attention stops at the end of a document. Not here: prompts and answers are one document each."""
-        return False
 
 
 class PretrainKernelParams(KernelParams):

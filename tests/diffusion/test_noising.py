@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-from qwen3llada.diffusion.corruption import NoiseParams, add_noise, mask_probabilities, noise_levels, random_lengths
+from qwen3llada.diffusion.corruption import NoiseParams, add_noise, random_lengths
+from qwen3llada.diffusion.levels import mask_probabilities, noise_levels
 from qwen3llada.diffusion.schedules import SCHEDULES
 
 MASK = 99

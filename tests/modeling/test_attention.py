@@ -7,7 +7,6 @@ from pydantic import ValidationError
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import (
     POLICIES,
-    AttentionParams,
     attention_bias,
     document_numbers,
     document_positions,
@@ -15,6 +14,7 @@ from qwen3llada.modeling.attention import (
     plan,
 )
 from qwen3llada.modeling.masks import block_mask
+from qwen3llada.modeling.params import AttentionParams
 
 PROMPTS, LENGTH, BLOCK, WINDOW = [0, 3, 7, 12], 12, 4, 1
 

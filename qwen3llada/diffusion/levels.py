@@ -1,0 +1,84 @@
+"""Noise levels of sequences and of their blocks, and the mask probabilities that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3llada.diffusion.keyed_random import golden_ratio_levels, spread_over_blocks
+from qwen3llada.diffusion.params import NoiseParams
+from qwen3llada.diffusion.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LANES = 16  # a whole vector of the widest processors, so that no value is computed by the code for what is left over
+
+
+def by_position(values: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """`values` of each sequence ([B]) or of each position ([B, L]) of a batch of `shape` (B, L), as [B, 1] or [B, L].
+
+    Raises ValueError that calls them `name` if they are neither.
+    """
+    if tuple(values.shape) == tuple(shape):
+        return values
+    if tuple(values.shape) != tuple(shape[:1]):
+        raise ValueError(f"{name} of shape {tuple(values.shape)} must have shape {tuple(shape[:1])} or {tuple(shape)}")
+    return values[:, None]
+
+
+def noise_levels(
+    indices: Tensor, *, seed: int, epoch: int, t_range: tuple[float, float] = (0.0, 1.0), blocks: Tensor | None = None
+) -> Tensor:
+    """Noise levels t, float64 [B], of the samples at `indices` [B] in the epoch's order; stratified over [low, high).
+
+    `blocks` [B, L]: the number of each position's block, below 0 where nothing is masked. Then each block has a level
+    of its own and the result is [B, L], 1 at those other positions.
+    """
+    import torch
+
+    order = index_array(indices)
+    t = golden_ratio_levels(order, seed=seed, epoch=epoch)
+    if blocks is not None:
+        numbers = blocks.cpu().numpy()
+        by_block = np.ones(numbers.shape)
+        for target, row, level, index in zip(by_block, numbers, t, order.tolist(), strict=True):
+            maskable = row >= 0
+            found, which = np.unique(row[maskable], return_inverse=True)
+            if len(found):
+                target[maskable] = spread_over_blocks(level, len(found), index, seed=seed, epoch=epoch)[which]
+        t = by_block
+    low, high = t_range
+    if (low, high) != (0.0, 1.0):
+        t = low + (high - low) * t
+    return torch.from_numpy(t)
+
+
+def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
+    """Mask probabilities p, float32, at noise levels `t` of any shape: the values that `add_noise` compares with.
+
+    p of a level is the same whatever else is in `t`. Vectorised and scalar code differ in the last bit, so each level
+    is computed in a vector of its own, and not so many at a time that torch would cut vectors up between threads.
+    """
+    import torch
+
+    schedule = SCHEDULES[params.schedule]
+    options = {"power": params.power} if params.schedule == "power" else {}
+    levels, inverse = t.double().unique(return_inverse=True)  # far fewer than positions, where a block shares one
+    parts = [
+        schedule(part[:, None].expand(-1, LANES).contiguous(), **options)[:, 0]
+        for part in levels.split(1024)
+        if len(part)
+    ]
+    p = torch.cat(parts)[inverse] if parts else t.double()
+    return ((1 - params.eps) * p + params.eps).clamp(params.min_masking_rate, 1).float()
+
+
+def index_array(indices: Tensor) -> NDArray[np.int64]:
+    array = indices.cpu().numpy().astype(np.int64)
+    if array.size and array.min() < 0:
+        raise ValueError(f"indices={array.tolist()} must be 0 or more")
+    return array
