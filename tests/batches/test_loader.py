@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3llada.batches.batch import Batch
+from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.batches.collate import PADDING_TOKEN
 from qwen3llada.batches.loader import make_loader
 from qwen3llada.batches.samples import Sample
 from qwen3llada.batches.settings import BatchSettings, real_token_ids
+from qwen3llada.batches.source import Source, Step
 from qwen3llada.batches.step_plan import epoch_order, micro_batches_of, share, step_plan
 from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
@@ -299,6 +300,36 @@ def test_every_process_knows_the_denominator(name, kind, num_processes):
         counted[number] = counted.get(number, 0) + share
         known.setdefault(number, set()).add(batch.step.denominator(loss))
     assert known == {number: {total} for number, total in counted.items()}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("start", [0, 1])
+def test_steps_hold_their_micro_batches_and_know_all_processes(kind, start):
+    """Two processes, three steps of 20, 20 and 5 samples: the denominators of both are those of all that both hold."""
+    source, settings = SOURCES[kind]
+    cut = {"micro_batch_size": 5, "gradient_accumulation_steps": 2, "num_processes": 2}
+    made = [
+        list(Source(source, settings_of(**cut, **settings, process_index=index)).steps(EPOCH, start_step=start))
+        for index in range(2)
+    ]
+    assert [[len(step.micro_batches) for step in steps] for steps in made] == [[2, 2, 1][start:]] * 2
+    for pair in zip(*made, strict=True):
+        held = [batch for step in pair for batch in step.micro_batches]
+        assert {step.tokens for step in pair} == {pair[0].facts.tokens}
+        for loss in LOSSES.values():
+            parts = [loss.denominator(b.tokens, valid=b.valid, prompt_lengths=b.prompt_lengths) for b in held]
+            assert [step.denominator(loss) for step in pair] == [sum(parts)] * 2
+    loaded = list(loader(source, start_step=start, **cut, **settings))
+    held = [placed(b, source, settings_of(**cut, **settings)) for step in made[0] for b in step.micro_batches]
+    assert by_position([held]) == by_position([loaded])
+
+
+def test_a_step_without_a_token_has_the_denominator_1():
+    facts = {"number": 0, "micro_batch": 0, "micro_batches": 1, "longest": 0}
+    empty = StepFacts(**facts, samples=0, tokens=0, sft=False)
+    batch = next(iter(make_loader(Texts(1), settings_of(micro_batch_size=1), epoch=0)))
+    step = Step([replace(batch, step=empty)])
+    assert {step.denominator(loss) for loss in LOSSES.values()} == {1.0}
 
 
 @pytest.mark.parametrize("name", LOSSES)
