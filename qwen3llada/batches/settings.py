@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qwen3llada.diffusion.losses import LOSSES
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the parameters import this module, and they need no torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+NO_ATTENTION = AttentionParams.model_validate({})  # the defaults
 AnswerPadding = Literal["none", "block", "batch"]
 
 
@@ -62,7 +63,7 @@ class BatchSettings:
     real_tokens: Tensor | None = None  # [R] int64, the ids that noise types draw from
     at_least_one: bool = False  # every sample has a masked position, as in `add_noise`
     answer_padding: AnswerPadding = "none"  # continue answers to a whole block, or to the longest sample of the step
-    attention: AttentionParams = AttentionParams()  # how sequences are cut into blocks
+    attention: AttentionParams = field(default_factory=lambda: NO_ATTENTION)  # how sequences are cut into blocks
     max_length: int | None = None  # tokens of a sample beyond which no answer is continued
     pad_to_multiple_of: int = 1  # the length of a batch is a multiple of this
     # Which samples a step takes, and who computes them.
@@ -125,13 +126,12 @@ def batch_settings(
     """
     if tokenizer.mask_token_id is None:
         raise InputError("the model's tokenizer must have a mask token; convert adds it")
+    draws = any(NOISE_TYPES[noise.noise_type].draws for noise in knobs.noise.all())
     return BatchSettings(
         noise=knobs.noise,
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        real_tokens=real_token_ids(tokenizer)
-        if any(NOISE_TYPES[noise.noise_type].draws for noise in knobs.noise.all())
-        else None,
+        real_tokens=real_token_ids(tokenizer) if draws else None,
         at_least_one=training and not LOSSES[knobs.loss_impl].weighs_by_inverse_p,
         answer_padding=knobs.padding_of_answers,
         attention=knobs.attention,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen3llada.batches.batch import Batch, StepFacts
@@ -50,6 +50,12 @@ class Source:
         if isinstance(self.dataset, TokenStream):
             raise InputError("max_steps must be above 0: streamed data have no end")
         return steps_per_epoch(len(self.dataset), self.settings.step_size)
+
+    def in_run(self, total_steps: int) -> Source:
+        """The same samples in a run of `total_steps` optimiser steps, whose settings may change on the way."""
+        steps = 0 if isinstance(self.dataset, TokenStream) else self.steps_per_epoch
+        settings = replace(self.settings, total_steps=total_steps, steps_per_epoch=steps)
+        return replace(self, settings=settings)
 
     def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[Step]:
         """The optimiser steps of the epoch, from `start_step` on; a stream is one endless epoch.

@@ -17,8 +17,9 @@ from qwen3llada.corpus.tokens.tokenizer import check_data, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import EvalLossParams
+from qwen3llada.modeling.attention import store_attention
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
-from qwen3llada.objective.batch_loss import BatchLoss, batch_loss
+from qwen3llada.objective.batch_loss import BatchLoss, batch_loss, resolve_implementation
 from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums, by_noise_level
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import LossKnobs
@@ -76,14 +77,15 @@ def evaluate_model(model: Path, data: Path, knobs: LossKnobs, params: EvalLossPa
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size}
     source = Source(dataset, batch_settings(knobs, tokenizer, training=False, **layout))
-    used = batch_loss(knobs, tokenizer, device)
     language_model = load_pretrained(
         model,
         # Left to itself, Transformers takes the checkpoint's type, and a bfloat16 one would be measured in bfloat16.
         dtype="auto" if params.bf16 else torch.float32,
-        attn_implementation=used.implementation,
+        attn_implementation=resolve_implementation(knobs.attention, device),
     )
     check_data(data / "heldout", tokenizer, language_model.config.prompt_template)
+    store_attention(language_model.config, knobs.attention)
+    used = batch_loss(knobs, tokenizer, language_model.config, device)
     objective = MaskedDiffusionObjective(language_model).to(device)
 
     results: dict[str, Any] = {}

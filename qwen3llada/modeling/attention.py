@@ -18,8 +18,11 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only
     import torch
     from torch import Tensor
 
+    from qwen3llada.modeling.params import AttentionParams
+
 PROMPT = -1  # the block number of every prompt position, under policies that count blocks from the prompt's end
 ALTERNATE = "alternate:"  # + two policies: the layers take them in turn
+STORED_ATTENTION = ("attention_policy", "block_length", "window_blocks", "layer_types")  # in a model's config
 LAYER_KINDS = ("full_attention", "sliding_attention")  # names that Transformers allows; they only tell masks apart
 
 
@@ -120,6 +123,15 @@ def layer_kinds(policy: str | Sequence[str], layers: int) -> list[str]:
     return [LAYER_KINDS[distinct.index(name)] for name in names]
 
 
+def store_attention(config: Any, attention: AttentionParams) -> None:
+    """Enter in a model's config who saw whom in its training. Raises InputError where the plan has other layers."""
+    plan(attention.policy, config.num_hidden_layers)
+    policy = attention.policy
+    config.attention_policy = policy if isinstance(policy, str) else list(policy)
+    config.block_length, config.window_blocks = attention.last_block_length, attention.window_blocks
+    config.layer_types = layer_kinds(policy, config.num_hidden_layers)
+
+
 def mask_of_each_kind(policy: str | Sequence[str], config: Any, mask_of: Callable[[str], Any]) -> Any:
     """`mask_of(policy)` where it is one for all layers, else a dict of these by type of layer, for the model.
 
@@ -175,8 +187,7 @@ def attention_bias(
     None is float32.
 
     prompt_lengths [B], tokens before the answer, left padding included; valid [B,L], False at padding, never seen.
-    documents [B,L]: numbers; what the policy shows is seen within one document only, where causal policies count
-    positions and blocks anew.
+    documents [B,L]: numbers; what the policy shows is seen within one document only, where blocks are counted anew.
     A padding query may see no key at all; the model gives such rows finite numbers.
     Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and neither `valid` nor
     `documents` is given. Raises InputError for an unknown policy or a block length below 1, ValueError for shapes
@@ -204,10 +215,14 @@ def blocks_of_columns(
     """Block numbers [B,L] of the columns of a batch, which start at position 0."""
     import torch
 
-    positions = torch.arange(length, device=prompt_lengths.device)[None]
-    if documents is not None and POLICIES[policy].causal:
-        positions = document_positions(documents)
-    return block_numbers(policy, positions, prompt_lengths[:, None], block_length)
+    columns, prompts = torch.arange(length, device=prompt_lengths.device)[None], prompt_lengths[:, None]
+    if documents is None:
+        return block_numbers(policy, columns, prompts, block_length)
+    positions = document_positions(documents)
+    if POLICIES[policy].causal:
+        return block_numbers(policy, positions, prompts, block_length)
+    first = torch.maximum(prompts, columns - positions)  # of each document, its first column after the prompt
+    return torch.where(columns < prompts, PROMPT, (columns - first) // block_length)
 
 
 def check_arguments(

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen3llada.modeling.attention import POLICIES, blocks_of_columns, check_arguments
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
     from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -106,6 +107,31 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int) -> B
     one_for_all = alike and documents is None and valid is None
     build = _create_block_mask(compiled=device.type == "cuda")
     return build(visible, B=None if one_for_all else rows, H=None, Q_LEN=length, KV_LEN=length, device=device)
+
+
+def blocks_of_copies(corrupted: int, views: int, clean: int, block_length: int, device: torch.device) -> Tensor:
+    """Block numbers [1, S] of a pass whose corrupted copies hold the columns of the clean one, from position 0 on."""
+    import torch
+
+    numbers = torch.arange(clean, device=device) // block_length
+    return torch.cat([*[numbers[:corrupted]] * views, numbers])[None]
+
+
+@lru_cache(maxsize=16)  # of the shapes of a run and of its evaluation, for each type of layer
+def mask_of_shape(
+    policy: str,
+    window_blocks: int,
+    corrupted: int,
+    views: int,
+    length: int,
+    block_length: int,
+    flex: bool,
+    device: torch.device,
+) -> Any:
+    """The mask of a pass of `length` columns in which nothing differs between rows: made once for its shape."""
+    blocks = blocks_of_copies(corrupted, views, length - corrupted * views, block_length, device)
+    columns = Columns(blocks=blocks, corrupted=corrupted, views=views)
+    return flex_mask(policy, columns, window_blocks, 1) if flex else dense_mask(policy, columns, window_blocks)
 
 
 def block_mask(

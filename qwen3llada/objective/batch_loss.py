@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from qwen3llada.batches.batch import Batch
 from qwen3llada.batches.source import Step
+from qwen3llada.diffusion.corruption import Noised
 from qwen3llada.diffusion.levels import by_position
 from qwen3llada.diffusion.losses import LOSSES, MaskedLoss
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.attention import attention_bias, document_numbers
-from qwen3llada.modeling.masks import block_mask
+from qwen3llada.modeling.attention import blocks_of_columns, mask_of_each_kind, plan
+from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
+from qwen3llada.objective.copies import Copies, copies, views_of
 from qwen3llada.objective.params import KernelParams, LossKnobs
 
 # On Hopper cuDNN's kernel is the fastest, elsewhere flash attention's; both are exact. The first that can run is taken.
@@ -21,16 +23,27 @@ SDPA_PRIORITY = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "M
 
 
 class Prepared(NamedTuple):
-    """What the objective needs of a micro-batch of B rows and L columns, N of its positions corrupted."""
+    """What the objective needs of a micro-batch (see `copies` for B, S, V and C), N of its positions corrupted."""
 
-    noisy: Tensor  # [B, L] int64
-    targets: Tensor  # [B, L] int64
-    token_weights: Tensor  # [B, L] float32, before division by the step's denominator
-    positions: Tensor  # [N] int64, corrupted ones in the flattened [B, L]
+    tokens: Tensor  # [B, S] int64
+    targets: Tensor  # [B, V·C] int64
+    token_weights: Tensor  # [B, V·C] float32, before division by the step's denominator
+    positions: Tensor  # [N] int64, corrupted ones in the flattened [B, V·C]
     levels: Tensor  # [N] float32, noise level t of each
-    valid: Tensor | None  # [B, L] bool, None where there is no padding
+    position_ids: Tensor | None  # [1 or B, S] int64
+    blocks: Tensor | None  # [B, S] int64, block numbers; None where they follow from the columns alone
+    valid: Tensor | None  # [B, S] bool
     prompt_lengths: Tensor  # [B] int64
-    documents: Tensor | None  # [B, L] int64, numbers of documents; None where attention does not stop at their ends
+    documents: Tensor | None  # [B, S] int64
+    corrupted: int  # C where there is a clean copy, else 0
+    views: int
+    block_length: int
+    pairs: int  # of a query and a key that are multiplied, in each head of a layer, on average over the layers
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that the model computes."""
+        return self.tokens.shape[0], self.tokens.shape[1]
 
 
 class LossSum(NamedTuple):
@@ -51,12 +64,12 @@ class BatchLoss:
 
     masked_loss: MaskedLoss
     smoothing: float  # of losses that are smoothed
-    reweight_cap: float | None
     mask_token_id: int
-    policy: str
-    block_length: int
+    attention: KernelParams
+    config: Any  # the model's: how many layers it has, and of which types
     implementation: str
     document_end: int | None  # the token that ends a document, where attention is kept within documents
+    pad_to_multiple_of: int
     device: torch.device
 
     def __call__(self, objective: nn.Module, batch: Batch) -> LossSum:
@@ -64,11 +77,12 @@ class BatchLoss:
         prepared = to_device(self.prepare(batch), self.device)
         with attention_kernel(self.device):
             total, cross_entropy = objective(
-                prepared.noisy,
+                prepared.tokens,
                 prepared.targets,
                 prepared.token_weights,
                 positions=prepared.positions,
                 attention_mask=self.attention_mask(prepared),
+                position_ids=prepared.position_ids,
                 smoothing=self.smoothing if self.masked_loss.smoothed else 0.0,
                 return_per_token=True,
             )
@@ -80,47 +94,98 @@ class BatchLoss:
 
     def prepare(self, batch: Batch) -> Prepared:
         """The tensors that the objective needs, where the batch is: on the CPU, so that no device is waited for."""
-        valid, prompts = batch.valid if batch.padded else None, batch.prompt_lengths
-        weights = self.masked_loss.token_weights(
-            batch.tokens,
-            batch.noised,
-            mask_token_id=self.mask_token_id,
-            valid=valid,
-            prompt_lengths=prompts,
-            reweight_cap=self.reweight_cap,
-        )
+        causal, views = self.attention.causal, views_of(batch)
+        layout = copies(batch, causal=causal, document_end=self.document_end, multiple=self.pad_to_multiple_of)
+        weights = layout.of_views([self._weights(batch, view) / len(views) for view in views])
         positions = weights.flatten().nonzero().squeeze(1)
         levels = by_position(batch.t, batch.tokens.shape, "t").expand(batch.tokens.shape)
+        alike = causal and layout.source is None and layout.documents is None
         return Prepared(
-            noisy=batch.noised.tokens,
-            targets=batch.tokens,
+            tokens=layout.tokens,
+            targets=layout.of_views([batch.tokens] * len(views)),
             token_weights=weights,
             positions=positions,
-            levels=levels.flatten()[positions],
-            valid=valid,
-            prompt_lengths=torch.zeros(len(batch.tokens), dtype=torch.long) if prompts is None else prompts,
-            documents=None if self.document_end is None else document_numbers(batch.tokens, self.document_end),
+            levels=layout.of_views([levels] * len(views)).flatten()[positions],
+            position_ids=layout.position_ids,
+            blocks=None if layout.position_ids is None or alike else layout.position_ids // layout.block_length,
+            valid=layout.valid,
+            prompt_lengths=layout.prompt_lengths,
+            documents=layout.documents,
+            corrupted=layout.corrupted,
+            views=layout.views,
+            block_length=layout.block_length,
+            pairs=self._pairs(layout),
+        )
+
+    def _pairs(self, layout: Copies) -> int:
+        """FlexAttention skips what no query sees, but for the rest of a tile; the other kernels multiply all pairs."""
+        rows, length = layout.tokens.shape
+        if self.implementation != "flex_attention" or layout.position_ids is None:
+            return rows * length * length
+        names = plan(self.attention.policy, self.config.num_hidden_layers)
+        ends = (layout.position_ids // layout.block_length + 1) * layout.block_length
+        windowed = ends.clamp(max=(self.attention.window_blocks + 1) * layout.block_length)
+        seen = [int((windowed if name == "window" else ends).sum()) for name in dict.fromkeys(names)]
+        by_name = dict(zip(dict.fromkeys(names), seen, strict=True))
+        return sum(by_name[name] for name in names) * (rows // len(layout.position_ids)) // len(names)
+
+    def _weights(self, batch: Batch, view: Noised) -> Tensor:
+        """The weight of each position's cross-entropy [B, L] in one view."""
+        return self.masked_loss.token_weights(
+            batch.tokens,
+            view,
+            mask_token_id=self.mask_token_id,
+            valid=batch.valid if batch.padded else None,
+            prompt_lengths=batch.prompt_lengths,
+            reweight_cap=batch.step.reweight_cap,
         )
 
     def attention_mask(self, prepared: Prepared) -> Any:
-        """The mask in the form that the kernel takes; None where all see all."""
-        if self.policy == "full" and prepared.valid is None and prepared.documents is None:
+        """The mask in the form that the kernel takes, by type of layer where these differ; None where all see all."""
+        policy = self.attention.policy
+        if policy == "full" and prepared.valid is None and prepared.documents is None:
             return None
-        build = block_mask if self.implementation == "flex_attention" else attention_bias
-        special: dict[str, Any] = {} if build is block_mask else {"dtype": torch.bool}
-        return build(
-            self.policy,
-            prepared.prompt_lengths,
-            prepared.noisy.shape[1],
-            self.block_length,
-            prepared.valid,
+        window, flex = self.attention.window_blocks, self.implementation == "flex_attention"
+        if self.attention.causal and prepared.blocks is None and prepared.valid is None:
+            sizes = (prepared.corrupted, prepared.views, prepared.tokens.shape[1], prepared.block_length)
+            return mask_of_each_kind(
+                policy, self.config, lambda name: mask_of_shape(name, window, *sizes, flex, prepared.tokens.device)
+            )
+        columns = self._columns(prepared)
+        rows = len(prepared.tokens)
+
+        def mask_of(name: str) -> Any:
+            return flex_mask(name, columns, window, rows) if flex else dense_mask(name, columns, window)
+
+        return mask_of_each_kind(policy, self.config, mask_of)
+
+    def _columns(self, prepared: Prepared) -> Columns:
+        blocks = prepared.blocks
+        if blocks is None and self.attention.causal:
+            first_clean = prepared.corrupted * prepared.views
+            blocks = blocks_of_copies(
+                prepared.corrupted,
+                prepared.views,
+                prepared.tokens.shape[1] - first_clean,
+                prepared.block_length,
+                prepared.tokens.device,
+            )
+        elif blocks is None:
+            length = prepared.tokens.shape[1]
+            blocks = blocks_of_columns(
+                "block", prepared.prompt_lengths, length, prepared.block_length, prepared.documents
+            )
+        return Columns(
+            blocks=blocks,
             documents=prepared.documents,
-            **special,
+            valid=prepared.valid,
+            corrupted=prepared.corrupted,
+            views=prepared.views,
         )
 
 
-def batch_loss(knobs: LossKnobs, tokenizer: Any, device: torch.device) -> BatchLoss:
-    """The loss that the knobs of a training section describe.
+def batch_loss(knobs: LossKnobs, tokenizer: Any, config: Any, device: torch.device) -> BatchLoss:
+    """The loss that the knobs of a training section describe, for a model of that `config`.
 
     Raises: InputError if attention is to be kept within documents and the tokenizer has no EOS, which ends them.
     """
@@ -130,12 +195,12 @@ def batch_loss(knobs: LossKnobs, tokenizer: Any, device: torch.device) -> BatchL
     return BatchLoss(
         masked_loss=LOSSES[knobs.loss_impl],
         smoothing=knobs.loss_smoothing,
-        reweight_cap=knobs.noise.reweight_cap,
         mask_token_id=tokenizer.mask_token_id,
-        policy=attention.policy,
-        block_length=attention.block_length,
+        attention=attention,
+        config=config,
         implementation=resolve_implementation(attention, device),
         document_end=tokenizer.eos_token_id if attention.keeps_within_documents else None,
+        pad_to_multiple_of=knobs.pad_to_multiple_of,
         device=device,
     )
 
@@ -145,8 +210,13 @@ def to_device(prepared: Prepared, device: torch.device) -> Prepared:
     if device.type == "cpu":
         return prepared
     pin = device.type == "cuda"
-    moved = [t if t is None else (t.pin_memory() if pin else t).to(device, non_blocking=pin) for t in prepared]
-    return Prepared._make(moved)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+
+    return Prepared._make(map(moved, prepared))
 
 
 def resolve_implementation(attention: KernelParams, device: torch.device) -> str:

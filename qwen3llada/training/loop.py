@@ -50,8 +50,8 @@ def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
             loss = run.loss(run.objective, batch)
             accelerator.backward(loss.total * (run.averaged_over / denominator))
         stats.add(loss, denominator)
-        rows, length = batch.tokens.shape
-        flops += run.flops.step(rows, length, corrupted=len(loss.cross_entropy))
+        tokens = loss.prepared.tokens.numel()
+        flops += run.flops.step(tokens, pairs=loss.prepared.pairs, corrupted=len(loss.cross_entropy))
 
     grad_norm = clip(run)
     lr = float(run.schedule.get_last_lr()[0])

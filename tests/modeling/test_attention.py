@@ -103,14 +103,14 @@ def test_documents_do_not_see_each_other(policy, padded, valid):
     assert documents.tolist() == numbers
     same = torch.tensor([[[row[q] == row[k] for k in range(LENGTH)] for q in range(LENGTH)] for row in numbers])
     wanted = expected(policy, valid) & same[:, None]
-    if POLICIES[policy].causal:  # positions are counted anew in each document
-        firsts = [[row.index(number) for number in row] for row in numbers]
-        assert document_positions(documents).tolist() == [
-            [position - first for position, first in enumerate(row)] for row in firsts
-        ]
-        for b, q, k in same.nonzero().tolist():
-            inside = sees(policy, 0, BLOCK, q - firsts[b][q], k - firsts[b][k])
-            wanted[b, 0, q, k] = inside and (valid is None or bool(valid[b, k]))
+    firsts = [[row.index(number) for number in row] for row in numbers]
+    assert document_positions(documents).tolist() == [
+        [position - first for position, first in enumerate(row)] for row in firsts
+    ]
+    for b, q, k in same.nonzero().tolist():  # blocks are counted anew in each document
+        first = firsts[b][q]
+        inside = sees(policy, max(0, PROMPTS[b] - first), BLOCK, q - first, k - first)
+        wanted[b, 0, q, k] = inside and (valid is None or bool(valid[b, k]))
     prompts = torch.tensor(PROMPTS)
     given = {"documents": documents, "window_blocks": WINDOW}
     bias = attention_bias(policy, prompts, LENGTH, BLOCK, valid, torch.bool, **given)

@@ -54,7 +54,7 @@ def make_model(tied=True, **changes):
 
 def batches(task, micro_batch_size, accumulation, **processes):
     """The micro-batches of one step of all 16 samples, one in three of the pretraining texts cut short."""
-    noise = NoiseParams(random_length_prob=0.3)
+    noise = NoiseParams(random_length_prob=0.3, reweight_cap=CAP)
     cut = {"micro_batch_size": micro_batch_size, "gradient_accumulation_steps": accumulation}
     return make_loader(Texts(task), BatchSettings(noise=noise, seed=3, mask_token_id=MASK, **cut, **processes), epoch=0)
 

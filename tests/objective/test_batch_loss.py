@@ -11,9 +11,11 @@ from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.objective.batch_loss import BatchLoss
 from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
 from qwen3llada.objective.objective import MaskedDiffusionObjective
+from qwen3llada.objective.params import KernelParams
 from tests.objective.objective_steps import CAP, MASK, SAMPLES, SMOOTHING, TASKS, batches, make_model
 
 HOW = ("sequence", "position")
+CONFIG = make_model().config
 
 
 def batch_of(task, how):
@@ -31,7 +33,7 @@ def batch_of(task, how):
 
 
 def loss_of(name, **changes):
-    settings = {"reweight_cap": CAP, "policy": "full", "block_length": 4, "implementation": "sdpa"}
+    settings = {"attention": KernelParams(), "config": CONFIG, "implementation": "sdpa", "pad_to_multiple_of": 1}
     settings |= {"smoothing": SMOOTHING, "mask_token_id": MASK, "document_end": None, "device": torch.device("cpu")}
     return BatchLoss(masked_loss=LOSSES[name], **settings | changes)
 

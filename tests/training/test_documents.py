@@ -44,8 +44,9 @@ def settings(request, tiny, tmp_path) -> PretrainParams:
 def cross_entropies(params, rows):
     """Of the corrupted positions of one batch: {(row, column): cross-entropy}; the noise does not depend on tokens."""
     tokenizer = load_tokenizer(params.model)
-    loss = batch_loss(params, tokenizer, torch.device("cpu"))
-    model = Qwen3LLadaForMaskedLM.from_pretrained(params.model, attn_implementation=loss.implementation)
+    kernel = params.attention.implementation
+    model = Qwen3LLadaForMaskedLM.from_pretrained(params.model, attn_implementation=kernel)
+    loss = batch_loss(params, tokenizer, model.config, torch.device("cpu"))
     source = Source(Rows(rows), batch_settings(params, tokenizer, training=True, seed=0, micro_batch_size=len(rows)))
     batch = next(source.steps(0)).micro_batches[0]
     with torch.no_grad():
@@ -91,4 +92,4 @@ def test_documents_need_an_end(settings):
     tokenizer = load_tokenizer(settings.model)
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"within_documents must be false: the tokenizer has no EOS"):
-        batch_loss(settings, tokenizer, torch.device("cpu"))
+        batch_loss(settings, tokenizer, None, torch.device("cpu"))

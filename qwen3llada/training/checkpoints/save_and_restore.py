@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen3llada.artifacts import mark, new_folder, read_jsonl
+from qwen3llada.modeling.attention import STORED_ATTENTION
 from qwen3llada.modeling.loading import merged
 from qwen3llada.training.checkpoints.folder import (
     OUTCOME_FILE,
@@ -86,7 +87,7 @@ def export(run: Run) -> None:
                 run.adapted.save_pretrained(temporary / ADAPTER_FOLDER, state_dict=weights)
                 dtype = DTYPES[run.params.param_dtype]
                 whole: Any = merged(run.params.model, temporary / ADAPTER_FOLDER, dtype=dtype)
-                for name in ("attention_policy", "block_length", "noise_type", "prompt_template"):
+                for name in (*STORED_ATTENTION, "noise_type", "prompt_template"):
                     setattr(whole.config, name, getattr(run.model.config, name))
                 whole.save_pretrained(temporary)
             else:

@@ -57,7 +57,8 @@ def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str
     layer = 4 * config.hidden_size + 3 * queries + 3 * keys + 3 * config.intermediate_size
     layers = config.num_hidden_layers
     kept = layers * config.hidden_size + layer if params.gradient_checkpointing else layers * layer
-    tokens = params.micro_batch_size * params.max_length
+    copies = params.noise.views + params.attention.causal  # causal policies add a clean copy
+    tokens = params.micro_batch_size * params.max_length * copies
 
     vocabulary = config.vocab_size * config.hidden_size * 4
     limit = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import store_attention
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.objective.batch_loss import resolve_implementation
 from qwen3llada.training.params import TrainParams
@@ -92,9 +93,8 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
         **placement,
     )
     model.config.use_cache = False
-    model.config.attention_policy = params.attention.policy
-    model.config.block_length = params.attention.block_length
-    model.config.noise_type = params.noise.noise_type
+    store_attention(model.config, params.attention)
+    model.config.noise_type = params.noise.at(1.0).noise_type
     if params.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -32,9 +32,9 @@ class FlopCounter:
 
     A position costs 2 operations for each weight of the body's linear layers in the forward pass, the same for the
     gradient of the layer's input and, where the weight is trained, for that of the weight. Only corrupted positions
-    reach the vocabulary projection. Attention multiplies queries with keys and weights with values, 4·L²·A for a row
-    of length L and A = heads · head dimension; its backward pass takes 2.5 times as much, since it computes the scores
-    again (Dao, arXiv 2307.08691, section 4.1). Blocks that a sparse mask skips are counted nevertheless.
+    reach the vocabulary projection. Attention multiplies queries with keys and weights with values, 4·A for each pair
+    that its kernel looks at, A = heads · head dimension; its backward pass takes 2.5 times as much, since it computes
+    the scores again (Dao, arXiv 2307.08691, section 4.1).
     """
 
     body: int  # weights of the body's linear layers
@@ -44,11 +44,14 @@ class FlopCounter:
     attention: int  # layers · heads · head dimension
     checkpointed: bool
 
-    def step(self, rows: int, length: int, corrupted: int) -> float:
-        """Operations for `rows` sequences of `length` columns, of which `corrupted` positions are in the loss."""
-        forward = 2 * self.body * rows * length
-        attention = 4 * self.attention * length * length * rows
-        body = 2 * forward + 2 * self.trained_body * rows * length + 3.5 * attention
+    def step(self, tokens: int, *, pairs: int, corrupted: int) -> float:
+        """Operations for `tokens` columns of all rows, clean copies included, of which `corrupted` are in the loss.
+
+        pairs: of a query and a key that are multiplied, in one head of one layer, over all rows.
+        """
+        forward = 2 * self.body * tokens
+        attention = 4 * self.attention * pairs
+        body = 2 * forward + 2 * self.trained_body * tokens + 3.5 * attention
         again = (forward + attention) if self.checkpointed else 0
         return float(body + again + 2 * (2 + self.trained_head) * self.head * corrupted)
 
