@@ -11,7 +11,9 @@ import time
 import numpy as np
 import torch
 
-from qwen3llada.batches.loader import Sample, make_loader
+from qwen3llada.batches.loader import make_loader
+from qwen3llada.batches.samples import Sample
+from qwen3llada.batches.settings import BatchSettings
 from qwen3llada.diffusion.corruption import NoiseParams
 
 ROWS, LENGTH, VOCABULARY = 16, 4096, 151_669
@@ -40,16 +42,15 @@ class RandomTokens:
 
 def milliseconds_per_batch(noise: NoiseParams, workers: int) -> float:
     """Median time from one micro-batch to the next with nobody computing between them, one thread per worker."""
-    loader = make_loader(
-        RandomTokens(ROWS * REPEATS),
-        noise,
+    settings = BatchSettings(
+        noise=noise,
         seed=0,
-        epoch=0,
         mask_token_id=VOCABULARY,
         micro_batch_size=ROWS,
         real_tokens=torch.arange(VOCABULARY),
         num_workers=workers,
     )
+    loader = make_loader(RandomTokens(ROWS * REPEATS), settings, epoch=0)
     times = [time.perf_counter()]
     times.extend(time.perf_counter() for _ in loader)
     return float(np.median(np.diff(times))) * 1e3

@@ -8,10 +8,11 @@ from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.schedules import SCHEDULES
 from qwen3llada.modeling.attention import POLICIES, AttentionParams
+from qwen3llada.objective.params import KernelParams
 from qwen3llada.params import load_stage
 from qwen3llada.sampling.params import DecodeParams, SampleParams
 from qwen3llada.sampling.remasking import SCORES
-from qwen3llada.training.params import KernelParams, PretrainParams, SftParams
+from qwen3llada.training.params import PretrainParams, SftParams
 
 KNOBS = [
     (SCHEDULES, NoiseParams, "schedule"),

@@ -1,127 +1,71 @@
-"""Micro-batches for training and evaluation, in an order and with noise that depend on (seed, epoch) alone.
+"""The micro-batches of one process, in an order and with noise that depend on (seed, epoch) alone.
 
-An optimiser step takes the next micro batch × accumulation × processes samples of the epoch's order; every process
-knows the whole step, and so its denominator, before it computes anything. What a sample looks like does not change with
-the number of processes or workers, with how the step is cut into micro-batches, or with a restart.
+Every process knows the whole step, and so its denominator, before it computes anything. What a sample looks like does
+not change with the number of processes or workers, with how the step is cut into micro-batches, or with a restart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from qwen3llada.batches.batch import Batch, StepFacts
-from qwen3llada.batches.collate import AnswerPadding, Collator
+from qwen3llada.batches.collate import Collator
 from qwen3llada.batches.samples import Sample, TokenDataset, TokenStream
-from qwen3llada.batches.step_plan import Layout, StepPlan, epoch_order, step_plan, steps_per_epoch
-from qwen3llada.diffusion.params import NoiseParams
+from qwen3llada.batches.settings import BatchSettings
+from qwen3llada.batches.step_plan import StepPlan, micro_batches_of, share, step_plan
 from qwen3llada.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.utils.data import DataLoader
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "AnswerPadding",
-    "Batch",
-    "Layout",
-    "Sample",
-    "StepFacts",
-    "StepPlan",
-    "TokenDataset",
-    "TokenStream",
-    "epoch_order",
-    "make_loader",
-    "real_token_ids",
-    "step_plan",
-    "steps_per_epoch",
-]
 
 
 def make_loader(
-    source: TokenDataset | TokenStream,
-    noise: NoiseParams,
+    dataset: TokenDataset | TokenStream,
+    settings: BatchSettings,
     *,
-    seed: int,
     epoch: int,
-    mask_token_id: int,
-    micro_batch_size: int,
-    accumulation: int = 1,
-    num_processes: int = 1,
-    process_index: int = 0,
     start_step: int = 0,
     cursors: Mapping[int, Any] | None = None,
-    bucket: int = 1,
-    answer_padding: AnswerPadding = "none",
-    block_length: int = 1,
-    max_length: int | None = None,
-    eos_token_id: int | None = None,
-    real_tokens: Tensor | None = None,
-    at_least_one: bool = False,
-    pad_to_multiple_of: int = 1,
-    num_workers: int = 0,
-    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """The micro-batches of one process from step `start_step` of the epoch on, in order.
 
-    `source`: samples with random access, all of them with a `prompt_length` (SFT) or none, or an endless stream of
+    `dataset`: samples with random access, all of them with a `prompt_length` (SFT) or none, or an endless stream of
     equally long ones. `cursors`, for a stream: what its `needed` left of the `Batch.cursors` of all processes.
-    `bucket`: neighbours of similar length (`epoch_order`). `answer_padding`: how far answers that end with EOS are
-    continued with `eos_token_id`: not at all, to a multiple of `block_length`, or to the step's longest sample, and
-    never beyond `max_length`. `real_tokens` [R]: ids for the noise types that draw some. `at_least_one`: no sample is
-    left without a masked position. `pad_to_multiple_of`: batch lengths are multiples of this.
-    `num_workers`: processes that make batches ahead; 0: this one does, when asked.
-    Raises InputError on values out of range and on combinations that cannot be served.
+    Raises InputError on a step that the epoch does not have, and on settings that do not fit the samples.
     """
-    import torch
-    from torch.utils.data import DataLoader
-
-    from qwen3llada.batches.micro_batches import MicroBatches, StreamMicroBatches
-
-    layout = Layout(
-        micro_batch_size=micro_batch_size,
-        accumulation=accumulation,
-        num_processes=num_processes,
-        process_index=process_index,
-    )
-    collator = Collator(
-        noise=noise,
-        seed=seed,
-        epoch=epoch,
-        mask_token_id=mask_token_id,
-        sft=isinstance(source, TokenDataset) and len(source) > 0 and source[0].prompt_length is not None,
-        real_tokens=real_tokens,
-        at_least_one=at_least_one,
-        answer_padding=answer_padding,
-        block_length=block_length,
-        max_length=max_length,
-        eos_token_id=eos_token_id,
-        pad_to_multiple_of=pad_to_multiple_of,
-    )
     batches: MicroBatches | StreamMicroBatches
-    if isinstance(source, TokenStream):
-        batches = StreamMicroBatches(
-            stream=source, layout=layout, collator=collator, start_step=start_step, cursors=cursors or {}
-        )
+    if isinstance(dataset, TokenStream):
+        collator = Collator(settings=settings, epoch=epoch, sft=False)
+        batches = StreamMicroBatches(stream=dataset, collator=collator, start_step=start_step, cursors=cursors or {})
         numbers = None
     else:
         if cursors is not None:
             raise InputError("cursors must be None for a dataset with random access")
-        plan = step_plan(source.lengths, seed=seed, epoch=epoch, step_size=layout.step_size, bucket=bucket)
+        sft = len(dataset) > 0 and dataset[0].prompt_length is not None
+        collator = Collator(settings=settings, epoch=epoch, sft=sft)
+        plan = step_plan(dataset.lengths, settings, epoch=epoch)
         if not 0 <= start_step <= len(plan):
             raise InputError(f"{start_step=} must be in [0, {len(plan)}], the steps of an epoch")
-        batches = MicroBatches(dataset=source, plan=plan, layout=layout, collator=collator)
-        numbers = range(start_step * accumulation, len(batches))
+        batches = MicroBatches(dataset=dataset, plan=plan, collator=collator)
+        numbers = range(start_step * settings.gradient_accumulation_steps, len(batches))
     return DataLoader(
         batches,
         sampler=numbers,
         batch_size=None,
         collate_fn=_as_made,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
+        num_workers=settings.num_workers,
         generator=torch.Generator(),  # of its own: a loader would otherwise draw from the global one
     )
+
+
+def _check_prompts(samples: Sequence[Sample], indices: NDArray[np.int64], collator: Collator) -> None:
+    if any((sample.prompt_length is not None) != collator.sft for sample in samples):
+        raise InputError(f"samples {indices.tolist()} must all have a prompt_length or none of them")
 
 
 def _as_made(batch: Any) -> Any:
@@ -129,9 +73,90 @@ def _as_made(batch: Any) -> Any:
     return batch
 
 
-def real_token_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Ids of the tokens that text consists of, sorted, [R]: no special or added tokens, no rows without a token."""
-    import torch
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroBatches(Dataset[Batch]):
+    """Micro-batch number k of this process in the epoch: a pure function of k, whichever worker computes it."""
 
-    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-    return torch.tensor(sorted(set(tokenizer.get_vocab().values()) - added))
+    dataset: TokenDataset
+    plan: StepPlan
+    collator: Collator
+
+    def __len__(self) -> int:
+        """Micro-batches of each process in the epoch."""
+        settings = self.collator.settings
+        last_positions, _ = self.plan[len(self.plan) - 1]
+        before = (len(self.plan) - 1) * settings.gradient_accumulation_steps
+        return before + micro_batches_of(len(last_positions), settings)
+
+    def __getitem__(self, number: int) -> Batch:
+        settings = self.collator.settings
+        step, micro_batch = divmod(number, settings.gradient_accumulation_steps)
+        positions, dataset_indices = self.plan[step]
+        lengths = np.asarray(self.dataset.lengths)[dataset_indices]
+        facts = StepFacts(
+            number=step,
+            micro_batch=micro_batch,
+            micro_batches=micro_batches_of(len(positions), settings),
+            samples=len(positions),
+            tokens=int(self.collator.cut_lengths(lengths, positions).sum()),
+            longest=int(lengths.max()),
+            sft=self.collator.sft,
+        )
+        taken = share(positions, micro_batch, settings)
+        indices = self.plan.order[taken]
+        samples = [self.dataset[int(index)] for index in indices]
+        _check_prompts(samples, indices, self.collator)
+        return self.collator(samples, taken, facts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamMicroBatches(IterableDataset[Batch]):
+    """The micro-batches of this process from step `start_step` on, endless; each worker makes every W-th of them."""
+
+    stream: TokenStream
+    collator: Collator
+    start_step: int
+    cursors: Mapping[int, Any]
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = self.stream.read((int(p) for p in chain.from_iterable(self._shares())), self.cursors)
+        for number, positions in zip(self._numbers(), self._shares(), strict=True):
+            taken = list(islice(samples, len(positions)))
+            wrong = [len(sample.tokens) for sample in taken if len(sample.tokens) != self.stream.sample_length]
+            if len(taken) < len(positions):
+                ended = int(positions[len(taken)])
+                raise InputError(f"the stream ended at position {ended}: it must start over instead")
+            if wrong:
+                raise InputError(f"samples of {wrong} tokens: all of a stream must have {self.stream.sample_length}")
+            _check_prompts(taken, positions, self.collator)
+            yield self.collator(taken, positions, self._facts(number))
+
+    def _numbers(self) -> Iterator[int]:
+        """Micro-batch numbers of this worker; a DataLoader takes from its workers in turn."""
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return count(self.start_step * self.collator.settings.gradient_accumulation_steps + first, stride)
+
+    def _shares(self) -> Iterator[NDArray[np.int64]]:
+        settings = self.collator.settings
+        for number in self._numbers():
+            step, micro_batch = divmod(number, settings.gradient_accumulation_steps)
+            yield share(self._positions(step), micro_batch, settings)
+
+    def _positions(self, step: int) -> NDArray[np.int64]:
+        size = self.collator.settings.step_size
+        return np.arange(step * size, (step + 1) * size)
+
+    def _facts(self, number: int) -> StepFacts:
+        settings = self.collator.settings
+        step, micro_batch = divmod(number, settings.gradient_accumulation_steps)
+        lengths = np.full(settings.step_size, self.stream.sample_length)
+        return StepFacts(
+            number=step,
+            micro_batch=micro_batch,
+            micro_batches=settings.gradient_accumulation_steps,
+            samples=settings.step_size,
+            tokens=int(self.collator.cut_lengths(lengths, self._positions(step)).sum()),
+            longest=self.stream.sample_length,
+            sft=False,
+        )

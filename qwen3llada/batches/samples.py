@@ -49,3 +49,19 @@ class TokenStream(Protocol):
 
     def needed(self, cursors: Mapping[int, Any]) -> dict[int, Any]:
         """Those of `cursors` without which `read` cannot go on after the last of them; their number is bounded."""
+
+
+class Spread:
+    """`samples` of a dataset's samples at even distances; all of them for 0 or more than there are."""
+
+    def __init__(self, dataset: TokenDataset, samples: int):
+        self._dataset = dataset
+        count = min(samples or len(dataset), len(dataset))
+        self._indices = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
+        self.lengths: NDArray[np.int64] = np.asarray(dataset.lengths)[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[int(self._indices[index])]

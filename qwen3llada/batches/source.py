@@ -1,124 +1,72 @@
-"""Samples as micro-batches with noise, the same way in training and evaluation."""
+"""Samples as the optimiser steps of an epoch, the same way in training and evaluation."""
+
+from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qwen3llada.batches.loader import (
-    AnswerPadding,
-    Batch,
-    Sample,
-    TokenStream,
-    make_loader,
-    real_token_ids,
-    step_plan,
-)
-from qwen3llada.batches.step_plan import steps_per_epoch
-from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.diffusion.noise_types import NOISE_TYPES
-from qwen3llada.diffusion.params import NoiseParams
+from qwen3llada.batches.batch import Batch, StepFacts
+from qwen3llada.batches.loader import make_loader
+from qwen3llada.batches.samples import TokenDataset, TokenStream
+from qwen3llada.batches.settings import BatchSettings
+from qwen3llada.batches.step_plan import step_plan, steps_per_epoch
+from qwen3llada.diffusion.losses import MaskedLoss
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.attention import AttentionParams
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from qwen3llada.batches.micro_batches import TokenDataset
 
 
-class LossSettings(Protocol):
-    """The knobs of a training section that decide what a loss is; evaluation takes them over."""
+@dataclass(frozen=True)
+class Step:
+    """An optimiser step: the micro-batches of this process, and what all processes know of the whole step."""
+
+    micro_batches: list[Batch]
 
     @property
-    def loss_impl(self) -> str: ...
-    @property
-    def loss_smoothing(self) -> float: ...
-    @property
-    def noise(self) -> NoiseParams: ...
-    @property
-    def attention(self) -> AttentionParams: ...
-    @property
-    def pad_to_multiple_of(self) -> int: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def bucket(self) -> int: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSource:
-    """The micro-batches of one process, epoch by epoch."""
-
-    dataset: "TokenDataset | TokenStream"
-    noise: NoiseParams
-    seed: int
-    mask_token_id: int
-    eos_token_id: int | None
-    real_tokens: "Tensor | None"
-    at_least_one: bool
-    answer_padding: AnswerPadding
-    block_length: int
-    max_length: int | None
-    bucket: int
-    pad_to_multiple_of: int
-    micro_batch_size: int
-    accumulation: int = 1
-    num_processes: int = 1
-    process_index: int = 0
-    num_workers: int = 0
+    def facts(self) -> StepFacts:
+        """The same in all micro-batches and processes, but for the number of the micro-batch."""
+        return self.micro_batches[-1].step
 
     @property
-    def step_size(self) -> int:
-        """Samples in an optimiser step of all processes."""
-        return self.micro_batch_size * self.accumulation * self.num_processes
+    def tokens(self) -> int:
+        """Real tokens of all samples, of all processes."""
+        return self.facts.tokens
+
+    def denominator(self, loss: MaskedLoss) -> float:
+        """What the summed `loss` of all micro-batches and processes is divided by; 1 for a step without a token."""
+        return max(1.0, self.facts.denominator(loss))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples, and the settings by which they become optimiser steps."""
+
+    dataset: TokenDataset | TokenStream
+    settings: BatchSettings
 
     @property
     def steps_per_epoch(self) -> int:
         """Raises: InputError for a stream, which has no end."""
         if isinstance(self.dataset, TokenStream):
             raise InputError("max_steps must be above 0: streamed data have no end")
-        return steps_per_epoch(len(self.dataset), self.step_size)
+        return steps_per_epoch(len(self.dataset), self.settings.step_size)
 
-    def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[list[Batch]]:
-        """The micro-batches of each optimiser step of the epoch, from `start_step` on; a stream is one endless epoch.
+    def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[Step]:
+        """The optimiser steps of the epoch, from `start_step` on; a stream is one endless epoch.
 
         `cursors`: what `cursors_after` gave for the step before, in all processes.
         """
         streamed = isinstance(self.dataset, TokenStream)
-        loader = make_loader(
-            self.dataset,
-            self.noise,
-            seed=self.seed,
-            epoch=epoch,
-            mask_token_id=self.mask_token_id,
-            micro_batch_size=self.micro_batch_size,
-            accumulation=self.accumulation,
-            num_processes=self.num_processes,
-            process_index=self.process_index,
-            start_step=start_step,
-            cursors={int(position): cursor for position, cursor in (cursors or {}).items()} if streamed else None,
-            bucket=self.bucket,
-            answer_padding=self.answer_padding,
-            block_length=self.block_length,
-            max_length=self.max_length,
-            eos_token_id=self.eos_token_id,
-            real_tokens=self.real_tokens,
-            at_least_one=self.at_least_one,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            num_workers=self.num_workers,
-        )
+        at = {int(position): cursor for position, cursor in (cursors or {}).items()} if streamed else None
+        loader = make_loader(self.dataset, self.settings, epoch=epoch, start_step=start_step, cursors=at)
         micro_batches: list[Batch] = []
         for batch in _iterate(loader):
             micro_batches.append(batch)
             if batch.step.is_last_micro_batch:
-                yield micro_batches
+                yield Step(micro_batches)
                 micro_batches = []
 
-    def cursors_after(self, step: list[Batch], before: Mapping[str, Any]) -> dict[str, Any]:
+    def cursors_after(self, step: Step, before: Mapping[str, Any]) -> dict[str, Any]:
         """Where this process's part of a stream stands after a step: position -> cursor, as JSON has it.
 
         Of several processes, the union goes into `steps`. Empty for samples with random access.
@@ -126,62 +74,16 @@ class BatchSource:
         if not isinstance(self.dataset, TokenStream):
             return {}
         found = {int(position): cursor for position, cursor in before.items()}
-        for batch in step:
+        for batch in step.micro_batches:
             found |= batch.cursors or {}
         return {str(position): cursor for position, cursor in self.dataset.needed(found).items()}
 
     def samples_of(self, epoch: int, step: int) -> list[int]:
         """Dataset indices of all samples of an optimiser step; positions in a stream."""
         if isinstance(self.dataset, TokenStream):
-            return list(range(step * self.step_size, (step + 1) * self.step_size))
-        plan = step_plan(
-            self.dataset.lengths, seed=self.seed, epoch=epoch, step_size=self.step_size, bucket=self.bucket
-        )
-        return plan[step][1].tolist()
-
-
-def batch_source(
-    dataset: "TokenDataset | TokenStream", settings: LossSettings, tokenizer: Any, *, training: bool, **layout: Any
-) -> BatchSource:
-    """`dataset` under the knobs of a training section.
-
-    `training`: whether the batches are trained on. Then no sequence is left without a masked position, unless the loss
-    weighs by 1/p. Evaluation takes the noise as it is drawn, whatever the loss, so that losses can be compared.
-    `layout`: seed, micro_batch_size, and what else of `BatchSource` differs from its default.
-    Raises: InputError if the tokenizer lacks a token that the knobs need.
-    """
-    if tokenizer.mask_token_id is None:
-        raise InputError("the model's tokenizer must have a mask token; convert adds it")
-    return BatchSource(
-        at_least_one=training and not LOSSES[settings.loss_impl].weighs_by_inverse_p,
-        dataset=dataset,
-        noise=settings.noise,
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        real_tokens=real_token_ids(tokenizer) if NOISE_TYPES[settings.noise.noise_type].draws else None,
-        answer_padding=getattr(settings, "answer_padding", "none"),  # of SFT alone
-        bucket=settings.bucket,
-        block_length=settings.attention.block_length,
-        max_length=settings.max_length,
-        pad_to_multiple_of=settings.pad_to_multiple_of,
-        **layout,
-    )
-
-
-class Spread:
-    """`samples` of a dataset's samples at even distances; all of them for 0 or more than there are."""
-
-    def __init__(self, dataset: "TokenDataset", samples: int):
-        self._dataset = dataset
-        count = min(samples or len(dataset), len(dataset))
-        self._indices = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
-        self.lengths: NDArray[np.int64] = np.asarray(dataset.lengths)[self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._dataset[int(self._indices[index])]
+            size = self.settings.step_size
+            return list(range(step * size, (step + 1) * size))
+        return step_plan(self.dataset.lengths, self.settings, epoch=epoch)[step][1].tolist()
 
 
 def _iterate(loader: Any) -> Iterator[Batch]:

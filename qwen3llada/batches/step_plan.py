@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3llada.batches.settings import BatchSettings
 from qwen3llada.diffusion.keyed_random import Purpose, philox_words
 from qwen3llada.errors import InputError
 
@@ -65,48 +66,21 @@ def steps_per_epoch(samples: int, step_size: int) -> int:
     return -(-samples // step_size)
 
 
-def step_plan(lengths: NDArray[np.int64], *, seed: int, epoch: int, step_size: int, bucket: int = 1) -> StepPlan:
-    """The steps of an epoch, the same in every process: a function of these arguments alone.
+def step_plan(lengths: NDArray[np.int64], settings: BatchSettings, *, epoch: int) -> StepPlan:
+    """The steps of an epoch, the same in every process. `lengths` [n]: tokens of each sample.
 
-    `lengths` [n]: tokens of each sample. `step_size` = micro batch × accumulation × processes, in samples.
-    `bucket`: see `epoch_order`. Raises InputError as `epoch_order` does, and on `step_size` < 1.
+    Raises InputError as `epoch_order` does.
     """
-    if step_size < 1:
-        raise InputError(f"{step_size=} must be 1 or more")
-    return StepPlan(epoch_order(np.asarray(lengths), seed=seed, epoch=epoch, bucket=bucket), step_size)
+    order = epoch_order(np.asarray(lengths), seed=settings.seed, epoch=epoch, bucket=settings.bucket)
+    return StepPlan(order, settings.step_size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a step is shared out: `accumulation` rounds, in each of them every process gets up to `micro_batch_size`."""
+def micro_batches_of(samples: int, settings: BatchSettings) -> int:
+    """Micro-batches of each process in a step of `samples`: the same number in every process."""
+    return -(-samples // settings.round_size)
 
-    micro_batch_size: int
-    accumulation: int = 1
-    num_processes: int = 1
-    process_index: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "accumulation", "num_processes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not 0 <= self.process_index < self.num_processes:
-            raise InputError(f"process_index={self.process_index} must be in [0, {self.num_processes})")
-
-    @property
-    def round_size(self) -> int:
-        """Samples that all processes take together in a round."""
-        return self.micro_batch_size * self.num_processes
-
-    @property
-    def step_size(self) -> int:
-        """Samples of a full optimiser step."""
-        return self.round_size * self.accumulation
-
-    def rounds(self, samples: int) -> int:
-        """Rounds that a step of `samples` takes: the same number in every process."""
-        return -(-samples // self.round_size)
-
-    def share(self, positions: NDArray[np.int64], micro_batch: int) -> NDArray[np.int64]:
-        """This process's part of the step's `positions` in round `micro_batch`: split evenly, may be empty."""
-        round_positions = positions[micro_batch * self.round_size : (micro_batch + 1) * self.round_size]
-        return np.array_split(round_positions, self.num_processes)[self.process_index]
+def share(positions: NDArray[np.int64], micro_batch: int, settings: BatchSettings) -> NDArray[np.int64]:
+    """This process's part of micro-batch number `micro_batch` of a step's `positions`: split evenly, may be empty."""
+    of_all = positions[micro_batch * settings.round_size : (micro_batch + 1) * settings.round_size]
+    return np.array_split(of_all, settings.num_processes)[settings.process_index]

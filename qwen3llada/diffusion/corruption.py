@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 class Noised(NamedTuple):
-    """A corrupted batch: tokens [B, L] int64, masked [B, L] bool (what was corrupted), p_mask [B] float32."""
+    """A corrupted batch. p is the same in all of a sequence ([B]), or each position has its own ([B, L])."""
 
-    tokens: Tensor
-    masked: Tensor
-    p_mask: Tensor
+    tokens: Tensor  # [B, L] int64
+    masked: Tensor  # [B, L] bool, what was corrupted
+    p_mask: Tensor  # [B] or [B, L] float32, the probability with which a position was masked
+
+    @property
+    def p_by_position(self) -> Tensor:
+        """p broadcastable to [B, L]: [B, 1] or [B, L]."""
+        return by_position(self.p_mask, self.tokens.shape, "p_mask")
 
 
 class _SampleDraws(NamedTuple):
@@ -34,6 +39,18 @@ class _SampleDraws(NamedTuple):
     span_start: NDArray[np.float64]
 
 
+def by_position(values: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """`values` of each sequence ([B]) or of each position ([B, L]) of a batch of `shape` (B, L), as [B, 1] or [B, L].
+
+    Raises ValueError that calls them `name` if they are neither.
+    """
+    if tuple(values.shape) == tuple(shape):
+        return values
+    if tuple(values.shape) != tuple(shape[:1]):
+        raise ValueError(f"{name} of shape {tuple(values.shape)} must have shape {tuple(shape[:1])} or {tuple(shape)}")
+    return values[:, None]
+
+
 def noise_levels(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
     """Noise levels t in [0, 1), float64 [B], of the samples at `indices` [B] in the epoch's order; stratified."""
     import torch
@@ -42,13 +59,14 @@ def noise_levels(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
 
 
 def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
-    """Mask probabilities p, float32 [B], at noise levels `t` [B]: the exact values that `add_noise` compares with."""
+    """Mask probabilities p, float32, at noise levels `t` of any shape: the values that `add_noise` compares with."""
     import torch
 
     schedule = SCHEDULES[params.schedule]
     options = {"power": params.power} if params.schedule == "power" else {}
+    levels, inverse = t.double().unique(return_inverse=True)  # far fewer than positions, where a block shares one
     # One level at a time: vectorised and scalar code paths differ in the last bit, so p would depend on the batch size.
-    p = torch.stack([schedule(level, **options) for level in t.double().unbind()]) if len(t) else t.double()
+    p = torch.stack([schedule(level, **options) for level in levels.unbind()])[inverse] if len(levels) else t.double()
     return ((1 - params.eps) * p + params.eps).clamp(params.min_masking_rate, 1).float()
 
 
@@ -85,6 +103,7 @@ def add_noise(
     indices: Tensor,
     seed: int,
     epoch: int,
+    levels: Tensor | None = None,
     valid: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     real_tokens: Tensor | Sequence[int] | None = None,
@@ -92,11 +111,13 @@ def add_noise(
 ) -> Noised:
     """Corrupt `tokens` [B, L]; what happens to a sample depends on (seed, epoch, its index) alone.
 
-    `indices` [B]: position of each sample in the epoch's order. `valid` [B, L] bool: real tokens, None = all.
+    `indices` [B]: position of each sample in the epoch's order. `levels`: noise levels t of the sequences [B] or of
+    their positions [B, L]; None = `noise_levels`. p_mask has their shape. `valid` [B, L] bool: real tokens, None = all.
     `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that noise types draw
     from. `at_least_one`: where the draw masks nothing, one maskable position of the sequence is masked all the
     same. Only for losses without the weight 1/p: a forced position would keep the weight, but not the probability p.
-    Raises ValueError on shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
+    Raises ValueError on shapes that do not fit, negative indices, `real_tokens` missing or holding the mask token, and
+    on levels of positions where some sequences are to be masked in one span: its length follows from one p.
     """
     import torch
 
@@ -104,15 +125,18 @@ def add_noise(
         raise ValueError(f"indices of {len(indices)} samples must be as many as the rows of tokens, {len(tokens)}")
     order = _index_array(indices)
     maskable = maskable_positions(tokens, valid, prompt_lengths)
-    p_mask = mask_probabilities(noise_levels(indices, seed=seed, epoch=epoch), params)
-    allowed, p = maskable.cpu().numpy(), p_mask.double().numpy()
+    levels = noise_levels(indices, seed=seed, epoch=epoch) if levels is None else levels.cpu()
+    p_mask = mask_probabilities(levels, params)
+    allowed, p = maskable.cpu().numpy(), by_position(p_mask, tokens.shape, "levels").double().numpy()
 
     uniforms = position_uniforms(order, tokens.shape[1], Purpose.MASK, seed=seed, epoch=epoch)
     masked = _independent_mask(allowed, p, uniforms, at_least_one)
     if params.mask_contiguous_region_prob > 0:
+        if p_mask.dim() > 1:
+            raise ValueError("levels of positions [B, L] need mask_contiguous_region_prob=0: a span has one p")
         draws = _SampleDraws(*sample_uniforms(order, seed=seed, epoch=epoch).T)
         is_span = draws.span < params.mask_contiguous_region_prob
-        masked = np.where(is_span[:, None], _span_mask(allowed, p, draws.span_start, at_least_one), masked)
+        masked = np.where(is_span[:, None], _span_mask(allowed, p[:, 0], draws.span_start, at_least_one), masked)
 
     chosen = torch.from_numpy(masked).to(tokens.device)
 
@@ -135,12 +159,12 @@ def _index_array(indices: Tensor) -> NDArray[np.int64]:
 def _independent_mask(
     maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: each maskable position with probability p [B].
+    """Bool [B, L]: each maskable position with probability p [B, 1] or [B, L].
 
     `at_least_one`: an empty mask gets the position with the smallest uniform, which is equally likely to be any.
     """
     candidates = np.where(maskable, uniforms, 1.0)
-    masked = candidates < p[:, None]  # a uniform is below 1, so p = 1 masks all; 1.0 is below no p
+    masked = candidates < p  # a uniform is below 1, so p = 1 masks all; 1.0 is below no p
     if at_least_one and masked.shape[1]:
         empty = np.flatnonzero(~masked.any(axis=1))
         masked[empty, candidates[empty].argmin(axis=1)] = True
@@ -150,7 +174,7 @@ def _independent_mask(
 def _span_mask(
     maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: of each row's n maskable positions a run of round(p n), its start uniform among all.
+    """Bool [B, L]: of each row's n maskable positions a run of round(p n), p [B], its start uniform among all.
 
     `at_least_one`: where that is 0, the run is one position.
     """

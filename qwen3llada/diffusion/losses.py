@@ -110,14 +110,15 @@ def inverse_probability(
 ) -> Tensor:
     """min(1/p, cap) where masked, in SFT divided by the answer's length (LLaDA, arXiv 2502.09992, algorithms 1 and 2).
 
-    Each position is masked with probability p, so where no cap binds its mean weight is 1, whatever p is.
+    Each position is masked with probability p, its own or that of its sequence, so where no cap binds its mean weight
+    is 1, whatever p is.
     """
-    weight = noised.p_mask.float().reciprocal()
+    weight = noised.p_by_position.float().reciprocal()  # [B, 1] or [B, L]
     if reweight_cap is not None:
         weight = weight.clamp(max=reweight_cap)
     if sft:
-        weight = weight / target.sum(dim=1).clamp(min=1)
-    return weight[:, None] * (noised.masked & target)
+        weight = weight / target.sum(dim=1, keepdim=True).clamp(min=1)
+    return weight * (noised.masked & target)
 
 
 def mean_over_corrupted(

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from qwen3llada.objective.batch_loss import Prepared
+from qwen3llada.objective.batch_loss import LossSum
 
 BUCKETS = 10
 BUCKET_NAMES = tuple(f"{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}" for i in range(BUCKETS))
 
 
-def bucket_sums(cross_entropy: Tensor, prepared: Prepared) -> Tensor:
-    """[2, 10]: sums of the cross-entropies [N] at corrupted positions, and how many they are, by the sample's t."""
-    buckets = (prepared.levels * BUCKETS).long().clamp(0, BUCKETS - 1)[prepared.rows]  # [N]
+def bucket_sums(loss: LossSum) -> Tensor:
+    """[2, 10]: sums of the cross-entropies at corrupted positions, and how many they are, by the position's t."""
+    cross_entropy = loss.cross_entropy
+    buckets = (loss.prepared.levels * BUCKETS).long().clamp(0, BUCKETS - 1)  # [N]
     # A product with zeros and ones sums in a fixed order, where adding by index would not on a GPU.
     member = (buckets[None, :] == torch.arange(BUCKETS, device=buckets.device)[:, None]).to(cross_entropy.dtype)
     return torch.stack([member @ cross_entropy, member.sum(dim=1)])

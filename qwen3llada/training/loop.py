@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3llada.batches.loader import Batch
+from qwen3llada.batches.source import Step
 from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
-from qwen3llada.objective.batch_loss import to_device
 from qwen3llada.training.checkpoints.folder import finish
 from qwen3llada.training.checkpoints.save_and_restore import export, save
 from qwen3llada.training.params import TrainParams
@@ -31,9 +30,9 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
     """
     state = run.state
     while state.global_step < run.total_steps:
-        for micro_batches in run.data.steps(state.epoch, start_step=state.epoch_batch, cursors=state.cursors):
-            result = optimiser_step(run, micro_batches, stop)
-            state.cursors = run.data.cursors_after(micro_batches, state.cursors)
+        for step in run.data.steps(state.epoch, start_step=state.epoch_batch, cursors=state.cursors):
+            result = optimiser_step(run, step, stop)
+            state.cursors = run.data.cursors_after(step, state.cursors)
             state.global_step += 1
             state.epoch_batch += 1
             yield result
@@ -42,18 +41,17 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
         state.epoch, state.epoch_batch = state.epoch + 1, 0
 
 
-def optimiser_step(run: Run, micro_batches: list[Batch], stop: StopRequest) -> StepResult:
+def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
     """Forward and backward passes over all micro-batches, then one update. Nothing here waits for the device."""
     accelerator, stats, flops = run.accelerator, StepStats(run.device), 0.0
-    denominator = run.loss.denominator(micro_batches[0])  # of the whole step, in all processes
-    for number, batch in enumerate(micro_batches, start=1):
-        prepared = to_device(run.loss.prepare(batch), run.device)
-        with nullcontext() if number == len(micro_batches) else accelerator.no_sync(run.objective):
-            total, cross_entropy = run.loss(run.objective, prepared)
-            accelerator.backward(total * (run.averaged_over / denominator))
-        stats.add(total.detach() / denominator, cross_entropy, prepared)
-        rows, length = prepared.noisy.shape
-        flops += run.flops.step(rows, length, corrupted=len(prepared.positions))
+    denominator = run.loss.denominator(step)
+    for batch in step.micro_batches:
+        with nullcontext() if batch.step.is_last_micro_batch else accelerator.no_sync(run.objective):
+            loss = run.loss(run.objective, batch)
+            accelerator.backward(loss.total * (run.averaged_over / denominator))
+        stats.add(loss, denominator)
+        rows, length = batch.tokens.shape
+        flops += run.flops.step(rows, length, corrupted=len(loss.cross_entropy))
 
     grad_norm = clip(run)
     lr = float(run.schedule.get_last_lr()[0])
@@ -65,7 +63,7 @@ def optimiser_step(run: Run, micro_batches: list[Batch], stop: StopRequest) -> S
         epoch=run.state.epoch,
         epoch_batch=run.state.epoch_batch,
         lr=lr,
-        tokens=micro_batches[0].step.tokens,
+        tokens=step.tokens,
         flops=flops,
         read=stats.finish(grad_norm, stop.signal is not None, lambda t: accelerator.reduce(t, "sum")),
     )
@@ -132,6 +130,5 @@ def is_due(every: int, step: int) -> bool:
 def evaluate(run: Run) -> tuple[float, dict[str, float]]:
     """The training loss on held-out data, and the unweighted one by noise level; the same in all processes."""
     assert run.held_out is not None
-    batches = (batch for step in run.held_out.steps(epoch=0) for batch in step)
-    sums = held_out_sums(run.objective, batches, run.loss, run.device)
+    sums = held_out_sums(run.objective, run.held_out.steps(epoch=0), run.loss)
     return sums.reduced(lambda tensor: run.accelerator.reduce(tensor, "sum")).means()

@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from qwen3llada.batches.settings import AnswerPadding
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.params import NoiseParams
-from qwen3llada.modeling.attention import AttentionParams
+from qwen3llada.objective.params import KernelParams, PretrainKernelParams
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 from qwen3llada.training.start.optimizers import FALL_BACK, OPTIMIZERS
 from qwen3llada.training.watch.trackers import TelemetryParams
@@ -49,25 +50,6 @@ class OptimParams(Section):
                 " under scheduler=warmup_stable_decay"
             )
         return self
-
-
-class KernelParams(AttentionParams):
-    """Who sees whom while training, and by which kernel. The former is stored with the checkpoint."""
-
-    implementation: Literal["auto", "eager", "sdpa", "flex_attention"] = Field(
-        "auto",
-        description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies",
-    )
-
-
-class PretrainKernelParams(KernelParams):
-    """The same, and where documents lie one after the other in a sequence."""
-
-    within_documents: bool = Field(
-        False,
-        description="Attention stops at the end of a document, which EOS marks, so that packed documents do not see"
-        " each other; false: it spans the sequence",
-    )
 
 
 class AdapterParams(Section):
@@ -205,6 +187,11 @@ class TrainParams(Section):
     )
     telemetry: TelemetryParams = Field(TelemetryParams.model_validate({}), description="Where else the curves go")
 
+    @property
+    def padding_of_answers(self) -> AnswerPadding:
+        """How far answers are continued with EOS. Not at all here: text has no answers."""
+        return "none"
+
     @field_validator("max_grad_norm")
     @classmethod
     def _clips_or_not(cls, value: float) -> float:
@@ -241,8 +228,12 @@ class SftParams(TrainParams):
         Path("out/sft"), description="Working folder; checkpoints go to its checkpoints/RUN/step-N"
     )
     reports: Path = Field(Path("reports/sft"), description="Folder for curves, metrics and the summary")
-    answer_padding: Literal["none", "block", "batch"] = Field(
+    answer_padding: AnswerPadding = Field(
         "block",
         description="How far an answer goes on with EOS tokens that belong to it: not at all, to the next multiple of"
         " the block length, or to the longest sample of the step; never beyond max_length, where the last block is cut",
     )
+
+    @property
+    def padding_of_answers(self) -> AnswerPadding:
+        return self.answer_padding

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from qwen3llada.batches.source import BatchSource
+from qwen3llada.batches.source import Source
 from qwen3llada.objective.batch_loss import BatchLoss
 from qwen3llada.training.checkpoints.fingerprint import Fingerprint
 from qwen3llada.training.checkpoints.folder import TrainerState
@@ -34,8 +34,8 @@ class Run:
     optimizer_name: str
     schedule: torch.optim.lr_scheduler.LambdaLR
     loss: BatchLoss
-    data: BatchSource
-    held_out: BatchSource | None
+    data: Source
+    held_out: Source | None
     total_steps: int
     tokenizer: Any
     flops: FlopCounter

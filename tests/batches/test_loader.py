@@ -1,14 +1,20 @@
 """Batches: the order, the shares of processes, padding, and that nothing but the key changes a sample's noise."""
 
 import pickle
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 import pytest
 import torch
 
+from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.batches.collate import PADDING_TOKEN
-from qwen3llada.batches.loader import Layout, Sample, epoch_order, make_loader, real_token_ids, step_plan
+from qwen3llada.batches.loader import make_loader
+from qwen3llada.batches.samples import Sample
+from qwen3llada.batches.settings import BatchSettings, real_token_ids
+from qwen3llada.batches.source import Source, Step
+from qwen3llada.batches.step_plan import epoch_order, micro_batches_of, share, step_plan
 from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
 
@@ -17,7 +23,7 @@ REAL = torch.arange(2, MASK)
 HARD = NoiseParams(
     schedule="cosine", noise_type="random_replace", mask_contiguous_region_prob=0.4, random_length_prob=0.5
 )
-KEY = {"seed": 11, "epoch": 3}
+SEED, EPOCH = 11, 3
 
 
 class Texts:
@@ -77,9 +83,46 @@ class Counting:
         return {max(cursors): cursors[max(cursors)]}
 
 
-def loader(source, noise=HARD, **kwargs):
-    settings = {**KEY, "mask_token_id": MASK, "eos_token_id": EOS, "real_tokens": REAL, **kwargs}
-    return make_loader(source, noise, **settings)
+def settings_of(noise=HARD, **kwargs) -> BatchSettings:
+    given = {"seed": SEED, "mask_token_id": MASK, "eos_token_id": EOS, "real_tokens": REAL, **kwargs}
+    return BatchSettings(noise=noise, **given)
+
+
+@dataclass
+class Placed:
+    """A batch, and where its samples belong: told by the rule of the docstrings, for a batch does not say it."""
+
+    batch: Batch
+    indices: np.ndarray  # positions in the epoch's order; none for a row of padding
+    dataset_indices: np.ndarray
+
+    def __getattr__(self, name):
+        return getattr(self.batch, name)
+
+
+def placed(batch, source, settings, epoch=EPOCH) -> Placed:
+    step, of_all = batch.step, settings.micro_batch_size * settings.num_processes
+    start = step.number * settings.micro_batch_size * settings.num_processes * settings.gradient_accumulation_steps
+    positions = np.arange(start, start + step.samples)[step.micro_batch * of_all :][:of_all]
+    own = np.array_split(positions, settings.num_processes)[settings.process_index]
+    assert len(own) == len(batch.tokens) or (len(own) == 0 and not batch.valid.any())
+    if isinstance(source, Counting):
+        return Placed(batch, own, own)
+    return Placed(batch, own, epoch_order(source.lengths, seed=settings.seed, epoch=epoch, bucket=settings.bucket)[own])
+
+
+class loader:
+    """`make_loader` with the settings of these tests; its batches are `Placed`."""
+
+    def __init__(self, source, noise=HARD, *, epoch=EPOCH, start_step=0, cursors=None, **kwargs):
+        self.source, self.epoch, self.settings = source, epoch, settings_of(noise, **kwargs)
+        self.made = make_loader(source, self.settings, epoch=epoch, start_step=start_step, cursors=cursors)
+
+    def __len__(self):
+        return len(self.made)
+
+    def __iter__(self):
+        return (placed(batch, self.source, self.settings, self.epoch) for batch in self.made)
 
 
 def all_processes(source, *, num_processes=1, **kwargs):
@@ -95,9 +138,6 @@ def by_position(processes):
     seen = {}
     for batch in (batch for batches in processes for batch in batches):
         for row, position in enumerate(batch.indices.tolist()):
-            if position < 0:
-                assert not batch.valid[row].any()
-                continue
             assert position not in seen
             real = batch.valid[row]
             prompt = None if batch.prompt_lengths is None else batch.prompt_lengths[row].item()
@@ -119,7 +159,7 @@ def by_position(processes):
 @pytest.mark.parametrize("bucket", [1, 4, 10, 1000])
 def test_every_sample_once(bucket):
     lengths = np.random.default_rng(2).integers(1, 500, 237)
-    plan = step_plan(lengths, seed=0, epoch=0, step_size=16, bucket=bucket)
+    plan = step_plan(lengths, settings_of(seed=0, micro_batch_size=16, bucket=bucket), epoch=0)
     steps = [plan[k] for k in range(len(plan))]
     assert [len(positions) for positions, _ in steps] == [16] * 14 + [13]
     assert np.concatenate([positions for positions, _ in steps]).tolist() == list(range(237))
@@ -156,13 +196,11 @@ def test_buckets_are_of_similar_length():
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_shares_partition_the_step(samples, num_processes):
     positions = np.arange(100, 100 + samples)
-    layouts = [
-        Layout(micro_batch_size=4, accumulation=4, num_processes=num_processes, process_index=k)
-        for k in range(num_processes)
-    ]
+    cut = {"micro_batch_size": 4, "gradient_accumulation_steps": 4, "num_processes": num_processes}
+    processes = [settings_of(**cut, process_index=k) for k in range(num_processes)]
     taken = []
-    for number in range(layouts[0].rounds(samples)):
-        shares = [layout.share(positions, number) for layout in layouts]
+    for number in range(micro_batches_of(samples, processes[0])):
+        shares = [share(positions, number, process) for process in processes]
         assert max(map(len, shares)) <= 4
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         taken.extend(np.concatenate(shares).tolist())
@@ -170,22 +208,22 @@ def test_shares_partition_the_step(samples, num_processes):
 
 
 def test_steps_and_micro_batches_are_numbered():
-    batches = list(loader(Texts(29), micro_batch_size=4, accumulation=3))
+    batches = list(loader(Texts(29), micro_batch_size=4, gradient_accumulation_steps=3))
     numbers = [(b.step.number, b.step.micro_batch, b.step.micro_batches, b.step.samples) for b in batches]
     full = [(step, k, 3, 12) for step in range(2) for k in range(3)]
     assert numbers == [*full, (2, 0, 2, 5), (2, 1, 2, 5)]
     assert [b.step.is_last_micro_batch for b in batches] == [False, False, True] * 2 + [False, True]
-    assert len(loader(Texts(29), micro_batch_size=4, accumulation=3)) == len(batches)
+    assert len(loader(Texts(29), micro_batch_size=4, gradient_accumulation_steps=3)) == len(batches)
 
 
 # --- Invariance ---
 
 CUTS = [
-    {"micro_batch_size": 1, "accumulation": 16},
-    {"micro_batch_size": 4, "accumulation": 4},
-    {"micro_batch_size": 4, "accumulation": 2, "num_processes": 2},
-    {"micro_batch_size": 8, "accumulation": 1, "num_processes": 2, "num_workers": 2},
-    {"micro_batch_size": 2, "accumulation": 8, "num_workers": 2},
+    {"micro_batch_size": 1, "gradient_accumulation_steps": 16},
+    {"micro_batch_size": 4, "gradient_accumulation_steps": 4},
+    {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "num_processes": 2},
+    {"micro_batch_size": 8, "gradient_accumulation_steps": 1, "num_processes": 2, "num_workers": 2},
+    {"micro_batch_size": 2, "gradient_accumulation_steps": 8, "num_workers": 2},
 ]
 SOURCES = {
     "pretraining": (Texts(45), {}),
@@ -215,7 +253,7 @@ def test_the_step_size_changes_nothing(kind):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_restart_in_mid_epoch(kind, num_workers):
     source, settings = SOURCES[kind]
-    settings = {**settings, "micro_batch_size": 2, "accumulation": 4, "num_workers": num_workers}
+    settings = {**settings, "micro_batch_size": 2, "gradient_accumulation_steps": 4, "num_workers": num_workers}
     uninterrupted = list(loader(source, **settings))
     resumed = list(loader(source, start_step=3, **settings))
     assert [b.step for b in resumed] == [b.step for b in uninterrupted[12:]]
@@ -247,7 +285,11 @@ def test_every_process_knows_the_denominator(name, kind, num_processes):
     source, settings = SOURCES[kind]
     loss = LOSSES[name]
     processes = all_processes(
-        source, num_processes=num_processes, micro_batch_size=2, accumulation=44 // 2 // num_processes, **settings
+        source,
+        num_processes=num_processes,
+        micro_batch_size=2,
+        gradient_accumulation_steps=44 // 2 // num_processes,
+        **settings,
     )
     assert len({len(batches) for batches in processes}) == 1
     counted: dict[int, float] = {}
@@ -256,8 +298,38 @@ def test_every_process_knows_the_denominator(name, kind, num_processes):
         number = batch.step.number
         share = loss.denominator(batch.tokens, valid=batch.valid, prompt_lengths=batch.prompt_lengths)
         counted[number] = counted.get(number, 0) + share
-        known.setdefault(number, set()).add(batch.step_denominator(loss))
+        known.setdefault(number, set()).add(batch.step.denominator(loss))
     assert known == {number: {total} for number, total in counted.items()}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("start", [0, 1])
+def test_steps_hold_their_micro_batches_and_know_all_processes(kind, start):
+    """Two processes, three steps of 20, 20 and 5 samples: the denominators of both are those of all that both hold."""
+    source, settings = SOURCES[kind]
+    cut = {"micro_batch_size": 5, "gradient_accumulation_steps": 2, "num_processes": 2}
+    made = [
+        list(Source(source, settings_of(**cut, **settings, process_index=index)).steps(EPOCH, start_step=start))
+        for index in range(2)
+    ]
+    assert [[len(step.micro_batches) for step in steps] for steps in made] == [[2, 2, 1][start:]] * 2
+    for pair in zip(*made, strict=True):
+        held = [batch for step in pair for batch in step.micro_batches]
+        assert {step.tokens for step in pair} == {pair[0].facts.tokens}
+        for loss in LOSSES.values():
+            parts = [loss.denominator(b.tokens, valid=b.valid, prompt_lengths=b.prompt_lengths) for b in held]
+            assert [step.denominator(loss) for step in pair] == [sum(parts)] * 2
+    loaded = list(loader(source, start_step=start, **cut, **settings))
+    held = [placed(b, source, settings_of(**cut, **settings)) for step in made[0] for b in step.micro_batches]
+    assert by_position([held]) == by_position([loaded])
+
+
+def test_a_step_without_a_token_has_the_denominator_1():
+    facts = {"number": 0, "micro_batch": 0, "micro_batches": 1, "longest": 0}
+    empty = StepFacts(**facts, samples=0, tokens=0, sft=False)
+    batch = next(iter(make_loader(Texts(1), settings_of(micro_batch_size=1), epoch=0)))
+    step = Step([replace(batch, step=empty)])
+    assert {step.denominator(loss) for loss in LOSSES.values()} == {1.0}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -284,7 +356,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_its_parts(name, kind):
             )
             logits = table[batch.noised.tokens]
             cross_entropy = -logits.log_softmax(-1).gather(-1, batch.tokens[..., None])[..., 0]
-            ((weights * cross_entropy).sum() / batch.step_denominator(loss)).backward()
+            ((weights * cross_entropy).sum() / batch.step.denominator(loss)).backward()
         return table.grad
 
     (whole,) = all_processes(source, micro_batch_size=16, **settings)
@@ -302,8 +374,8 @@ def test_the_gradient_of_a_step_does_not_depend_on_its_parts(name, kind):
     ).backward()
     for cut in (
         {"micro_batch_size": 16},
-        {"micro_batch_size": 4, "accumulation": 4},
-        {"micro_batch_size": 1, "accumulation": 8, "num_processes": 2},
+        {"micro_batch_size": 4, "gradient_accumulation_steps": 4},
+        {"micro_batch_size": 1, "gradient_accumulation_steps": 8, "num_processes": 2},
     ):
         torch.testing.assert_close(gradient(**cut), table.grad, rtol=1e-6, atol=1e-9)
 
@@ -348,7 +420,9 @@ def test_answers_are_continued():
 
 def test_the_longest_of_the_step_not_of_the_micro_batch():
     source = Answers(32)
-    processes = all_processes(source, micro_batch_size=2, accumulation=4, num_processes=2, answer_padding="batch")
+    processes = all_processes(
+        source, micro_batch_size=2, gradient_accumulation_steps=4, num_processes=2, answer_padding="batch"
+    )
     for batch in (batch for batches in processes for batch in batches):
         for row, index in enumerate(batch.dataset_indices.tolist()):
             expected = batch.step.longest if index % 3 else source.lengths[index]
@@ -396,7 +470,7 @@ def test_a_process_without_a_sample_takes_part(kind):
     last = all_processes(source, micro_batch_size=22, num_processes=2, pad_to_multiple_of=8, **settings)[1][-1]
     assert last.tokens.shape == last.noised.tokens.shape
     assert last.tokens.shape[1] % 8 == 0
-    assert last.indices.tolist() == last.dataset_indices.tolist() == [-1]
+    assert len(last.indices) == 0 == last.valid.sum()
     assert last.step.samples == 1
     for loss in LOSSES.values():
         given = {"valid": last.valid, "prompt_lengths": last.prompt_lengths}
@@ -405,23 +479,21 @@ def test_a_process_without_a_sample_takes_part(kind):
 
 
 def test_a_batch_moves_whole():
-    batch = next(iter(loader(Answers(4), micro_batch_size=4)))
+    settings = settings_of(micro_batch_size=4)
+    batch = next(iter(make_loader(Answers(4), settings, epoch=EPOCH)))
     again = pickle.loads(pickle.dumps(batch))
-    assert by_position([[again]]) == by_position([[batch]])
+    found, expected = (by_position([[placed(b, Answers(4), settings)]]) for b in (again, batch))
+    assert found == expected
     assert (again.step, again.padded, again.cursors) == (batch.step, batch.padded, batch.cursors)
-    moved = batch.to("meta")
-    tensors = [
-        moved.tokens,
-        *moved.noised,
-        moved.valid,
-        moved.prompt_lengths,
-        moved.indices,
-        moved.dataset_indices,
-        moved.t,
-    ]
-    assert all(tensor.device.type == "meta" for tensor in tensors)
-    assert moved.step == batch.step
-    assert batch.tokens.dtype == batch.noised.tokens.dtype == batch.indices.dtype == torch.int64
+    assert batch.tokens.dtype == batch.noised.tokens.dtype == torch.int64
+    per_position = replace(
+        batch,
+        noised=batch.noised._replace(p_mask=torch.rand(batch.tokens.shape)),
+        t=torch.rand(batch.tokens.shape),
+    )
+    again = pickle.loads(pickle.dumps(per_position))
+    assert torch.equal(again.noised.p_mask, per_position.noised.p_mask)
+    assert torch.equal(again.t, per_position.t)
 
 
 # --- Streams ---
@@ -432,7 +504,10 @@ def test_a_stream_is_cut_up_like_a_dataset(cut):
     def first_steps(**settings):
         processes = settings.get("num_processes", 1)
         batches = [loader(Counting(), process_index=index, **settings) for index in range(processes)]
-        return [[b for _, b in zip(range(3 * settings.get("accumulation", 1)), part, strict=False)] for part in batches]
+        return [
+            [b for _, b in zip(range(3 * settings.get("gradient_accumulation_steps", 1)), part, strict=False)]
+            for part in batches
+        ]
 
     whole = by_position(first_steps(micro_batch_size=16))
     assert sorted(whole) == list(range(48))
@@ -442,13 +517,13 @@ def test_a_stream_is_cut_up_like_a_dataset(cut):
     for loss in LOSSES.values():
         shares = [loss.denominator(b.tokens, valid=b.valid) for batches in parts for b in batches if b.step.number == 1]
         assert parts[0][-1].step.number == 2
-        known = {b.step_denominator(loss) for batches in parts for b in batches if b.step.number == 1}
+        known = {b.step.denominator(loss) for batches in parts for b in batches if b.step.number == 1}
         assert known == {sum(shares)}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_stream_goes_on_from_its_cursors(num_workers):
-    settings = {"micro_batch_size": 2, "accumulation": 2, "num_workers": num_workers}
+    settings = {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "num_workers": num_workers}
     batches = [batch for _, batch in zip(range(12), loader(Counting(), **settings), strict=False)]
     cursors = {key: value for b in batches[6:8] for key, value in b.cursors.items()}
     assert cursors == {12: 13, 13: 14, 14: 15, 15: 16}
@@ -480,7 +555,7 @@ class Mixed(Texts):
     ("source", "settings", "message"),
     [
         (Texts(4), {"micro_batch_size": 0}, "micro_batch_size=0"),
-        (Texts(4), {"micro_batch_size": 1, "accumulation": 0}, "accumulation=0"),
+        (Texts(4), {"micro_batch_size": 1, "gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0"),
         (Texts(4), {"micro_batch_size": 1, "num_processes": 2, "process_index": 2}, "process_index=2"),
         (Texts(4), {"micro_batch_size": 1, "start_step": 5}, "start_step=5"),
         (Texts(4), {"micro_batch_size": 1, "bucket": 0}, "bucket=0"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import integrate
 
-from qwen3llada.diffusion.corruption import Noised, NoiseParams, add_noise
+from qwen3llada.diffusion.corruption import Noised, NoiseParams, add_noise, maskable_positions
 from qwen3llada.diffusion.losses import LOSSES
 
 MASK, VOCABULARY, SMOOTHING = 6, 7, 0.15
@@ -30,18 +30,19 @@ def by_hand(name, logits, tokens, noised, valid, prompts, cap, noise_type="mask"
         real = [i for i in range(length) if valid is None or valid[s][i]]
         region = [i for i in real if prompts is None or i >= prompts[s]]
         real_tokens, samples = real_tokens + len(real), samples + bool(real)
-        weight = 1 / noised.p_mask[s].item()
-        weight = weight if cap is None else min(weight, cap)
+        p = noised.p_mask[s].expand(length).tolist()  # of the sequence, or of each position
+        weight = [1 / x if cap is None else min(1 / x, cap) for x in p]
         corrupted = [i for i in region if noised.masked[s][i]]
         if name == "dllm" and noise_type == "mask":
             corrupted = [i for i in region if noised.tokens[s][i].item() == MASK]
-        of_sample = sum(position_loss(logits[s][i].tolist(), tokens[s][i].item(), smoothing) for i in corrupted)
+        losses = {i: position_loss(logits[s][i].tolist(), tokens[s][i].item(), smoothing) for i in corrupted}
+        weighted = sum(weight[i] * x for i, x in losses.items())
         if name == "dllm":
-            total += of_sample / max(1, len(corrupted))
+            total += sum(losses.values()) / max(1, len(corrupted))
         elif prompts is None:
-            total += weight * of_sample
+            total += weighted
         elif region:
-            total += weight * of_sample / len(region)
+            total += weighted / len(region)
     return total / (real_tokens if prompts is None and name != "dllm" else samples)
 
 
@@ -56,7 +57,7 @@ def case(kind: str) -> dict[str, Any]:
     return {"logits": logits, "tokens": tokens, "valid": valid, "prompt_lengths": prompts}
 
 
-def noise_for(arguments, params=NoiseParams()):
+def noise_for(arguments, params=NoiseParams(), levels=None):
     return add_noise(
         arguments["tokens"],
         params,
@@ -64,6 +65,7 @@ def noise_for(arguments, params=NoiseParams()):
         indices=torch.arange(len(arguments["tokens"])),
         seed=0,
         epoch=0,
+        levels=levels,
         valid=arguments["valid"],
         prompt_lengths=arguments["prompt_lengths"],
         real_tokens=range(MASK),
@@ -100,6 +102,48 @@ def test_equals_the_table(name, kind, which, cap):
         cap,
     )
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cap", [None, 2.5])
+def test_a_p_of_each_position_equals_the_table(name, kind, cap):
+    """As block diffusion has it: one p for each position, masks drawn with it."""
+    arguments = case(kind)
+    levels = torch.from_numpy(np.random.default_rng(6).uniform(0.1, 1, (5, 9)))
+    noised = noise_for(arguments, levels=levels)
+    assert noised.p_mask.shape == (5, 9)
+    loss = LOSSES[name](noised=noised, mask_token_id=MASK, smoothing=SMOOTHING, reweight_cap=cap, **arguments)
+    text = (arguments["logits"], arguments["tokens"], noised, arguments["valid"], arguments["prompt_lengths"])
+    assert loss.item() == pytest.approx(by_hand(name, *text, cap), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.weighs_by_inverse_p])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cap", [None, 2.5])
+def test_one_p_for_all_positions_has_the_bits_of_a_p_for_each(name, kind, cap):
+    """And those of the formula for a p [B] written out: 1/p, capped, over the answer's length, then over positions."""
+    arguments = case(kind)
+    arguments.pop("logits")
+    tokens, noised = arguments.pop("tokens"), noise_for(arguments | {"tokens": case(kind)["tokens"]})
+    weights = LOSSES[name].token_weights(tokens, noised, mask_token_id=MASK, reweight_cap=cap, **arguments)
+    each = noised._replace(p_mask=noised.p_mask[:, None].expand(5, 9).contiguous())
+    assert torch.equal(
+        LOSSES[name].token_weights(tokens, each, mask_token_id=MASK, reweight_cap=cap, **arguments), weights
+    )
+    target = maskable_positions(tokens, arguments["valid"], arguments["prompt_lengths"])
+    weight = noised.p_mask.reciprocal() if cap is None else noised.p_mask.reciprocal().clamp(max=cap)
+    if kind.startswith("sft"):
+        weight = weight / target.sum(dim=1).clamp(min=1)
+    assert torch.equal(weights, weight[:, None] * (noised.masked & target))
+
+
+@pytest.mark.parametrize("shape", [(9,), (5, 1), (5, 8)])
+def test_a_p_of_another_shape_is_refused(shape):
+    arguments = case("pretraining")
+    noised = noise_for(arguments)._replace(p_mask=torch.ones(shape))
+    with pytest.raises(ValueError, match=r"p_mask of shape \(.*\) must have shape \(5,\) or \(5, 9\)"):
+        LOSSES["guidelines"](noised=noised, mask_token_id=MASK, **arguments)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -306,6 +306,53 @@ def test_the_global_generators_are_neither_read_nor_moved():
     assert repr(np.random.get_state()) == numpy_state
 
 
+# --- A noise level for each position ---
+
+
+@pytest.mark.parametrize("params", [NoiseParams(), NoiseParams(schedule="sigmoid", noise_type="random_replace")])
+@pytest.mark.parametrize("at_least_one", [False, True])
+def test_the_same_level_everywhere_gives_the_bits_of_one_for_the_sequence(params, at_least_one):
+    clean, t = tokens(16, 30), noise_levels(torch.arange(16), seed=3, epoch=1)
+    drawn = noise(clean, params, at_least_one=at_least_one)
+    given = noise(clean, params, at_least_one=at_least_one, levels=t)
+    each = noise(clean, params, at_least_one=at_least_one, levels=t[:, None].expand(16, 30))
+    assert all(torch.equal(a, b) for a, b in zip(given, drawn, strict=True))
+    assert torch.equal(each.p_mask, drawn.p_mask[:, None].expand(16, 30))
+    assert all(torch.equal(a, b) for a, b in zip(each[:2], drawn[:2], strict=True))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_probabilities_of_positions_are_those_of_sequences(schedule):
+    """Bit for bit, however many levels there are, and whether some are equal."""
+    params = NoiseParams(schedule=schedule, eps=0.02)
+    t = noise_levels(torch.arange(60), seed=1, epoch=0)
+    t[7] = t[3]
+    p = mask_probabilities(t, params)
+    assert torch.equal(mask_probabilities(t.view(5, 12), params), p.view(5, 12))
+    one_by_one = torch.cat([mask_probabilities(level[None], params) for level in t])
+    assert torch.equal(p, one_by_one)
+
+
+def test_positions_are_masked_with_their_own_probability():
+    rows, p = 4000, torch.tensor([0.05, 0.3, 0.5, 0.9, 1.0])
+    params = NoiseParams(eps=1e-9)
+    noised = noise(tokens(rows, 5), params, levels=p.double().expand(rows, 5))
+    assert torch.allclose(noised.p_mask, p.expand(rows, 5), atol=1e-7)
+    counts = noised.masked.sum(0).tolist()
+    assert counts[4] == rows
+    assert all(stats.binomtest(n, rows, x).pvalue > ALPHA for n, x in zip(counts[:4], p.tolist(), strict=False))
+    correlation = np.corrcoef(noised.masked[:, :4].double().numpy().T) - np.eye(4)
+    assert np.abs(correlation).max() < 4.5 / math.sqrt(rows)
+
+
+def test_levels_that_do_not_fit():
+    for shape in ((3,), (4, 1), (4, 6), (4, 5, 1)):
+        with pytest.raises(ValueError, match="levels of shape"):
+            noise(tokens(4, 5), levels=torch.full(shape, 0.5))
+    with pytest.raises(ValueError, match="mask_contiguous_region_prob=0"):
+        noise(tokens(4, 5), NoiseParams(mask_contiguous_region_prob=0.5), levels=torch.full((4, 5), 0.5))
+
+
 def test_an_empty_batch():
     noised = noise(tokens(0, 5), NoiseParams(mask_contiguous_region_prob=0.5))
     assert [tuple(part.shape) for part in noised] == [(0, 5), (0, 5), (0,)]

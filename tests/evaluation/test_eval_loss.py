@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 from qwen3llada.artifacts import read_json, write_json
-from qwen3llada.batches.source import Spread, batch_source
+from qwen3llada.batches.samples import Spread
+from qwen3llada.batches.settings import batch_settings
+from qwen3llada.batches.source import Source
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
 from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer
@@ -60,9 +62,9 @@ def plain_losses(folder, *, rounds=2):
     tokenizer = load_tokenizer(folder / "float32")
     model = Qwen3LLadaForMaskedLM.from_pretrained(folder / "float32", attn_implementation="eager").eval()
     data = Spread(load_tokens(folder / "heldout"), 0)
-    source = batch_source(data, SETTINGS, tokenizer, training=False, seed=SEED, micro_batch_size=4)
+    source = Source(data, batch_settings(SETTINGS, tokenizer, training=False, seed=SEED, micro_batch_size=4))
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in LOSSES}
-    for batch in (batch for number in range(rounds) for step in source.steps(number) for batch in step):
+    for batch in (batch for number in range(rounds) for step in source.steps(number) for batch in step.micro_batches):
         with torch.no_grad():
             logits = model(input_ids=batch.noised.tokens, attention_mask=batch.valid.long()).logits
         for name, loss in LOSSES.items():

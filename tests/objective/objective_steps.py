@@ -9,7 +9,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-from qwen3llada.batches.loader import Sample, make_loader
+from qwen3llada.batches.loader import make_loader
+from qwen3llada.batches.samples import Sample
+from qwen3llada.batches.settings import BatchSettings
 from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.objective.objective import MaskedDiffusionObjective
@@ -53,8 +55,8 @@ def make_model(tied=True, **changes):
 def batches(task, micro_batch_size, accumulation, **processes):
     """The micro-batches of one step of all 16 samples, one in three of the pretraining texts cut short."""
     noise = NoiseParams(random_length_prob=0.3)
-    cut = {"micro_batch_size": micro_batch_size, "accumulation": accumulation}
-    return make_loader(Texts(task), noise, seed=3, epoch=0, mask_token_id=MASK, **cut, **processes)
+    cut = {"micro_batch_size": micro_batch_size, "gradient_accumulation_steps": accumulation}
+    return make_loader(Texts(task), BatchSettings(noise=noise, seed=3, mask_token_id=MASK, **cut, **processes), epoch=0)
 
 
 def weights(loss, batch):
@@ -78,7 +80,7 @@ def step(objective, loss, loader, processes=1):
             attention_mask=batch.valid.long(),
             smoothing=SMOOTHING if LOSSES[loss].smoothed else 0.0,
         )
-        (total * processes / batch.step_denominator(LOSSES[loss])).backward()
+        (total * processes / batch.step.denominator(LOSSES[loss])).backward()
 
 
 def gradients(model):

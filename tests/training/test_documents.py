@@ -7,8 +7,9 @@ from runs import changed
 from tiny_settings import common
 
 from qwen3llada import Qwen3LLadaForMaskedLM
-from qwen3llada.batches.loader import Sample
-from qwen3llada.batches.source import batch_source
+from qwen3llada.batches.samples import Sample
+from qwen3llada.batches.settings import batch_settings
+from qwen3llada.batches.source import Source
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.objective.batch_loss import batch_loss
 from qwen3llada.objective.objective import MaskedDiffusionObjective
@@ -45,14 +46,13 @@ def cross_entropies(params, rows):
     tokenizer = load_tokenizer(params.model)
     loss = batch_loss(params, tokenizer, torch.device("cpu"))
     model = Qwen3LLadaForMaskedLM.from_pretrained(params.model, attn_implementation=loss.implementation)
-    source = batch_source(Rows(rows), params, tokenizer, training=True, seed=0, micro_batch_size=len(rows))
-    batch = next(source.steps(0))[0]
-    prepared = loss.prepare(batch)
+    source = Source(Rows(rows), batch_settings(params, tokenizer, training=True, seed=0, micro_batch_size=len(rows)))
+    batch = next(source.steps(0)).micro_batches[0]
     with torch.no_grad():
-        _, found = loss(MaskedDiffusionObjective(model), prepared)
-    length = prepared.noisy.shape[1]
-    places = [divmod(int(p), length) for p in prepared.positions]
-    return {(int(batch.dataset_indices[row]), column): float(x) for (row, column), x in zip(places, found, strict=True)}
+        found = loss(MaskedDiffusionObjective(model), batch)
+    places = [divmod(int(p), batch.tokens.shape[1]) for p in found.prepared.positions]
+    indices, values = source.samples_of(0, 0), found.cross_entropy
+    return {(indices[row], column): float(x) for (row, column), x in zip(places, values, strict=True)}
 
 
 @pytest.mark.parametrize("padding", [[], [33, 34, 35]], ids=["whole", "padded"])
@@ -76,7 +76,7 @@ def test_training_and_evaluation_keep_to_it(settings):
     for within in (True, False):
         run = start(changed(settings, attention={"within_documents": within}), seed=1, template="plain")
         layout = {"seed": 1, "micro_batch_size": 2}
-        run.data = run.held_out = batch_source(packed, run.params, run.tokenizer, training=True, **layout)
+        run.data = run.held_out = Source(packed, batch_settings(run.params, run.tokenizer, training=True, **layout))
         losses.append(evaluate(run)[0])
         steps.append(next(training_steps(run, StopRequest())).read().loss)
     assert abs(losses[0] - losses[1]) > 1e-4 < abs(steps[0] - steps[1])

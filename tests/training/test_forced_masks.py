@@ -22,7 +22,12 @@ def params(request):
 
 def corrupted(source):
     """Corrupted positions of each sample of an epoch."""
-    return [count for step in source.steps(0) for batch in step for count in batch.noised.masked.sum(1).tolist()]
+    return [
+        count
+        for step in source.steps(0)
+        for batch in step.micro_batches
+        for count in batch.noised.masked.sum(1).tolist()
+    ]
 
 
 @pytest.mark.parametrize(("loss", "forced"), [("guidelines", 0), ("soft_ce", 0), ("dllm", 1)])

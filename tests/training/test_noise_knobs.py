@@ -9,8 +9,9 @@ import torch
 from runs import changed
 from tiny_settings import WORDS
 
-from qwen3llada.batches.loader import Sample
-from qwen3llada.batches.source import batch_source
+from qwen3llada.batches.samples import Sample
+from qwen3llada.batches.settings import batch_settings
+from qwen3llada.batches.source import Source
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.noise_types import NOISE_TYPES, NoiseType
@@ -34,7 +35,7 @@ def test_a_run_uses_new_entries_of_every_registry(fine_tuning, monkeypatch):
     noise = {"schedule": "mine", "noise_type": "mine", "eps": 1e-9}
     knobs = {"noise": noise, "attention": {"policy": "mine"}}
     runs = {name: start(changed(fine_tuning, loss_impl=name, **knobs), seed=1, template="plain") for name in LOSSES}
-    batch = next(runs["mine"].data.steps(0))[0]
+    batch = next(runs["mine"].data.steps(0)).micro_batches[0]
     assert batch.noised.p_mask.tolist() == [0.5] * len(batch.tokens)
     assert (batch.noised.tokens[batch.noised.masked] == 7).all()
     mask = runs["mine"].loss.attention_mask(runs["mine"].loss.prepare(batch))
@@ -78,9 +79,10 @@ def test_answers_are_never_continued_beyond_max_length(fine_tuning, block_length
     tokenizer = load_tokenizer(params.model)
     layout = {"seed": 0, "micro_batch_size": 2}
     for training in (True, False):
-        source = batch_source(Answers(), params, tokenizer, training=training, **layout)
-        batch = next(source.steps(0))[0]
-        lengths = dict(zip(batch.dataset_indices.tolist(), batch.valid.sum(1).tolist(), strict=True))
+        source = Source(Answers(), batch_settings(params, tokenizer, training=training, **layout))
+        batch = next(source.steps(0)).micro_batches[0]
+        indices = source.samples_of(0, 0)
+        lengths = dict(zip(indices, batch.valid.sum(1).tolist(), strict=True))
         assert lengths == {0: expected, 1: 20}
-        row = batch.dataset_indices.tolist().index(0)
+        row = indices.index(0)
         assert (batch.tokens[row, 7:expected] == EOS).all()

@@ -15,23 +15,17 @@ from qwen3llada.corpus.tokens.packing import TOKENS_FILE
 from qwen3llada.training.params import TrainParams
 
 if TYPE_CHECKING:
-    from qwen3llada.batches.source import BatchSource
+    from qwen3llada.batches.settings import BatchSettings
 
 PACKAGE = Path(__file__).parents[2]
 # The code that decides which weights come out of a run: the order of the data, noise, loss, model, optimiser, and what
 # a checkpoint stores of them. A test follows the imports of the loop: each module is here, or in its list of those that
 # decide nothing.
 CODE = (
-    "batches/batch.py",
-    "batches/loader.py",
-    "batches/collate.py",
-    "batches/micro_batches.py",
-    "batches/samples.py",
-    "batches/step_plan.py",
+    "batches",
     "corpus/tokens/mapped_tokens.py",
     "diffusion",
     "objective/batch_loss.py",
-    "batches/source.py",
     "modeling/attention.py",
     "modeling/configuration_qwen3llada.py",
     "modeling/loading.py",
@@ -68,25 +62,25 @@ FREE = {
 Fingerprint = dict[str, Any]
 
 
-def fingerprint(params: TrainParams, *, seed: int, data: "BatchSource", total_steps: int, template: str) -> Fingerprint:
+def fingerprint(params: TrainParams, *, batches: "BatchSettings", total_steps: int, template: str) -> Fingerprint:
     """What a run's weights depend on, flat. Equal fingerprints: the one may go on from the other's checkpoints.
 
     Args:
-        data: of training; its samples in an optimiser step, over all micro-batches and processes, are compared, and
-            the special tokens that it puts into sequences.
+        batches: of training; the seed, the samples in an optimiser step, over all micro-batches and processes, and the
+            special tokens that are put into sequences are compared.
         total_steps: optimiser steps of the whole run, which the learning rate depends on.
         template: prompt template of the data.
     """
     decisive = {key: value for key, value in knobs(params).items() if key not in FREE}
     streamed = (params.data / "train" / STREAM_FILE).is_file()
-    replacements = None if data.real_tokens is None else data.real_tokens.tolist()
+    replacements = None if batches.real_tokens is None else batches.real_tokens.tolist()
     return decisive | {
-        "seed": seed,
-        "step_size": data.step_size,
+        "seed": batches.seed,
+        "step_size": batches.step_size,
         "total_steps": total_steps,
         "template": template,
-        "mask_token_id": data.mask_token_id,
-        "eos_token_id": data.eos_token_id,
+        "mask_token_id": batches.mask_token_id,
+        "eos_token_id": batches.eos_token_id,
         "replacement tokens": None if replacements is None else _sha256(json.dumps(replacements)),
         "data files": _hash_stream(params.data / "train" / STREAM_FILE)
         if streamed

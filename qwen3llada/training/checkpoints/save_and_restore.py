@@ -118,7 +118,7 @@ def restore(run: Run, checkpoint: Path) -> None:
             torch.cuda.set_rng_state(mine["cuda"], run.device)
     else:
         # Only dropout draws from these generators, and with other processes its draws are others in any case.
-        torch.manual_seed(run.data.seed + run.state.global_step)
+        torch.manual_seed(run.data.settings.seed + run.state.global_step)
     run.points = list(read_jsonl(checkpoint / "curves.jsonl"))
     run.state.processes = run.accelerator.num_processes
 

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qwen3llada.batches.source import BatchSource, Spread, batch_source
+from qwen3llada.batches.samples import Spread, TokenDataset, TokenStream
+from qwen3llada.batches.settings import batch_settings
+from qwen3llada.batches.source import Source
 from qwen3llada.corpus.text.text_stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
 from qwen3llada.corpus.tokens.tokenizer import check_data, load_tokenizer
@@ -39,7 +41,6 @@ from qwen3llada.training.watch.flops import FlopCounter, flop_counter
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from qwen3llada.batches.micro_batches import TokenDataset, TokenStream
     from qwen3llada.training.cuda.layer_graphs import LayerGraphs
 
 
@@ -59,11 +60,11 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     data, held_out = _data(params, tokenizer, accelerator, seed)
     _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
-    ours = fingerprint(params, seed=seed, data=data, total_steps=total_steps, template=template)
+    ours = fingerprint(params, batches=data.settings, total_steps=total_steps, template=template)
     checkpoint, state = _checkpoint(params, accelerator, ours)
 
     torch.manual_seed(seed)
-    model, adapted = _model(params, accelerator, template, checkpoint, data.mask_token_id)
+    model, adapted = _model(params, accelerator, template, checkpoint, data.settings.mask_token_id)
     flops, memory = _estimates(params, model, accelerator)
     prepared = _prepare(params, model, accelerator)
     run = Run(
@@ -118,9 +119,7 @@ def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerpri
     return found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
 
-def _data(
-    params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int
-) -> tuple[BatchSource, BatchSource | None]:
+def _data(params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int) -> tuple[Source, Source | None]:
     """Training and held-out data, the latter None where no loss is measured on it."""
     layout = {
         "seed": seed,
@@ -129,13 +128,13 @@ def _data(
         "process_index": accelerator.process_index,
         "num_workers": params.num_workers,
     }
-    accumulation = params.gradient_accumulation_steps
-    dataset = _train_data(params, tokenizer)
-    data = batch_source(dataset, params, tokenizer, training=True, accumulation=accumulation, **layout)
+    accumulation = {"gradient_accumulation_steps": params.gradient_accumulation_steps}
+    settings = batch_settings(params, tokenizer, training=True, **layout, **accumulation)
+    data = Source(_train_data(params, tokenizer), settings)
     if not params.do_eval_loss:
         return data, None
     samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
-    return data, batch_source(samples, params, tokenizer, training=False, **layout)
+    return data, Source(samples, batch_settings(params, tokenizer, training=False, **layout))
 
 
 def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
@@ -148,7 +147,7 @@ def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
         check_data(params.data / split, tokenizer, template)
 
 
-def _train_data(params: TrainParams, tokenizer: Any) -> "TokenDataset | TokenStream":
+def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStream:
     if (params.data / "train" / STREAM_FILE).is_file():
         stream = TextStream(params.data / "train", tokenizer)
         if stream.sample_length > params.max_length:

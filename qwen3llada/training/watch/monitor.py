@@ -48,7 +48,7 @@ class Monitor:
         params = run.params
         self.run, self.stop, self.main = run, stop, run.accelerator.is_main_process
         self.curves = Curves(params.reports, run.points) if self.main else None
-        flat = knobs(params) | {"seed": run.data.seed, "total_steps": run.total_steps}
+        flat = knobs(params) | {"seed": run.data.settings.seed, "total_steps": run.total_steps}
         self.trackers = Trackers(run.accelerator, params.reports.name, flat, run.points) if self.main else None
         before = run.state.telemetry
         self.bar = progress_bar(run.total_steps, run.state.global_step, name=params.reports.name, shown=self.main)
@@ -135,7 +135,7 @@ class Monitor:
         """What code, parameters and data decide: the same on every machine of one kind, interrupted or not."""
         run, best = self.run, self.run.state.best or {}
         return {
-            "settings": settings_hash(run.params, seed=run.data.seed),
+            "settings": settings_hash(run.params, seed=run.data.settings.seed),
             "steps": run.state.global_step,
             "loss": self.summary.get("loss"),
             "eval_loss": self.summary.get("eval_loss"),

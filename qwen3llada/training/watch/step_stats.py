@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qwen3llada.objective.batch_loss import Prepared
+from qwen3llada.objective.batch_loss import LossSum
 from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
 
 
@@ -41,10 +41,10 @@ class StepStats:
         self.loss = torch.zeros((), device=device)
         self.buckets = torch.zeros(2, BUCKETS, device=device)
 
-    def add(self, loss: Tensor, cross_entropy: Tensor, prepared: Prepared) -> None:
-        """Count one micro-batch: its part of the step's loss, and its cross-entropies [N]."""
-        self.loss += loss
-        self.buckets += bucket_sums(cross_entropy, prepared)
+    def add(self, loss: LossSum, denominator: float) -> None:
+        """Count one micro-batch of a step whose summed loss is divided by `denominator`."""
+        self.loss += loss.total.detach() / denominator
+        self.buckets += bucket_sums(loss)
 
     def finish(self, grad_norm: Tensor, stop: bool, reduce: Callable[[Tensor], Tensor]) -> Callable[[], StepValues]:
         """Sum over the processes by `reduce`, and start copying to the host. Returns what waits for the numbers."""

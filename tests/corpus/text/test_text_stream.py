@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwen3llada.batches.loader import make_loader
+from qwen3llada.batches.settings import BatchSettings
 from qwen3llada.commandline import ParamsError, validated
 from qwen3llada.corpus.builtin.params import BuiltinParams
 from qwen3llada.corpus.fetch.download import download
@@ -82,11 +83,13 @@ def expected(tokenizer, texts, samples):
 
 
 def rows(batches):
-    return {int(i): row.tolist() for b in batches for i, row in zip(b.indices, b.tokens, strict=True)}
+    """Position in the stream -> tokens. Each sample's cursor belongs to its position."""
+    return {i: row.tolist() for b in batches for i, row in zip(b.cursors, b.tokens, strict=True)}
 
 
-def loader(stream, **settings):
-    return make_loader(stream, NOISE, seed=0, epoch=0, mask_token_id=3, **settings)
+def loader(stream, *, start_step=0, cursors=None, **settings):
+    settings = BatchSettings(noise=NOISE, seed=0, mask_token_id=3, **settings)
+    return make_loader(stream, settings, epoch=0, start_step=start_step, cursors=cursors)
 
 
 def test_samples_are_the_documents_joined_and_cut(shards, tokenizer, tmp_path):
@@ -108,7 +111,7 @@ def test_processes_and_workers_change_nothing(processes, workers, micro_batch, s
     for index in range(processes):
         stream = describe(folder, tmp_path / str(index), tokenizer)
         layout = {"num_processes": processes, "process_index": index, "num_workers": workers}
-        batches = loader(stream, micro_batch_size=micro_batch, accumulation=accumulation, **layout)
+        batches = loader(stream, micro_batch_size=micro_batch, gradient_accumulation_steps=accumulation, **layout)
         part = rows(islice(batches, 7 * accumulation))
         assert not part.keys() & found.keys()
         found |= part

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from runs import changed
 
-from qwen3llada.batches.source import batch_source
-from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
+from qwen3llada.batches.settings import batch_settings
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.training.checkpoints import fingerprint as module
 from qwen3llada.training.checkpoints.fingerprint import (
@@ -40,7 +39,7 @@ DECIDES_NOTHING = {
         "training/watch/monitor.py",
     ),
     *("training/watch/step_stats.py", "training/stopping.py", "training/watch/curves.py", "training/watch/trackers.py"),
-    "training/params.py",  # the values themselves are compared
+    *("training/params.py", "objective/params.py"),  # the values themselves are compared
     # from files to tokens before training, which is compared by its result
     *(
         "corpus/tokens/packing.py",
@@ -67,11 +66,9 @@ DECIDES_NOTHING = {
 def mark(params, *, seed=1, total_steps=6, template="plain", **layout):
     tokenizer = load_tokenizer(params.model)
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size} | layout
-    accumulation = params.gradient_accumulation_steps
-    data = batch_source(
-        load_tokens(params.data / "train"), params, tokenizer, training=True, accumulation=accumulation, **layout
-    )
-    return fingerprint(params, seed=seed, data=data, total_steps=total_steps, template=template)
+    layout["gradient_accumulation_steps"] = params.gradient_accumulation_steps
+    batches = batch_settings(params, tokenizer, training=True, **layout)
+    return fingerprint(params, batches=batches, total_steps=total_steps, template=template)
 
 
 def test_fingerprint_tells_runs_apart(pretraining, tmp_path):

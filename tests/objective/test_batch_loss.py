@@ -1,0 +1,89 @@
+"""From a batch to its loss, against the plain form of each loss on full logits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3llada.diffusion.corruption import Noised
+from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.objective.batch_loss import BatchLoss
+from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
+from qwen3llada.objective.objective import MaskedDiffusionObjective
+from tests.objective.objective_steps import CAP, MASK, SAMPLES, SMOOTHING, TASKS, batches, make_model
+
+HOW = ("sequence", "position")
+
+
+def batch_of(task, how):
+    """All samples in one batch, whose noise has a level of each sequence, or of each position."""
+    (batch,) = batches(task, SAMPLES, 1)
+    if how == "sequence":
+        return batch
+    rng = np.random.default_rng(3)
+    t = torch.from_numpy(rng.uniform(0.1, 1, batch.tokens.shape)).float()
+    answer = batch.valid
+    if batch.prompt_lengths is not None:
+        answer = answer & (torch.arange(t.shape[1]) >= batch.prompt_lengths[:, None])
+    masked = answer & (torch.from_numpy(rng.random(t.shape)) < t)
+    return replace(batch, t=t, noised=Noised(batch.tokens.masked_fill(masked, MASK), masked, t))
+
+
+def loss_of(name, **changes):
+    settings = {"reweight_cap": CAP, "policy": "full", "block_length": 4, "implementation": "sdpa"}
+    settings |= {"smoothing": SMOOTHING, "mask_token_id": MASK, "document_end": None, "device": torch.device("cpu")}
+    return BatchLoss(masked_loss=LOSSES[name], **settings | changes)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_equals_the_plain_loss(name, task, how):
+    """Value and gradients of the fused path, from full logits otherwise."""
+    batch, model = batch_of(task, how), make_model()
+    assert batch.noised.p_mask.dim() == (1 if how == "sequence" else 2)
+    found = loss_of(name)(MaskedDiffusionObjective(model, chunk_size=7), batch)
+    (found.total / batch.step.denominator(LOSSES[name])).backward()
+    gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+    model.zero_grad()
+    plain = LOSSES[name](
+        model(input_ids=batch.noised.tokens, attention_mask=batch.valid.long()).logits,
+        batch.tokens,
+        batch.noised,
+        mask_token_id=MASK,
+        valid=batch.valid,
+        prompt_lengths=batch.prompt_lengths,
+        smoothing=SMOOTHING,
+        reweight_cap=CAP,
+    )
+    plain.backward()
+    assert found.total.item() / batch.step.denominator(LOSSES[name]) == pytest.approx(plain.item(), rel=1e-5)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("task", TASKS)
+def test_cross_entropies_are_summed_by_the_level_of_their_position(task, how):
+    batch = batch_of(task, how)
+    loss = loss_of("guidelines")(MaskedDiffusionObjective(make_model()), batch)
+    expected = torch.zeros(2, BUCKETS)
+    for row, column in batch.noised.masked.nonzero().tolist():
+        t = batch.t[row] if how == "sequence" else batch.t[row, column]
+        here = row * batch.tokens.shape[1] + column
+        value = loss.cross_entropy[loss.prepared.positions.tolist().index(here)]
+        expected[:, min(int(t * BUCKETS), BUCKETS - 1)] += torch.stack([value, torch.ones(())])
+    torch.testing.assert_close(bucket_sums(loss), expected)
+    assert expected[1].sum() == batch.noised.masked.sum()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_level_of_the_sequence_has_the_bits_of_the_same_level_everywhere(name):
+    batch, objective = batch_of("sft", "sequence"), MaskedDiffusionObjective(make_model())
+    shape = batch.tokens.shape
+    noised = batch.noised._replace(p_mask=batch.noised.p_mask[:, None].expand(shape))
+    each = replace(batch, noised=noised, t=batch.t[:, None].expand(shape))
+    one, other = loss_of(name)(objective, batch), loss_of(name)(objective, each)
+    assert torch.equal(one.total, other.total)
+    assert torch.equal(bucket_sums(one), bucket_sums(other))
