@@ -70,7 +70,8 @@ def generate(
         raise InputError(f"{seed=} must be a whole number")
     asked = _texts(prompts)
     params = validated(AnswerParams, knobs, "generate")
-    answers = list(model.answers(model.encode([Exchange(p, "", system) for p in asked]), params, seed=seed))
+    encoded = model.encode([Exchange(prompt, "", system) for prompt in asked])
+    answers = list(model.answers(encoded, params, seed=seed)) if asked else []
     return answers[0] if isinstance(prompts, str) else answers
 
 
@@ -89,6 +90,8 @@ def _texts(prompts: Any) -> list[str]:
 def _usable(device: str | torch.device) -> torch.device:
     """A device that is there. Raises InputError."""
     try:
-        return torch.empty(0, device=device).device
+        torch.zeros(1, device=device).item()  # also where "meta" has no values
+        return torch.device(device)
     except (RuntimeError, AssertionError, TypeError) as error:  # a name that torch does not know, a GPU that is not there
-        raise InputError(f"device={str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        said = " ".join(str(error).splitlines()[:1])
+        raise InputError(f"device={str(device)!r} cannot be used here: {said}") from error

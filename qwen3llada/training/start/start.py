@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our model type, which AutoTokenizer asks for
 from qwen3llada.batches.source import BatchSource, Spread, batch_source
 from qwen3llada.corpus.text.text_stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
