@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from qwen3llada import artifacts
 from qwen3llada.artifacts import new_file, new_folder, new_together, read_json, read_jsonl, write_json, write_jsonl
 from qwen3llada.errors import InputError
 
@@ -108,7 +107,7 @@ def test_a_failing_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "broken")
         rename(source, destination)
 
-    monkeypatch.setattr(artifacts.os, "rename", broken)
+    monkeypatch.setattr(os, "rename", broken)
     with pytest.raises(OSError, match="broken"), new_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("new")
     assert os.listdir(tmp_path) == ["model"]
@@ -129,8 +128,8 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 def test_outputs_reach_the_disk_before_they_get_their_name(tmp_path, monkeypatch):
     order = []
     flush, rename = os.fsync, os.rename
-    monkeypatch.setattr(artifacts.os, "fsync", lambda d: (order.append(os.readlink(f"/proc/self/fd/{d}")), flush(d)))
-    monkeypatch.setattr(artifacts.os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda d: (order.append(os.readlink(f"/proc/self/fd/{d}")), flush(d)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
     with new_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("x")
     before = order[: order.index("rename")]

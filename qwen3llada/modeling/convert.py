@@ -14,7 +14,7 @@ from pydantic import Field
 from qwen3llada.artifacts import mark, new_folder, write_json
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.modeling.loading import files_blamed
-from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_tokenizer
+from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_any_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_dtypes, check_tensors, read_qwen3_config
 from qwen3llada.modeling.shards import INDEX, Shards, find_shards
 from qwen3llada.section import Section
@@ -81,7 +81,7 @@ def convert_checkpoint(
     shards = find_shards(source)
     check_dtypes(shards)  # first: the files of a quantised model have other tensors, too
     check_tensors(shards, Qwen3ForCausalLM, qwen3)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_any_tokenizer(source)
     mask = give_mask_token(tokenizer, mask_token, qwen3.vocab_size)
     config = _config(qwen3, mask, source)
     added = mask.vocab_size - qwen3.vocab_size

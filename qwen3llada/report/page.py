@@ -5,14 +5,13 @@ the machine and the moment decide (revision, hardware, speeds, earlier runs, a s
 beside the page, which DVC does not track and the page loads.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import new_file, read_jsonl
+from qwen3llada.artifacts import new_file, read_jsonl, text_digest
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import ReportParams
 from qwen3llada.report.charts import number
@@ -97,7 +96,7 @@ def write_report(
     }
     _write(reports / SHORT, _render(f"{SHORT}.jinja", results))
     page = _render(f"{PAGE}.jinja", results)
-    identity = hashlib.sha256(page.encode()).hexdigest()[:16]
+    identity = text_digest(page)[:16]
     _write(reports / BESIDE, _script(identity, _render("report_run.html.jinja", circumstances)))
     _write(reports / PAGE, page.replace(IDENTITY, identity))
     return reports / PAGE

@@ -92,6 +92,6 @@ def _usable(device: str | torch.device) -> torch.device:
     try:
         torch.zeros(1, device=device).item()  # also where "meta" has no values
         return torch.device(device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # a name that torch does not know, a GPU that is not there
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch: an unknown name, a GPU that is not there
         said = " ".join(str(error).splitlines()[:1])
         raise InputError(f"device={str(device)!r} cannot be used here: {said}") from error

@@ -66,7 +66,11 @@ def test_what_cannot_be_loaded_is_refused(checkpoint, wanted, message):
 @pytest.mark.parametrize(
     ("prompts", "knobs", "message"),
     [
-        ("3", {"step": 4}, r"step: unknown key \(did you mean steps\?\); allowed: backend, batch_size, block_attention"),
+        (
+            "3",
+            {"step": 4},
+            r"step: unknown key \(did you mean steps\?\); allowed: backend, batch_size, block_attention",
+        ),
         ("3", {"samples": 4}, "samples: unknown key; allowed: "),  # of the stage, and without a meaning here
         ("3", {"bf16": True}, "bf16: unknown key; allowed: "),
         ("3", {"steps": 0}, "steps: given 0, .* 1 to 1,048,576"),
