@@ -90,7 +90,7 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     Raises: FileNotFoundError, InputError naming a folder or file that is missing, broken or of another model.
     Differences are not raised but reported.
     """
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     source, converted = Path(source), Path(converted)
     qwen3 = read_qwen3_config(source)

@@ -114,7 +114,7 @@ def convert_checkpoint(
 
 
 def _config(qwen3: "Qwen3Config", mask: MaskToken, source: Path) -> "Qwen3LLadaConfig":
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     values = qwen3.to_dict()
     for ours in ("model_type", "architectures", "use_cache", "auto_map", "transformers_version"):
