@@ -28,14 +28,14 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Blind
 
 
 def imported_at_once(tree: ast.AST) -> set[str]:
-    """What importing a module imports: not what its functions import, nor what is there for type checkers."""
+    """What importing a module imports: not what its functions do, it as a program, and type checkers."""
     names: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        elif isinstance(node, ast.If) and ast.unparse(node.test).startswith(("TYPE_CHECKING", "__name__")):
             continue
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             names |= imported_at_once(node)

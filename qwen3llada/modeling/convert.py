@@ -94,6 +94,12 @@ def convert_checkpoint(
         config.save_pretrained(folder)
         _write_weights(shards, folder, added)
         mark(folder)
+    return _report(source, destination, config, mask, added)
+
+
+def _report(
+    source: Path, destination: Path, config: "Qwen3LLadaConfig", mask: MaskToken, added: int
+) -> ConversionReport:
     written = find_shards(destination)
     return ConversionReport(
         source=str(source),
@@ -102,7 +108,7 @@ def convert_checkpoint(
         tensors=len(written.tensors),
         parameters=sum(tensor.size for tensor in written.tensors.values()),
         bytes=written.bytes,
-        dtypes=sorted({tensor.dtype for tensor in shards.tensors.values()}),
+        dtypes=sorted({tensor.dtype for tensor in written.tensors.values()}),
         tied=bool(config.tie_word_embeddings),
         vocab_size=config.vocab_size,
         rows_added=added,
