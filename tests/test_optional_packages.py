@@ -64,3 +64,13 @@ def test_the_tests_of_flows_are_skipped_where_there_is_no_prefect(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stdout[-2000:]  # nothing collected, and nothing went wrong
     assert "needs prefect, not installed (pip install .[workflow])" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(TESTS), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_of_tests_can_be_run_alone(path):
+    """Its helpers lie beside it or beside a conftest.py above it: pytest puts these folders alone on the path."""
+    helpers = {file.stem: file.parent for file in TESTS if file.stem != "conftest"}
+    above = [folder for folder in path.parents if folder.is_relative_to(ROOT / "tests")]
+    on_path = {path.parent, *(folder for folder in above if (folder / "conftest.py").is_file())}
+    used = imported_at_once(ast.parse(path.read_text(encoding="utf-8"))) & helpers.keys()
+    assert not {name for name in used if helpers[name] not in on_path}
