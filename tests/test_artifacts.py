@@ -6,7 +6,17 @@ import os
 
 import pytest
 
-from qwen3llada.artifacts import new_file, new_folder, new_together, read_json, read_jsonl, write_json, write_jsonl
+from qwen3llada.artifacts import (
+    file_digest,
+    new_file,
+    new_folder,
+    new_together,
+    read_json,
+    read_jsonl,
+    text_digest,
+    write_json,
+    write_jsonl,
+)
 from qwen3llada.errors import InputError
 
 
@@ -304,3 +314,11 @@ def test_another_encoding_is_named(tmp_path, encoding, seems):
         with pytest.raises(InputError, match=rf"{name}: .*not UTF-8 text.*it seems to be {seems}") as caught:
             read(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_digest_is_sha_256(tmp_path):
+    """The value of "abc" is FIPS 180-2's example."""
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "abc").write_text("abc")
+    assert text_digest("abc") == known
+    assert file_digest(tmp_path / "abc") == known[:16]
