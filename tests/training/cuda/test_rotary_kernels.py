@@ -58,7 +58,7 @@ def interpret():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
 def test_kernels_compute_transformers_formulas_in_the_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parents[1]}"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     code = "import test_rotary_kernels; test_rotary_kernels.interpret(); print('compared')"
     child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
     assert child.stdout == "compared\n", child.stderr
