@@ -6,7 +6,6 @@ Priority, lowest first: params.yaml, the parameter set given by `--params`, envi
 What the environment sets is printed. Under DVC it may set nothing (see `environment.py`).
 """
 
-import gc
 import inspect
 import os
 import signal
@@ -186,8 +185,6 @@ def run(
         _terminate(signal.SIGINT)
     except (InputError, OSError) as error:
         sys.exit(_complain(error, 1))
-    finally:
-        gc.freeze()  # the process ends: taking apart all that torch and others made would take it a second or two
     sys.exit(0)
 
 

@@ -2,6 +2,8 @@
 
 import gc
 
+gc.disable()  # until all is imported, which leaves no garbage
+
 # Those that start servers come first, so that the end is not spent waiting for them.
 FIRST = ("tests/flows/test_flow_kills.py", "tests/flows/test_flow_terminal.py", "tests/flows/test_flow_guard.py")
 
@@ -12,9 +14,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """The garbage collector need not look through a million objects of torch and others again and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure():
-    gc.freeze()  # nor when the process ends, which takes two seconds
+    gc.unfreeze()  # triton counts what is left of it when the process ends, and complains
