@@ -10,7 +10,8 @@ READY := $(VENV)/.ready-$(shell sha256sum requirements.lock | cut -c1-16)
 # containers: half a minute once, against that on every start. Compiling all packages would take minutes.
 COMPILED := qwen3llada.modeling.modeling_qwen3llada, qwen3llada.sampling.dialogue.chat, qwen3llada.sampling.sampler, \
 	qwen3llada.training.start.start, qwen3llada.corpus.validation.expectations, accelerate, great_expectations, \
-	dvc.cli.parser, dvc.repo.index, dvc.data_cloud, scmrepo.git, prefect.cli, prefect.server.api.server, flows.pipeline
+	dvc.cli.parser, dvc.repo.index, dvc.data_cloud, scmrepo.git, prefect.cli, prefect.server.api.server, flows.pipeline, \
+	dvc.commands.repro, dvc.commands.status, dvc.repo.reproduce, networkx, cyclopts, rich.markdown, flows.sweep
 
 # Telemetry of every dependency is off, and nothing asks a server for a newer version of itself.
 export DVC_NO_ANALYTICS := 1
@@ -44,8 +45,9 @@ repro: setup  ## run every stage that is stale
 docs: setup  ## after make repro: write the outputs in README.md and docs/ anew; docs/outputs.py says how
 	python -m docs.outputs
 
+# Bytecode may be written: the processes that the tests start import what no other target has compiled.
 test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four
-	OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style and types
 	ruff check .

@@ -1,56 +1,34 @@
 """Qwen3 as a LLaDA-style masked diffusion language model.
 
-Importing the package makes its models known to Transformers' Auto classes, as soon as Transformers itself is imported.
-Until then it costs nothing: torch and Transformers take seconds to import, and much of the package works without them.
+    from qwen3llada import load, generate
+    print(generate(load("out/qwen3llada-sft"), "What is Bruno's animal?", steps=32).text)
+
+Importing any public name registers the models with Transformers' Auto classes. `import qwen3llada` alone does not: it
+imports neither torch nor Transformers, which take seconds and which much of the package works without.
 """
 
 import importlib
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaForMaskedLM, Qwen3LLadaModel
+    from qwen3llada.sampling.dialogue.library import generate, load
 
-__all__ = ["Qwen3LLadaConfig", "Qwen3LLadaForMaskedLM", "Qwen3LLadaModel"]
+__version__ = "0.1.0"
+__all__ = ["Qwen3LLadaConfig", "Qwen3LLadaForMaskedLM", "Qwen3LLadaModel", "generate", "load"]
 
-_CONFIGURATION = "qwen3llada.modeling.configuration_qwen3llada"
-_MODELS = "qwen3llada.modeling.modeling_qwen3llada"  # importing it registers the Auto classes
-_TRANSFORMERS = "transformers"
-
-
-class _AfterTransformers(MetaPathFinder):
-    """Imports our models right after Transformers, whenever that is first imported."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != _TRANSFORMERS:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def execute_then_register(module):
-            execute(module)
-            if (
-                _CONFIGURATION not in sys.modules
-            ):  # else that file is importing Transformers; it imports the models itself
-                importlib.import_module(_MODELS)
-
-        spec.loader.exec_module = execute_then_register  # type: ignore[method-assign]
-        return spec
-
-
-if _TRANSFORMERS in sys.modules:
-    importlib.import_module(_MODELS)
-else:
-    sys.meta_path.insert(0, _AfterTransformers())
+_MODELS = "qwen3llada.modeling.modeling_qwen3llada"  # registers the Auto classes at its end
+_LIBRARY = "qwen3llada.sampling.dialogue.library"
+_MODULES = dict.fromkeys(__all__, _MODELS) | {"generate": _LIBRARY, "load": _LIBRARY}
 
 
 def __getattr__(name: str):
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODELS), name)
+    importlib.import_module(_MODELS)  # first: Transformers' Auto classes know the models whichever name is imported
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

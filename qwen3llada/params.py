@@ -12,19 +12,17 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ConfigDict, Field
-from ruamel.yaml import YAML
 
-from qwen3llada.artifacts import new_file
 from qwen3llada.commandline import (
     ParamsError,
     merge,
     parse_environment,
     parse_flags,
+    put_values,
     read_yaml,
     validated,
     with_default,
@@ -81,13 +79,7 @@ def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
     if not overlay.is_file():
         raise ParamsError(f"{overlay}: no such parameter file; {_sets_there_are()}")
     load(path, overlay)
-    yaml = YAML()  # no settings, as in `dvc exp run -S`: either tool leaves the lines of the other as they are
-    tree = yaml.load(path.read_text(encoding="utf-8"))
-    _put(tree, read_yaml(overlay))
-    text = StringIO()
-    yaml.dump(tree, text)
-    with new_file(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    put_values(path, read_yaml(overlay))
 
 
 def _sets_there_are() -> str:
@@ -105,16 +97,6 @@ def check(path: Path = PARAMS_FILE) -> None:
     check_destinations({"convert.dst": (params.convert.dst, MODEL)}, {"convert.src": params.convert.src})
     check_training(params.pretrain, "pretrain.")
     check_training(params.sft, "sft.")
-
-
-def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    """Put the leaves of `over` into `tree`. A value that is there already keeps its form: 1.0e-8 is not 1.0e-08."""
-    for key, value in over.items():
-        there = tree.get(key)
-        if isinstance(value, dict) and isinstance(there, dict):
-            _put(there, value)
-        elif there != value or isinstance(there, bool) != isinstance(value, bool):
-            tree[key] = value
 
 
 def load_stage(

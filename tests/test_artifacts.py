@@ -6,8 +6,17 @@ import os
 
 import pytest
 
-from qwen3llada import artifacts
-from qwen3llada.artifacts import new_file, new_folder, new_together, read_json, read_jsonl, write_json, write_jsonl
+from qwen3llada.artifacts import (
+    file_digest,
+    new_file,
+    new_folder,
+    new_together,
+    read_json,
+    read_jsonl,
+    text_digest,
+    write_json,
+    write_jsonl,
+)
 from qwen3llada.errors import InputError
 
 
@@ -108,7 +117,7 @@ def test_a_failing_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "broken")
         rename(source, destination)
 
-    monkeypatch.setattr(artifacts.os, "rename", broken)
+    monkeypatch.setattr(os, "rename", broken)
     with pytest.raises(OSError, match="broken"), new_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("new")
     assert os.listdir(tmp_path) == ["model"]
@@ -129,8 +138,8 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 def test_outputs_reach_the_disk_before_they_get_their_name(tmp_path, monkeypatch):
     order = []
     flush, rename = os.fsync, os.rename
-    monkeypatch.setattr(artifacts.os, "fsync", lambda d: (order.append(os.readlink(f"/proc/self/fd/{d}")), flush(d)))
-    monkeypatch.setattr(artifacts.os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda d: (order.append(os.readlink(f"/proc/self/fd/{d}")), flush(d)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (order.append("rename"), rename(a, b)))
     with new_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("x")
     before = order[: order.index("rename")]
@@ -305,3 +314,11 @@ def test_another_encoding_is_named(tmp_path, encoding, seems):
         with pytest.raises(InputError, match=rf"{name}: .*not UTF-8 text.*it seems to be {seems}") as caught:
             read(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_digest_is_sha_256(tmp_path):
+    """The value of "abc" is FIPS 180-2's example."""
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "abc").write_text("abc")
+    assert text_digest("abc") == known
+    assert file_digest(tmp_path / "abc") == known[:16]

@@ -17,12 +17,18 @@ from qwen3llada.environment import DVC_STAGE
 from qwen3llada.params import Params
 
 # Every stage reads its parameters through these; DVC tracks the values instead (`params:`).
-BY_VALUE = {"qwen3llada/params.py", "qwen3llada/commandline.py", "qwen3llada/section.py"}
+BY_VALUE = {"qwen3llada/params.py", "qwen3llada/section.py"}
+BY_VALUE |= {f"qwen3llada/commandline/{name}.py" for name in ("flags", "messages", "models", "yaml_file")}
 BY_VALUE |= {"qwen3llada/environment.py"}  # which sets nothing under DVC
 BY_VALUE |= {"qwen3llada/evaluation/params.py"}  # sections and nothing else
 BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # a class and words for messages
 # They refuse to run; no output depends on them.
-BY_VALUE |= {"qwen3llada/destinations.py", "qwen3llada/folder_lock.py", "qwen3llada/tracked.py"}
+BY_VALUE |= {
+    "qwen3llada/destinations/check.py",
+    "qwen3llada/destinations/kinds.py",
+    "qwen3llada/folder_lock.py",
+    "qwen3llada/tracked.py",
+}
 # What tokenizes while training if data are streamed: stream.json, an output of tokenize_pack, holds the hash of it.
 BY_VALUE |= {"qwen3llada/corpus/text/text_stream.py"}
 yaml = YAML(typ="safe", pure=True)

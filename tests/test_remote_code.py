@@ -34,7 +34,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("load", [load_tokenizer, mask_token.load_tokenizer], ids=lambda f: f.__module__)
+@pytest.mark.parametrize("load", [load_tokenizer, mask_token.load_any_tokenizer], ids=lambda f: f.__module__)
 def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(folder, monkeypatch, load):
     questions = []
     monkeypatch.setattr("builtins.input", lambda prompt="": questions.append(prompt) or "y")

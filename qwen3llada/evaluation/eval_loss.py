@@ -28,15 +28,15 @@ DETAIL_KEYS = ("loss", "loss_impl", "by_noise_level", "samples")  # of `evaluate
 
 
 @dataclass(frozen=True)
-class LossSums:
+class HeldOutSums:
     """Sums over held-out batches: [weighted loss, CE by noise level [10], their counts [10]], and the denominators."""
 
     sums: Tensor
     denominator: float  # of all processes already
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "LossSums":
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "HeldOutSums":
         """Over all processes."""
-        return LossSums(reduce(self.sums), self.denominator)
+        return HeldOutSums(reduce(self.sums), self.denominator)
 
     def means(self) -> tuple[float, dict[str, float]]:
         """The loss, and the unweighted cross-entropy by noise level."""
@@ -45,7 +45,7 @@ class LossSums:
 
 
 @torch.no_grad()
-def held_out_sums(objective: nn.Module, steps: Iterable[Step], loss: BatchLoss) -> LossSums:
+def held_out_sums(objective: nn.Module, steps: Iterable[Step], loss: BatchLoss) -> HeldOutSums:
     """The sums of a loss over the batches of `steps`, by the path that training takes.
 
     The objective is left in training mode if it was in it.
@@ -59,7 +59,7 @@ def held_out_sums(objective: nn.Module, steps: Iterable[Step], loss: BatchLoss) 
             found = loss(objective, batch)
             sums += torch.cat([found.total.float()[None], bucket_sums(found).flatten()])
     objective.train(training)
-    return LossSums(sums, denominator)
+    return HeldOutSums(sums, denominator)
 
 
 def evaluate_model(model: Path, data: Path, knobs: LossKnobs, params: EvalLossParams, *, seed: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import files_blamed
-from qwen3llada.modeling.mask_token import load_tokenizer
+from qwen3llada.modeling.mask_token import load_any_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_tensors, model_type, read_qwen3_config
 from qwen3llada.modeling.shards import Shards, find_shards
 
@@ -90,7 +90,7 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     Raises: FileNotFoundError, InputError naming a folder or file that is missing, broken or of another model.
     Differences are not raised but reported.
     """
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     source, converted = Path(source), Path(converted)
     qwen3 = read_qwen3_config(source)
@@ -174,7 +174,7 @@ def _bits(tensor: "Tensor") -> "Tensor":
 
 
 def _mask_facts(source: Path, converted: Path, mask_id: int | None, after: Shards) -> MaskFacts:
-    tokenizer, original = load_tokenizer(converted), load_tokenizer(source)
+    tokenizer, original = load_any_tokenizer(converted), load_any_tokenizer(source)
     taken = {number: token for token, number in original.get_vocab().items()}
     rows = after.tensors[EMBEDDING].shape[0] if EMBEDDING in after.tensors else 0
     return MaskFacts(

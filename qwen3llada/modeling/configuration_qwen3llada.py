@@ -3,8 +3,6 @@
 Saved beside every checkpoint for `trust_remote_code`, so this file imports Transformers alone.
 """
 
-import importlib
-
 from transformers import Qwen3Config
 
 REMOTE_CODE = {
@@ -55,6 +53,3 @@ class Qwen3LLadaConfig(Qwen3Config):
 
 
 Qwen3LLadaConfig.register_for_auto_class()
-
-if __package__ == "qwen3llada.modeling":  # not where Transformers runs a checkpoint's copy of this file
-    importlib.import_module("qwen3llada.modeling.modeling_qwen3llada")  # registers the Auto classes

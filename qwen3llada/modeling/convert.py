@@ -14,7 +14,7 @@ from pydantic import Field
 from qwen3llada.artifacts import mark, new_folder, write_json
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.modeling.loading import files_blamed
-from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_tokenizer
+from qwen3llada.modeling.mask_token import MaskToken, give_mask_token, load_any_tokenizer
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD, check_dtypes, check_tensors, read_qwen3_config
 from qwen3llada.modeling.shards import INDEX, Shards, find_shards
 from qwen3llada.section import Section
@@ -81,7 +81,7 @@ def convert_checkpoint(
     shards = find_shards(source)
     check_dtypes(shards)  # first: the files of a quantised model have other tensors, too
     check_tensors(shards, Qwen3ForCausalLM, qwen3)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_any_tokenizer(source)
     mask = give_mask_token(tokenizer, mask_token, qwen3.vocab_size)
     config = _config(qwen3, mask, source)
     added = mask.vocab_size - qwen3.vocab_size
@@ -94,6 +94,12 @@ def convert_checkpoint(
         config.save_pretrained(folder)
         _write_weights(shards, folder, added)
         mark(folder)
+    return _report(source, destination, config, mask, added)
+
+
+def _report(
+    source: Path, destination: Path, config: "Qwen3LLadaConfig", mask: MaskToken, added: int
+) -> ConversionReport:
     written = find_shards(destination)
     return ConversionReport(
         source=str(source),
@@ -102,7 +108,7 @@ def convert_checkpoint(
         tensors=len(written.tensors),
         parameters=sum(tensor.size for tensor in written.tensors.values()),
         bytes=written.bytes,
-        dtypes=sorted({tensor.dtype for tensor in shards.tensors.values()}),
+        dtypes=sorted({tensor.dtype for tensor in written.tensors.values()}),
         tied=bool(config.tie_word_embeddings),
         vocab_size=config.vocab_size,
         rows_added=added,
@@ -114,7 +120,7 @@ def convert_checkpoint(
 
 
 def _config(qwen3: "Qwen3Config", mask: MaskToken, source: Path) -> "Qwen3LLadaConfig":
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     values = qwen3.to_dict()
     for ours in ("model_type", "architectures", "use_cache", "auto_map", "transformers_version"):

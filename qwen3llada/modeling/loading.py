@@ -22,7 +22,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
     cannot be read or do not belong together. Transformers would draw random values for tensors that are missing or of
     another shape. torch.OutOfMemoryError stays as it is.
     """
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     folder = Path(folder)
     check_is_ours(folder)
@@ -43,7 +43,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
 
 def check_is_ours(folder: Path) -> None:
     """Raises InputError unless `folder` holds a model or adapters of this project; looks at config.json alone."""
-    from qwen3llada import Qwen3LLadaConfig
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig
 
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model: config.json is missing")

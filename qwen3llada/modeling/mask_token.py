@@ -38,8 +38,8 @@ class MaskToken:
     vocab_size: int
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a checkpoint folder. Code that lies in the folder is never run.
+def load_any_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint folder, fast or not. Code that lies in the folder is never run.
 
     Raises InputError if there is no tokenizer, it is broken, or it needs code of its own.
     """

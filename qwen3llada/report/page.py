@@ -5,14 +5,13 @@ the machine and the moment decide (revision, hardware, speeds, earlier runs, a s
 beside the page, which DVC does not track and the page loads.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import new_file, read_jsonl
+from qwen3llada.artifacts import new_file, read_jsonl, text_digest
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import ReportParams
 from qwen3llada.report.charts import number
@@ -62,28 +61,12 @@ def write_report(
     Raises: FileNotFoundError or InputError in one line, naming a file that a stage should have written, or that is of
         another run.
     """
-    files = {phase: folder / "summary.json" for phase, (folder, _) in runs.items()}
-    files |= {name: reports / file for name, file in RESULTS.items()}
-    numbers = {name: read_object(file) for name, file in files.items()}
-    for phase, (_, settings) in runs.items():
-        _check_run(phase, files[phase], numbers[phase], settings)
+    numbers = _numbers(reports, runs)
     leaves = as_yaml_lines(parameters)
-    details = read_object(reports / "eval_loss_details.json")
-    samples = list(read_jsonl(reports / "samples.jsonl"))
-    results = {
-        "beside": BESIDE,
+    results = _results(reports, numbers, {phase: folder for phase, (folder, _) in runs.items()}) | {
         "parameters": leaves,
         "sources": data_sources(source),
-        "analyze": read_object(reports / "analyze.json"),
-        "validation": read_object(reports / "validation.json"),
-        "tokens": read_object(reports / "tokenize_pack/tokenize.json"),
-        "phases": PHASES,
-        "charts": {phase: training_charts(read_curves(folder)) for phase, (folder, _) in runs.items()},
-        "losses": loss_table(numbers["eval_loss"], details),
-        "levels": level_chart({PHASES[phase]: details[phase].get(LEVELS, {}) for phase in PHASES}),
-        "numbers": numbers,
-        "details": details,
-        "samples": samples[: params.samples],
+        "samples": list(read_jsonl(reports / "samples.jsonl"))[: params.samples],
         "replay": record_answers(model, heldout, sample, count=params.played, seed=seed),
     }
     run = {"revision": revision(), "parameters": dict(leaves), "metrics": flat_numbers(numbers)}
@@ -97,7 +80,7 @@ def write_report(
     }
     _write(reports / SHORT, _render(f"{SHORT}.jinja", results))
     page = _render(f"{PAGE}.jinja", results)
-    identity = hashlib.sha256(page.encode()).hexdigest()[:16]
+    identity = text_digest(page)[:16]
     _write(reports / BESIDE, _script(identity, _render("report_run.html.jinja", circumstances)))
     _write(reports / PAGE, page.replace(IDENTITY, identity))
     return reports / PAGE
@@ -105,6 +88,33 @@ def write_report(
 
 RESULTS = {"eval_loss": "eval_loss.json", "sample": "sample.json"}  # the metrics of dvc.yaml
 IDENTITY = "{identity of this page}"  # stands in the template where the hash of the page goes
+
+
+def _numbers(reports: Path, runs: Mapping[str, tuple[Path, str]]) -> dict[str, Any]:
+    """The numbers of each training run and of each file of `RESULTS`. Raises InputError for a file of another run."""
+    files = {phase: folder / "summary.json" for phase, (folder, _) in runs.items()}
+    files |= {name: reports / file for name, file in RESULTS.items()}
+    numbers = {name: read_object(file) for name, file in files.items()}
+    for phase, (_, settings) in runs.items():
+        _check_run(phase, files[phase], numbers[phase], settings)
+    return numbers
+
+
+def _results(reports: Path, numbers: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """What the templates show of the files that the stages left; `folders` are those of the training runs' reports."""
+    details = read_object(reports / "eval_loss_details.json")
+    return {
+        "beside": BESIDE,
+        "analyze": read_object(reports / "analyze.json"),
+        "validation": read_object(reports / "validation.json"),
+        "tokens": read_object(reports / "tokenize_pack/tokenize.json"),
+        "phases": PHASES,
+        "charts": {phase: training_charts(read_curves(folder)) for phase, folder in folders.items()},
+        "losses": loss_table(numbers["eval_loss"], details),
+        "levels": level_chart({PHASES[phase]: details[phase].get(LEVELS, {}) for phase in PHASES}),
+        "numbers": numbers,
+        "details": details,
+    }
 
 
 def _check_run(phase: str, path: Path, summary: Mapping[str, Any], settings: str) -> None:

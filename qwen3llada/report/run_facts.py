@@ -1,6 +1,5 @@
 """What was run: revision, data, parameters, machine; and the history of earlier reports, for comparison."""
 
-import hashlib
 import json
 import os
 import platform
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import read_jsonl, write_jsonl
+from qwen3llada.artifacts import read_jsonl, text_digest, write_jsonl
 from qwen3llada.report.data import content_blamed, read_object
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "dvc")
@@ -68,7 +67,7 @@ def data_sources(path: Path) -> list[dict[str, Any]]:
                     "revision": entry.get("revision"),
                     "files": len(digests),
                     "bytes": sum(facts["bytes"] for facts in entry["files"].values()),
-                    "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],
+                    "fingerprint": text_digest(json.dumps(digests))[:16],
                 }
             )
     return rows

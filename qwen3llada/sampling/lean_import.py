@@ -14,6 +14,8 @@ def import_model_code() -> None:
     process that samples and ends calls this. Nothing is hidden from a process that has imported Transformers before.
 
     The garbage collector rests meanwhile: imports leave no garbage, and looking for it takes a tenth of their time.
+    Afterwards it leaves alone what they made (`gc.freeze`), which nothing lets go before the process ends. To take a
+    million objects apart at that moment would be a fifth of the time that the whole answer takes.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -29,5 +31,7 @@ def import_model_code() -> None:
     finally:
         for name in hidden:
             del sys.modules[name]
+        if "triton" not in sys.modules:  # it counts what is left of it when the process ends, and complains
+            gc.freeze()
         if collects:
             gc.enable()

@@ -83,12 +83,17 @@ class DecodeParams(Section):
         return self
 
 
-class SampleParams(DecodeParams):
-    """How the stage answers prompts: decoding, and how many of what at a time."""
+class AnswerParams(DecodeParams):
+    """How any number of prompts is answered."""
 
     batch_size: int = Field(
         16, ge=1, le=65536, description="Prompts decoded together, 1 to 65,536; answers do not depend on it"
     )
+
+
+class SampleParams(AnswerParams):
+    """How the stage answers prompts: which of those held out, and in which precision."""
+
     samples: int = Field(
         200, ge=0, le=1_000_000_000, description="Held-out prompts to answer, up to 1e+09, at even distances; 0: all"
     )

@@ -29,11 +29,6 @@ class Head:
     cfg_scale: float
     remasking: str
 
-    @property
-    def needs_noise(self) -> bool:
-        """Whether anything random enters: greedy decoding with a deterministic score draws nothing."""
-        return self.temperature > 0 or self.remasking in NOISY_SCORES
-
     def __call__(
         self,
         hidden: Tensor,

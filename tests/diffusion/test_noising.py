@@ -47,10 +47,10 @@ def constant_p(p, **kwargs):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_distribution_of_p(name):
     params = NoiseParams(schedule=name, eps=0.01)
-    p = mask_probabilities(noise_levels(torch.arange(100_000), seed=1, epoch=0), params).double().numpy()
+    p = mask_probabilities(noise_levels(torch.arange(20_000), seed=1, epoch=0), params).double().numpy()
     result = stats.kstest((p - params.eps) / (1 - params.eps), lambda x: INVERSE[name](np.clip(x, 0, 1)))
     assert result.pvalue > ALPHA
-    assert result.statistic < 5e-4  # stratified: independent draws would give about 3e-3
+    assert result.statistic < 5e-4  # stratified: independent draws would give about 6e-3
 
 
 def test_power_is_the_exponent():

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from flow_clone import Clone
 from flow_kills import kill
-from flow_service import PATIENCE, Service
+from flow_service import LONG_PATIENCE, Service
 
 from qwen3llada.report.charts import line_chart, number
 
@@ -34,7 +34,7 @@ def undisturbed(tmp_path_factory):
     made = Clone(tmp_path_factory.mktemp("undisturbed"))
     overrides = [word for override in LONGER for word in ("--set", override)]
     done = made.start("-m", "flows.pipeline", "--params", PARAMS, *overrides, variables=made.home)
-    output = done.communicate(timeout=PATIENCE)[0]
+    output = done.communicate(timeout=LONG_PATIENCE)[0]
     assert done.returncode == 0, output[-3000:]
     return made
 
@@ -90,10 +90,10 @@ def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, se
     with service.client() as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     asked = time.monotonic()
-    clone.wait_until(lambda: not clone.running("flows.guard", "dvc", "stages.pretrain"), PATIENCE)
+    clone.wait_until(lambda: not clone.running("flows.guard", "dvc", "stages.pretrain"), LONG_PATIENCE)
     print(f"\nfrom the request to cancel to the end of all processes of the stage: {time.monotonic() - asked:.1f} s")
     assert time.monotonic() - asked < SECONDS_TO_END
-    assert service.ended(run).is_cancelled()
+    assert service.ended(run, LONG_PATIENCE).is_cancelled()
     assert clone.dvc("status").returncode == 0
 
     run = service.submit("nightly")
@@ -104,19 +104,19 @@ def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, se
     seen = clone.saved()
     trainer = clone.wait_for_training(seen)  # tried again, and further than before
     next(parent for parent in trainer.parents() if "repro" in parent.cmdline()).kill()
-    psutil.wait_procs([trainer], PATIENCE)
+    psutil.wait_procs([trainer], LONG_PATIENCE)
     seen = clone.saved()
     clone.wait_for_training(seen)
     attempts = service.task_runs(run)["pretrain"].run_count
     kill(clone, "worker", "prefect.engine")
-    clone.wait_until(lambda: not clone.processes(), PATIENCE)
+    clone.wait_until(lambda: not clone.processes(), LONG_PATIENCE)
     assert attempts == 3
     assert "was killed by signal 9" in service.said()
     assert clone.dvc("status").returncode == 0
 
     service.start()
     run = service.submit("nightly")
-    assert service.ended(run).is_completed(), service.state(run)
+    assert service.ended(run, LONG_PATIENCE).is_completed(), service.state(run)
     resumed = json.loads((clone.root / "reports/pretrain/speed.json").read_text())["resumed_from"]
     print(f"resumed from {resumed}; models and optimiser: {json.dumps(clone.digests(), indent=2)}")
     assert resumed
@@ -129,7 +129,7 @@ def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, se
 
 def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, service):
     run = service.submit("nightly", overrides=["pretrain.optim.lr=-1"])
-    assert service.ended(run).is_failed()
+    assert service.ended(run, LONG_PATIENCE).is_failed()
     assert "pretrain.optim.lr: given -1" in service.state(run).message
     assert service.task_runs(run) == {}
     assert clone.git("status", "--porcelain") == ""
@@ -139,7 +139,7 @@ def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, serv
     whole = (clone.root / "params.yaml").read_text()
     (clone.root / "params.yaml").write_text(whole.replace("people: 24", "people: -24"))
     run = service.submit("nightly")
-    assert service.ended(run).is_failed()
+    assert service.ended(run, LONG_PATIENCE).is_failed()
     assert "builtin.people: given -24" in service.state(run).message
     assert service.task_runs(run) == {}
     (clone.root / "params.yaml").write_text(whole)
@@ -153,7 +153,7 @@ def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, serv
     records.write_text("".join(json.dumps(record) + "\n" for record in [*good, bad]))
     overrides = [f"sft_data.name={records}", "sft_data.heldout_fraction=0.1"]
     run = service.submit("nightly", params=PARAMS, overrides=overrides)
-    assert service.ended(run).is_failed()
+    assert service.ended(run, LONG_PATIENCE).is_failed()
     print(f"\n{service.state(run).message}")
     assert service.state(run).message.startswith("stage validate: exit status 1: error: ")
     counts = {name: task.run_count for name, task in service.task_runs(run).items()}
@@ -167,7 +167,7 @@ def test_a_sweep_of_the_losses_leaves_the_workspace_alone(undisturbed):
     service = Service(undisturbed, undisturbed.root.parent / "prefect", PYTHONPATH=undisturbed.home["PYTHONPATH"])
     try:
         run = service.submit("sweep", flow="sweep", jobs=2)
-        assert service.ended(run).is_completed(), service.state(run)
+        assert service.ended(run, LONG_PATIENCE).is_completed(), service.state(run)
         table = json.loads(service.artifacts(run)["sweep"])
     finally:
         service.stop()

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,18 @@ import flows  # noqa: F401  telemetry off
 from flows.environment import environment
 
 SOURCE = Path(__file__).with_name("project")
+MISSING = [name for name in ("prefect", "dvc") if find_spec(name) is None]
+
+
+class NeedsTheWorkflow(pytest.Module):
+    """A test file that is skipped instead of imported: flows import Prefect at once, and call DVC."""
+
+    def collect(self):
+        pytest.skip(f"needs {' and '.join(MISSING)}, not installed (pip install .[workflow])")
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return NeedsTheWorkflow.from_parent(parent, path=module_path) if MISSING else None
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 
 import psutil
 from flow_project import Workspace
-from flow_service import PATIENCE
+from flow_service import LONG_PATIENCE
 
 from flows.environment import ROOT
 
@@ -29,7 +29,7 @@ class Clone(Workspace):
 
     def wait_for_training(self, seen=frozenset()) -> psutil.Process:
         """Until the trainer runs and has saved a checkpoint that was not there before."""
-        self.wait_until(lambda: bool(self.saved() - seen) and self.trainer() is not None, PATIENCE)
+        self.wait_until(lambda: bool(self.saved() - seen) and self.trainer() is not None, LONG_PATIENCE)
         trainer = self.trainer()
         assert trainer is not None, "training ended before anything could be done to it"
         return trainer

@@ -4,7 +4,8 @@ import signal
 import socket
 from pathlib import Path
 
-PATIENCE = 1800  # seconds; a wait ends as soon as what it waits for is there
+PATIENCE = 200  # seconds; a wait ends as soon as what it waits for is there
+LONG_PATIENCE = 1800  # for what trains the built-in model
 
 
 class Service:

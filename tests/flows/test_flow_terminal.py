@@ -16,7 +16,7 @@ from flow_service import PATIENCE
 
 from flows.environment import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # where the machine is busy, the server takes minutes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # where the machine is busy, the server takes minutes
 SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever starts the temporary server
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 from qwen3llada.diffusion.losses import LOSSES
@@ -22,6 +21,7 @@ from tests.objective.objective_steps import (
     weights,
     work,
 )
+from tests.training.runs import run_together
 
 
 def distance(found, expected):
@@ -58,7 +58,7 @@ def objective_step(loss, task, *cut, **model):
 def two_processes(tmp_path_factory):
     """What two processes found, by wrapper, task and loss."""
     folder = tmp_path_factory.mktemp("two_processes")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    run_together(2, work, str(folder))
     return torch.load(folder / "gradients.pt")
 
 

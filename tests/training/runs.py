@@ -13,8 +13,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from qwen3llada.training.checkpoints.folder import checkpoints, step_of
-from qwen3llada.training.loop import train
+from qwen3llada.training.checkpoints.save_and_restore import save
+from qwen3llada.training.loop import evaluate, train, training_steps
 from qwen3llada.training.params import TrainParams
+from qwen3llada.training.start.claiming import claim_destinations
+from qwen3llada.training.start.start import start
+from qwen3llada.training.stopping import StopRequest
+from qwen3llada.training.watch.monitor import Monitor
 
 # A fork has everything imported already. It is safe as long as parent and child compute with one thread (conftest.py).
 CONTEXT = multiprocessing.get_context("fork")
@@ -61,6 +66,29 @@ def start_training(params: TrainParams) -> Any:
 
 def changed(params: TrainParams, **changes: Any) -> Any:
     return type(params).model_validate(params.model_dump() | changes)
+
+
+def elsewhere(params, folder, **changes):
+    """The same training with its outputs in `folder`."""
+    paths = {"dst": folder / "model", "output_dir": folder / "work", "reports": folder / "reports"}
+    return changed(params, **paths, **changes)
+
+
+def leave_after(params, step):
+    """Take so many steps, save, and write nothing else."""
+    run = start(params, seed=1, template="plain")
+    claim_destinations(params, run.accelerator, started=True)
+    monitor = Monitor(run, StopRequest())
+    for result in training_steps(run, StopRequest()):
+        monitor.take(result)
+        if result.step % params.eval_every_steps == 0:
+            with monitor.pause():
+                monitor.evaluated(*evaluate(run))
+        if result.step == step:
+            with monitor.pause():
+                run.state.telemetry = monitor.state()
+                save(run, monitor.points)
+            return
 
 
 def weights(params: TrainParams) -> dict[str, torch.Tensor]:

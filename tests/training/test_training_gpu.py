@@ -4,8 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from runs import assert_same_run, changed, curves, weights
-from test_resume import elsewhere, leave_after
+from runs import assert_same_run, changed, curves, elsewhere, leave_after, weights
 from tiny_settings import write_model
 
 from qwen3llada.training.loop import train

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from qwen3llada.artifacts import read_json
 from qwen3llada.corpus.files import formats
-from qwen3llada.corpus.files.rows import COMPRESSION, FORMATS, SAVED_STATE, Block, Row, check_encoding, file_format
+from qwen3llada.corpus.files.rows import COMPRESSION, FORMATS, SAVED_STATE, Block, check_encoding, file_format
 from qwen3llada.errors import InputError
 
 RECORDS = {
@@ -75,11 +75,3 @@ def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Bl
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise InputError(f"{path}: damaged {kind} file: {' '.join(str(error).split())}") from error
-
-
-def read_rows(folder: Path) -> Iterator[tuple[Path, int, Row]]:
-    """File, index in the file and record, of each record under `folder`."""
-    for path in data_files(folder):
-        for block in read_blocks(path):
-            for offset, row in enumerate(block.rows()):
-                yield path, block.first + offset, row

@@ -56,8 +56,7 @@ def tokenize_corpora(
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     if (tokenizer_folder / "config.json").is_file():
-        lengths = {"pretrain.max_length": pretrain_length, "sft.max_length": sft_length}
-        check_positions(tokenizer_folder, lengths)
+        check_positions(tokenizer_folder, {"pretrain.max_length": pretrain_length, "sft.max_length": sft_length})
     manifests: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     speeds: dict[str, dict[str, Any]] = {"pretrain": {}, "sft": {}}
     with new_folder(out) as folder:
@@ -78,16 +77,17 @@ def tokenize_corpora(
                     validated / split, folder / "sft" / split, tokenizer, conversations, max_length=sft_length
                 )
     counts = {
-        kind: {
-            split: {k: v for k, v in manifest.items() if isinstance(v, int) or k == "text_field"}
-            for split, manifest in splits.items()
-        }
-        for kind, splits in manifests.items()
+        kind: {split: _counts(manifest) for split, manifest in splits.items()} for kind, splits in manifests.items()
     }
     write_json(reports / "tokenize.json", counts)
     write_json(reports / "throughput.json", speeds)
     _write_histograms(reports / "lengths.csv", manifests)
     return counts
+
+
+def _counts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the report shows of a manifest: its numbers, and the column that was read."""
+    return {key: value for key, value in manifest.items() if isinstance(value, int) or key == "text_field"}
 
 
 def tokenize_text(

@@ -1,11 +1,10 @@
 """The tokenizer of a model folder, and whether data were made with it."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import read_json
+from qwen3llada.artifacts import read_json, text_digest
 from qwen3llada.corpus.tokens.packing import MANIFEST
 from qwen3llada.errors import InputError
 
@@ -17,7 +16,7 @@ _OF_A_TOKEN = ("id", "single_word", "lstrip", "rstrip", "normalized")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer in `folder`. Code that lies in the folder is never run.
+    """The fast tokenizer in `folder`. Code that lies in the folder is never run.
 
     Raises: InputError if there is no tokenizer, one that needs code of its own, or none of the fast kind.
     """
@@ -53,7 +52,7 @@ def identity(tokenizer: Any) -> dict[str, Any]:
     added = {
         token["content"]: [token[key] for key in _OF_A_TOKEN] for token in parts["added_tokens"] if not token["special"]
     }
-    return {"tokenizer_sha256": _sha256(decisive), "added_tokens": added}
+    return {"tokenizer_sha256": _digest(decisive), "added_tokens": added}
 
 
 def template_identity(tokenizer: Any, template: str) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def template_identity(tokenizer: Any, template: str) -> dict[str, Any]:
         return {"template": template, "chat_template_sha256": None}
     source = str(tokenizer.chat_template)
     named = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content in source}
-    return {"template": template, "chat_template_sha256": _sha256([source, named])}
+    return {"template": template, "chat_template_sha256": _digest([source, named])}
 
 
 def check_data(folder: Path, tokenizer: Any, template: str) -> None:
@@ -103,5 +102,5 @@ def _stripped(tree: Any) -> Any:
     return {key: _stripped(value) for key, value in tree.items() if key not in off | {"trim_offsets"}}
 
 
-def _sha256(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _digest(parts: Any) -> str:
+    return text_digest(json.dumps(parts, sort_keys=True))

@@ -13,8 +13,9 @@ from qwen3llada.corpus.conversations.prompts import encode_prompts
 from qwen3llada.corpus.conversations.records import Exchange
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.modeling.loading import load_pretrained
+from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.request import check_request, end_tokens
-from qwen3llada.sampling.sampler import Generation, SampleParams, generate
+from qwen3llada.sampling.sampler import Generation, generate
 from qwen3llada.sampling.trace.recording import Decided, Recorder
 
 MASK, END = "▒", "∎"  # how a position that is still masked, and the end of an answer, are shown
@@ -31,6 +32,11 @@ class Answer:
     forward_passes: int  # of the batch that it was decoded in
     seconds: float  # of that batch
     backend: str
+
+    @property
+    def text(self) -> str:
+        """The answer alone, as `answer` in files."""
+        return self.answer
 
     @property
     def effort(self) -> str:
@@ -56,11 +62,10 @@ class TextModel:
     tokenizer: Any
 
     @classmethod
-    def load(cls, folder: Path, *, bf16: bool = False) -> "TextModel":
-        """The checkpoint in `folder`, on the GPU if there is one. Raises InputError if it is not one."""
+    def load(cls, folder: Path, *, bf16: bool = False, device: torch.device | None = None) -> "TextModel":
+        """The checkpoint in `folder`, by default on the GPU if there is one. Raises InputError if it is not one."""
         model = load_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(device=device).eval()
+        model.to(device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
         return cls(model, load_tokenizer(folder))
 
     @property
@@ -101,7 +106,7 @@ class TextModel:
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
-        params: SampleParams,
+        params: AnswerParams,
         *,
         seed: int,
         progress: bool = False,

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3llada.artifacts import read_json
+from qwen3llada.artifacts import read_json, text_digest
 from qwen3llada.corpus.text.text_stream import CODE as STREAM_MODULES
 from qwen3llada.corpus.text.text_stream import STREAM_FILE
 from qwen3llada.corpus.tokens.packing import TOKENS_FILE
@@ -81,7 +81,7 @@ def fingerprint(params: TrainParams, *, batches: "BatchSettings", total_steps: i
         "template": template,
         "mask_token_id": batches.mask_token_id,
         "eos_token_id": batches.eos_token_id,
-        "replacement tokens": None if replacements is None else _sha256(json.dumps(replacements)),
+        "replacement tokens": None if replacements is None else text_digest(json.dumps(replacements)),
         "data files": _hash_stream(params.data / "train" / STREAM_FILE)
         if streamed
         else hash_files([params.data / "train" / TOKENS_FILE]),
@@ -107,7 +107,7 @@ def differing(ours: Fingerprint, theirs: Fingerprint) -> list[str]:
 
 def short(fingerprint: Fingerprint) -> str:
     """Twelve hexadecimal digits that stand for the fingerprint, as the name of a folder."""
-    return _sha256(json.dumps(fingerprint, sort_keys=True))[:12]
+    return text_digest(json.dumps(fingerprint, sort_keys=True))[:12]
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -164,11 +164,7 @@ def _does_nothing(statement: ast.AST) -> bool:
 def _hash_stream(path: Path) -> str:
     """Of what is streamed. The code that makes the tokens is compared as the other code is."""
     described = {key: value for key, value in read_json(path).items() if key != "code_sha256"}
-    return _sha256(json.dumps(described, sort_keys=True))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_digest(json.dumps(described, sort_keys=True))
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our model type, which AutoTokenizer asks for
 from qwen3llada.batches.samples import Spread, TokenDataset, TokenStream
 from qwen3llada.batches.settings import batch_settings
 from qwen3llada.batches.source import Source

@@ -11,7 +11,7 @@ from qwen3llada.corpus.builtin.params import BuiltinParams
 from qwen3llada.corpus.fetch.download import download, fetch_model
 from qwen3llada.corpus.fetch.shard_list import write_stream
 from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
-from qwen3llada.corpus.files.reading import read_rows
+from qwen3llada.corpus.files.reading import data_files, read_blocks
 from qwen3llada.corpus.text.text_stream import RUN, TextStream
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -170,7 +170,7 @@ def chats(tmp_path):
 
 
 def texts(folder):
-    return [row.value["text"] for _, _, row in read_rows(folder)]
+    return [row.value["text"] for file in data_files(folder) for block in read_blocks(file) for row in block.rows()]
 
 
 def test_a_model_and_a_data_set_of_the_hub_land_with_their_commit(tmp_path, hub, chats):

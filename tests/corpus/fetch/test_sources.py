@@ -19,7 +19,7 @@ from qwen3llada.corpus.fetch.mixture import interleave
 from qwen3llada.corpus.fetch.selection import Files, Selection
 from qwen3llada.corpus.fetch.slices import Slice, parse_split
 from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
-from qwen3llada.corpus.files.reading import read_rows
+from qwen3llada.corpus.files.reading import data_files, read_blocks
 from qwen3llada.errors import InputError
 
 
@@ -42,7 +42,7 @@ def write_jsonl(path, rows):
 
 
 def rows_of(folder):
-    return [row.value for _, _, row in read_rows(folder)]
+    return [row.value for file in data_files(folder) for block in read_blocks(file) for row in block.rows()]
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 999])

@@ -52,6 +52,12 @@ def gate(tmp_path, model):
     return run
 
 
+@pytest.fixture
+def without_docs(monkeypatch):
+    """Great Expectations' own pages take a third of a test's time, and some tests look at other things."""
+    monkeypatch.setattr("qwen3llada.corpus.validation.gate.write_data_docs", lambda context: None)
+
+
 def quarantined(tmp_path):
     return [json.loads(line) for line in (tmp_path / "reports/quarantine.jsonl").read_text().splitlines()]
 
@@ -104,6 +110,7 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
     assert all((tmp_path / "reports/validation" / link).is_file() for link, _ in links)
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
     rows = [*GOOD[:18], BLANK, BLANK]
     report = gate(rows, on_invalid="quarantine", max_invalid_fraction=0.1)
@@ -120,6 +127,7 @@ def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
     assert not (tmp_path / "validated").exists()
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_a_rule_tolerates_what_its_share_allows(tmp_path, gate):
     """Tolerated is that the records are there, not that anything is trained on them."""
     rows = [*GOOD[:18], BLANK, pair("Nothing at all?", "")]
@@ -142,6 +150,7 @@ def test_warnings_let_records_through(tmp_path, gate):
     assert len((tmp_path / "validated/train/conversations.jsonl").read_text().splitlines()) == 23
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_fields_that_are_not_used_are_named_with_counts(tmp_path, gate):
     """Of every shape. A name with a comma is one name."""
     noted = [row | {"note": "Mind this one.", "id": "a b"} for row in GOOD[:3]]
@@ -191,6 +200,7 @@ def test_untaught_answers_media_and_null_filled_turns(tmp_path, gate, tokenizer)
         assert texts == [("Is it 3?\nIt is 4, wrong.\nSure?\n", "It is 3."), ("Where?\n", "Here.")]
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_records_that_differ_in_what_is_taught_are_not_equal_and_answers_of_history_do_not_conflict(gate):
     def row(answer, mark):
         turns = [*pair("How?", answer)["conversations"], *pair("Sure?", "Yes.")["conversations"]]
@@ -204,6 +214,7 @@ def test_records_that_differ_in_what_is_taught_are_not_equal_and_answers_of_hist
     assert gate(GOOD, [only, pair("How?", "Rather.")])["warnings"] == ["train: 1 of 22 records break conflicts"]
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_the_result_does_not_depend_on_blocks_or_processes(tmp_path, gate, monkeypatch):
     """A duplicate, a conflict and a leak are found across blocks and files, with their numbers in the split."""
     files = [*GOOD[:9], pair("held  OUT?", "x")], [GOOD[0], *GOOD[9:], pair("Question 4?", "no"), BLANK]
@@ -265,6 +276,7 @@ def test_the_gate_counts_with_the_tokenizer_of_the_model(tmp_path, model, tokeni
         load_backend(tmp_path)
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_the_limit_in_tokens_is_the_models_unless_given(gate, tmp_path):
     fits, longer = pair("x" * 100, "y" * 156), pair("x" * 100, "y" * 157)  # a byte is a token, 256 are allowed
     with pytest.raises(InvalidConversations, match=r"1 of 22 records break length.*length: 1 tokens above the limit"):

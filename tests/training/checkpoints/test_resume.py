@@ -8,40 +8,24 @@ import signal
 import time
 
 import pytest
-from runs import assert_same_run, changed, checkpoint, curves, drawn_steps, saved_steps, start_training
+from runs import (
+    assert_same_run,
+    changed,
+    checkpoint,
+    curves,
+    drawn_steps,
+    elsewhere,
+    leave_after,
+    saved_steps,
+    start_training,
+)
 
 from qwen3llada.artifacts import read_json, read_jsonl
-from qwen3llada.training.checkpoints.save_and_restore import save
-from qwen3llada.training.loop import evaluate, train, training_steps
-from qwen3llada.training.start.claiming import claim_destinations
-from qwen3llada.training.start.start import start
-from qwen3llada.training.stopping import RESUMABLE, StopRequest
-from qwen3llada.training.watch.monitor import Monitor
+from qwen3llada.training.loop import train
+from qwen3llada.training.stopping import RESUMABLE
 
 STEPS = 14  # two epochs and a half
 DEADLINE = 120  # seconds for a child to do what is waited for
-
-
-def elsewhere(params, folder, **changes):
-    paths = {"dst": folder / "model", "output_dir": folder / "work", "reports": folder / "reports"}
-    return changed(params, **paths, **changes)
-
-
-def leave_after(params, step):
-    """Take so many steps, save, and write nothing else."""
-    run = start(params, seed=1, template="plain")
-    claim_destinations(params, run.accelerator, started=True)
-    monitor = Monitor(run, StopRequest())
-    for result in training_steps(run, StopRequest()):
-        monitor.take(result)
-        if result.step % params.eval_every_steps == 0:
-            with monitor.pause():
-                monitor.evaluated(*evaluate(run))
-        if result.step == step:
-            with monitor.pause():
-                run.state.telemetry = monitor.state()
-                save(run, monitor.points)
-            return
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
@@ -49,12 +33,16 @@ def test_resumed_run_is_bit_exact(kind, request, tmp_path):
     whole = changed(request.getfixturevalue(kind), max_steps=STEPS, save_steps=STEPS)
     train(whole, seed=1)
     # in the first epoch; at its end; in the next, in the middle of two points of the curves and with worker processes
+    folders = []
     for step, workers in ((3, 0), (6, 0), (9, 2)):
         broken = elsewhere(whole, tmp_path / str(step), num_workers=workers)
         leave_after(broken, step)
         train(broken, seed=1)
         assert_same_run(whole, broken, STEPS)
-        assert drawn_steps(broken.reports, "train/loss") == list(range(2, STEPS + 1, 2))
+        folders.append(broken.reports)
+    pytest.importorskip("dvclive", reason="DVCLive writes the curves' files, and is not installed")
+    for folder in folders:
+        assert drawn_steps(folder, "train/loss") == list(range(2, STEPS + 1, 2))
 
 
 # No name of a tracked curve, and no key of a tracked summary, may look like one of these.
@@ -87,13 +75,16 @@ def test_interrupted_run_leaves_the_same_bytes(kind, adapter, request):
     resumed = read_json(params.reports / "speed.json")
     assert (speed["resumed_from"], resumed["resumed_from"]) == (None, str(checkpoint(params, 9)))
 
-    curves = [file.removeprefix(str(params.reports)) for file in whole if file.endswith(".tsv")]
-    assert {"/plots/metrics/train/loss.tsv", "/plots/metrics/eval/loss.tsv"} <= set(curves)
-    assert not [name for name in [*curves, *summary] if OF_THE_MACHINE.search(name)]
     points = list(read_jsonl(params.reports / "speed.jsonl"))
     assert [point["step"] for point in points] == list(range(2, STEPS + 1, 2))
     assert all(point["train/tokens_per_second"] > 0 < point["train/peak_memory_gib"] for point in points)
     assert {"tokens_per_second", "peak_memory_gib", "estimated_memory_gib", "processes"} <= resumed.keys()
+
+    assert not [name for name in summary if OF_THE_MACHINE.search(name)]
+    pytest.importorskip("dvclive", reason="DVCLive writes the curves' files, and is not installed")
+    curves = [file.removeprefix(str(params.reports)) for file in whole if file.endswith(".tsv")]
+    assert {"/plots/metrics/train/loss.tsv", "/plots/metrics/eval/loss.tsv"} <= set(curves)
+    assert not [name for name in curves if OF_THE_MACHINE.search(name)]
 
 
 @pytest.fixture(scope="module")

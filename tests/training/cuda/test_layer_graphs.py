@@ -5,8 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from runs import assert_same_run, changed
-from test_resume import elsewhere
+from runs import assert_same_run, changed, elsewhere
 from tiny_settings import write_model
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel

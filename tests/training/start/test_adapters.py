@@ -79,5 +79,6 @@ def test_unknown_target_and_qlora_without_gpu_are_refused(lora):
     with pytest.raises(ValueError, match=r"target_modules=\['query'\] must be linear layers"):
         train(changed(lora, adapter=adapter | {"target_modules": ["query"]}), seed=1)
     if not torch.cuda.is_available():
+        pytest.importorskip("bitsandbytes", reason="qlora needs bitsandbytes first, which is not installed")
         with pytest.raises(ValueError, match="qlora needs a CUDA device"):
             train(changed(lora, bf16=True, adapter=adapter | {"method": "qlora"}), seed=1)

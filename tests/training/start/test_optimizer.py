@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import changed, curves, weights
-from test_resume import elsewhere
+from runs import changed, curves, elsewhere, weights
 
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.training.loop import train
@@ -84,6 +83,9 @@ def test_8_bit_optimisers_fall_back_without_a_gpu_and_say_so_once(name, caplog):
     with caplog.at_level(logging.WARNING):
         assert optimizer_that_runs(OptimParams(name=name), CPU, sharded=False) == "adamw"
     assert caplog.text.count(f"optim.name={name} needs a CUDA device, this runs on cpu; adamw runs instead") == 1
+    pytest.importorskip(
+        "bitsandbytes", reason="on a GPU the 8-bit optimisers need bitsandbytes, which is not installed"
+    )
     assert optimizer_that_runs(OptimParams(name=name), CUDA, sharded=False) == name
 
 

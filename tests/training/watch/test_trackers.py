@@ -76,8 +76,9 @@ def test_a_tracker_gets_the_points_of_the_curves(pretraining, recorder):
     assert config[1]["seed"] == 1
     drawn = [json.loads(line) for line in (checkpoint(params, 6) / "curves.jsonl").read_text().splitlines()]
     assert [{"step": step} | values for _, step, values in logs] == drawn
-    assert [step for _, step, values in logs if "train/loss" in values] == drawn_steps(params.reports, "train/loss")
     assert [step for _, step, values in logs if "eval/loss" in values] == [4, 6]
+    pytest.importorskip("dvclive", reason="DVCLive writes the curves' files, and is not installed")
+    assert [step for _, step, values in logs if "train/loss" in values] == drawn_steps(params.reports, "train/loss")
 
 
 def test_a_resumed_run_is_whole_for_the_tracker(pretraining, recorder, monkeypatch):

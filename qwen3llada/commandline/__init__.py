@@ -1,0 +1,17 @@
+"""From a YAML file and a command line to a validated model, with errors of one line. Knows no section by name."""
+
+from qwen3llada.commandline.flags import parse_flags
+from qwen3llada.commandline.messages import ParamsError
+from qwen3llada.commandline.models import parse_environment, validated, with_default
+from qwen3llada.commandline.yaml_file import merge, put_values, read_yaml
+
+__all__ = [
+    "ParamsError",
+    "merge",
+    "parse_environment",
+    "parse_flags",
+    "put_values",
+    "read_yaml",
+    "validated",
+    "with_default",
+]

@@ -1,0 +1,145 @@
+"""A command line to the values of a model's fields."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from qwen3llada.commandline.messages import ParamsError, cut, first_error, flag_fields, flag_message, flag_types
+from qwen3llada.section import StrictKinds, allowed_range, choices
+
+
+class _FlagsAlone(BaseSettings):
+    """The base of the settings that flags fill: pydantic-settings would look for them in the environment, too."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dict[str, Any]:
+    """Values of `fields` (name -> (type, field)): defaults, then the flags in `argv`.
+
+    Raises: `ParamsError`; `SystemExit` after `--help`.
+    """
+    config = SettingsConfigDict(
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="null",  # as in YAML
+        cli_prog_name=_program(),
+        extra="forbid",
+        allow_inf_nan=False,
+        nested_model_default_partial_update=True,
+        protected_namespaces=(),
+    )
+    base = type("StageBase", (StrictKinds, _FlagsAlone), {"model_config": config, "__module__": __name__})
+    settings: Any = create_model("Stage", __base__=base, __doc__=doc, **fields)
+    lists, rest = _take_lists(fields, argv)
+    try:
+        source: Any = CliSettingsSource(
+            settings, cli_parse_args=_plain_values(settings, rest), add_argument_method=_with_choices(settings)
+        )
+        return settings(_cli_settings_source=source, **lists).model_dump()
+    except SettingsError as error:
+        raise ParamsError(flag_message(error, settings)) from error
+    except ValidationError as error:
+        raise ParamsError(f"command line: {first_error(error, settings)}") from error
+
+
+def _with_choices(settings: type[BaseModel]) -> Callable[..., Any]:
+    """argparse's `add_argument`, with the names that a knob takes in place of `str` in `--help`."""
+    names = {f"--{flag}": choices(field) for flag, field in flag_fields(settings)}
+
+    def add_argument(parser: ArgumentParser, *flags: str, **options: Any) -> Any:
+        if allowed := next((names[flag] for flag in flags if names.get(flag)), None):
+            options["metavar"] = f"{{{','.join(allowed)}}}"
+        return parser.add_argument(*flags, **options)
+
+    return add_argument
+
+
+def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Values of the repeatable flags, and the other arguments.
+
+    `--prompt TEXT` takes TEXT as it is, once a flag; pydantic-settings would split it at commas and read it as JSON.
+    """
+    lists = {f"--{name}": name for name, (annotation, _) in fields.items() if annotation == list[str]}
+    taken: dict[str, list[str]] = {}
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag not in lists:
+            rest.append(argument)
+            continue
+        text = value if equals else next(arguments, None)
+        if text is None:
+            raise ParamsError(f"command line: argument {flag}: expected one argument")
+        taken.setdefault(lists[flag], []).append(text)
+    return taken, rest
+
+
+def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
+    """The arguments as pydantic-settings knows them.
+
+    `--flag true` and `--flag=false` become `--flag` and `--no-flag`; a list of numbers becomes JSON.
+    Raises: `ParamsError` for any other value of the two.
+    """
+    kinds = {f"--{name}": kind for name, kind in flag_types(settings)}
+    rest: list[str] = []
+    arguments = list(argv)
+    while arguments:
+        flag, equals, value = arguments.pop(0).partition("=")
+        kind = kinds.get(flag)
+        switch, numbers = kind in (bool, bool | None), _is_numbers(kind)
+        if (switch or numbers) and not equals and arguments and not arguments[0].startswith("--"):
+            equals, value = "=", arguments.pop(0)
+        if switch and equals:
+            if value not in ("true", "false"):
+                raise ParamsError(f"command line: {flag}: given {cut(repr(value), 80)}, must be true or false")
+            rest.append(flag if value == "true" else f"--no-{flag[2:]}")
+        elif numbers and equals:
+            rest.append(f"{flag}={_numbers(value, flag, allowed_range(settings, flag[2:].split('.')))}")
+        else:
+            rest.append(flag + equals + value)
+    return rest
+
+
+def _is_numbers(kind: Any) -> bool:
+    """Whether a knob is a tuple, and not one of texts; `Annotated[str, …]` is a text, too."""
+    return get_origin(kind) is tuple and not any(str in (part, *get_args(part)) for part in get_args(kind))
+
+
+def _numbers(value: str, flag: str, limits: str | None) -> str:
+    """`0.9,0.95`, with or without brackets, as JSON."""
+    inside = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    try:
+        return json.dumps([float(part) for part in inside.split(",")], allow_nan=False)
+    except ValueError as error:  # a word, or NaN or an infinity
+        each = f", each {limits}" if limits else ""
+        given = cut(repr(value), 80)
+        raise ParamsError(f"command line: {flag}: given {given}, must be numbers{each}, as 0.9,0.95") from error
+
+
+def _program() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else "stage"

@@ -1,0 +1,61 @@
+"""Parameter files: YAML to nested mappings, and new values into a file that keeps its form."""
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from qwen3llada.artifacts import new_file
+from qwen3llada.commandline.messages import ParamsError, cut
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in `path`, read as YAML 1.2: DVC writes `1e-05`, which YAML 1.1 takes for a string.
+
+    Raises: `ParamsError` if the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ParamsError(f"{path}: no such parameter file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: cannot be read: {error}") from error
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that Python does not have
+        raise ParamsError(f"{path}: not valid YAML: {cut(' '.join(str(error).split()), 300)}") from error
+    if not isinstance(tree, dict):
+        raise ParamsError(f"{path}: must hold a mapping of sections, given {type(tree).__name__}")
+    return tree
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` in place of its own; mappings are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def put_values(path: Path, over: dict[str, Any]) -> None:
+    """Write the leaves of `over` into the YAML file `path`, whose comments, order and other lines stay."""
+    yaml = YAML()  # no settings, as in `dvc exp run -S`: either tool leaves the lines of the other as they are
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    _put(tree, over)
+    text = StringIO()
+    yaml.dump(tree, text)
+    with new_file(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    """Put the leaves of `over` into `tree`. A value that is there already keeps its form: 1.0e-8 is not 1.0e-08."""
+    for key, value in over.items():
+        there = tree.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            _put(there, value)
+        elif there != value or isinstance(there, bool) != isinstance(value, bool):
+            tree[key] = value

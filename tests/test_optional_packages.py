@@ -1,0 +1,76 @@
+"""Tests that need a GPU run on machines that have the package's own dependencies and no more."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The extras `workflow`, `trackers` and `gpu`.
+OPTIONAL = {"prefect", "dvc", "dvclive", "great_expectations", "pandas", "matplotlib", "sqlalchemy", "fastapi"}
+OPTIONAL |= {"bitsandbytes", "peft", "tensorboard", "wandb", "mlflow"}
+HERE = {*ROOT.joinpath("qwen3llada").rglob("*.py"), *ROOT.joinpath("stages").glob("*.py")}
+TESTS = {path for path in ROOT.joinpath("tests").rglob("*.py") if path.parts[len(ROOT.parts) + 1] != "flows"}
+
+# As a plugin of pytest's: Python's finder of installed packages, blind to some.
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+class Blind(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {hidden} else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Blind
+"""
+
+
+def imported_at_once(tree: ast.AST) -> set[str]:
+    """What importing a module imports: not what its functions do, it as a program, and type checkers."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test).startswith(("TYPE_CHECKING", "__name__")):
+            continue
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            names |= imported_at_once(node)
+    return names
+
+
+def needed(path: Path, seen: set[Path]) -> set[str]:
+    """The packages that a file needs at once, through modules of `flows` too: some of these import Prefect."""
+    seen.add(path)
+    names = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
+    ours = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith("flows.")}
+    found = {name.split(".")[0] for name in names}
+    return found.union(*(needed(file, seen) for file in ours - seen if file.is_file()))
+
+
+@pytest.mark.parametrize("path", sorted(HERE | TESTS), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_extra_is_needed_to_import_a_module_or_to_collect_its_tests(path):
+    assert not needed(path, set()) & OPTIONAL
+
+
+def test_the_tests_of_flows_are_skipped_where_there_is_no_prefect(tmp_path):
+    (tmp_path / "without_prefect.py").write_text(HIDE.format(hidden={"prefect"}))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    options = ("-p", "without_prefect", "-p", "no:cacheprovider", "--collect-only", "-q", "-rs")
+    command = [sys.executable, "-m", "pytest", *options, "tests/flows"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stdout[-2000:]  # nothing collected, and nothing went wrong
+    assert "needs prefect, not installed (pip install .[workflow])" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(TESTS), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_of_tests_can_be_run_alone(path):
+    """Its helpers lie beside it or beside a conftest.py above it: pytest puts these folders alone on the path."""
+    helpers = {file.stem: file.parent for file in TESTS if file.stem != "conftest"}
+    above = [folder for folder in path.parents if folder.is_relative_to(ROOT / "tests")]
+    on_path = {path.parent, *(folder for folder in above if (folder / "conftest.py").is_file())}
+    used = imported_at_once(ast.parse(path.read_text(encoding="utf-8"))) & helpers.keys()
+    assert not {name for name in used if helpers[name] not in on_path}
