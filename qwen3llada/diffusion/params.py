@@ -38,10 +38,12 @@ class NoiseParams(Section):
     t_range: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
         default=(0.0, 1.0), description="The noise level t is drawn from [low, high]; 0 to 1"
     )
-    views: Literal[1, 2] = Field(
+    views: int = Field(
         default=1,
-        description="2: each sample is seen twice in a step, the second time with those positions masked that the first"
-        " left, so that every token is predicted once; the loss is the mean of both",
+        ge=1,
+        le=2,
+        description="1 or 2; 2: each sample is seen twice in a step, the second time with those positions masked that"
+        " the first left, so that every token is predicted once; the loss is the mean of both",
     )
     eps: float = Field(
         default=1e-3, ge=1e-9, le=1, description="Smallest p of every schedule: p <- (1-eps)p + eps; 1e-09 to 1"

@@ -17,8 +17,8 @@ from qwen3llada.corpus.tokens.tokenizer import check_data, load_tokenizer
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import EvalLossParams
-from qwen3llada.modeling.attention import store_attention
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
+from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import BatchLoss, batch_loss, resolve_implementation
 from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums, by_noise_level
 from qwen3llada.objective.objective import MaskedDiffusionObjective

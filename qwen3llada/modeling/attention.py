@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only
     import torch
     from torch import Tensor
 
-    from qwen3llada.modeling.params import AttentionParams
-
 PROMPT = -1  # the block number of every prompt position, under policies that count blocks from the prompt's end
 ALTERNATE = "alternate:"  # + two policies: the layers take them in turn
 STORED_ATTENTION = ("attention_policy", "block_length", "window_blocks", "layer_types")  # in a model's config
@@ -121,15 +119,6 @@ def layer_kinds(policy: str | Sequence[str], layers: int) -> list[str]:
     if len(distinct) > len(LAYER_KINDS):
         raise InputError(f"{policy=} must hold at most {len(LAYER_KINDS)} different policies, given {len(distinct)}")
     return [LAYER_KINDS[distinct.index(name)] for name in names]
-
-
-def store_attention(config: Any, attention: AttentionParams) -> None:
-    """Enter in a model's config who saw whom in its training. Raises InputError where the plan has other layers."""
-    plan(attention.policy, config.num_hidden_layers)
-    policy = attention.policy
-    config.attention_policy = policy if isinstance(policy, str) else list(policy)
-    config.block_length, config.window_blocks = attention.last_block_length, attention.window_blocks
-    config.layer_types = layer_kinds(policy, config.num_hidden_layers)
 
 
 def mask_of_each_kind(policy: str | Sequence[str], config: Any, mask_of: Callable[[str], Any]) -> Any:

@@ -8,7 +8,7 @@ from pydantic import Field, GetCoreSchemaHandler, ValidationInfo, model_validato
 from pydantic_core import core_schema
 
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.attention import ALTERNATE, POLICIES, is_causal, plan
+from qwen3llada.modeling.attention import ALTERNATE, POLICIES, is_causal, layer_kinds, plan
 from qwen3llada.section import MAX_TOKENS, OneOf, Section
 
 MAX_WINDOW = 65536
@@ -41,7 +41,7 @@ class PolicyOrPlan(OneOf):
 class BlockStage(Section):
     """The block length in a part of the run."""
 
-    until: float = Field(gt=0, le=1, description="Share of the run's optimiser steps at which this ends, up to 1")
+    until: float = Field(gt=0, le=1, description="Share of the run's optimiser steps at which this ends, above 0 to 1")
     block_length: int = Field(ge=1, le=MAX_TOKENS, description="tokens of a block, 1 to 1,048,576")
 
 
@@ -95,3 +95,12 @@ class AttentionParams(Section):
     def keeps_within_documents(self) -> bool:
         """Whether attention stops at the end of a document."""
         return False
+
+
+def store_attention(config: Any, attention: AttentionParams) -> None:
+    """Enter in a model's config who saw whom in its training. Raises InputError where the plan has other layers."""
+    plan(attention.policy, config.num_hidden_layers)
+    policy = attention.policy
+    config.attention_policy = policy if isinstance(policy, str) else list(policy)
+    config.block_length, config.window_blocks = attention.last_block_length, attention.window_blocks
+    config.layer_types = layer_kinds(policy, config.num_hidden_layers)

@@ -17,6 +17,7 @@ from qwen3llada.batches.source import Source, Step
 from qwen3llada.batches.step_plan import epoch_order, micro_batches_of, share, step_plan
 from qwen3llada.diffusion.corruption import NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.modeling.params import AttentionParams
 
 MASK, EOS = 50, 1
 REAL = torch.arange(2, MASK)
@@ -24,6 +25,11 @@ HARD = NoiseParams(
     schedule="cosine", noise_type="random_replace", mask_contiguous_region_prob=0.4, random_length_prob=0.5
 )
 SEED, EPOCH = 11, 3
+
+
+def blocks_of(length: int) -> AttentionParams:
+    """Blocks of so many tokens, counted from the end of the prompt."""
+    return AttentionParams(policy="block", block_length=length)
 
 
 class Texts:
@@ -227,7 +233,7 @@ CUTS = [
 ]
 SOURCES = {
     "pretraining": (Texts(45), {}),
-    "sft": (Answers(45), {"bucket": 4, "answer_padding": "block", "block_length": 8}),
+    "sft": (Answers(45), {"bucket": 4, "answer_padding": "block", "attention": blocks_of(8)}),
     "sft batch": (Answers(45), {"bucket": 4, "answer_padding": "batch"}),
 }
 
@@ -408,10 +414,10 @@ def test_answers_are_continued():
     unpadded, batch = rows(answer_padding="none")
     assert unpadded == stored
     assert batch.padded
-    by_block, _ = rows(answer_padding="block", block_length=4)
+    by_block, _ = rows(answer_padding="block", attention=blocks_of(4))
     # Answers of 3 and 1 tokens become 4; the second, truncated, is never continued with EOS.
     assert by_block == [[5, 6, 7, EOS, EOS], stored[1], [5, EOS, EOS, EOS, EOS]]
-    short, _ = rows(answer_padding="block", block_length=4, max_length=4)
+    short, _ = rows(answer_padding="block", attention=blocks_of(4), max_length=4)
     assert short == [[5, 6, 7, EOS], stored[1], [5, EOS, EOS, EOS]]  # the second is longer already
     by_batch, batch = rows(answer_padding="batch")
     assert by_batch == [[5, 6, 7, EOS, EOS, EOS], stored[1], [5, EOS, EOS, EOS, EOS, EOS]]
@@ -562,7 +568,6 @@ class Mixed(Texts):
         (Texts(4), {"micro_batch_size": 1, "cursors": {}}, "cursors must be None"),
         (Texts(4), {"micro_batch_size": 1, "answer_padding": "block"}, "no prompt_length"),
         (Texts(4), {"micro_batch_size": 1, "pad_to_multiple_of": 0}, "pad_to_multiple_of=0"),
-        (Answers(4), {"micro_batch_size": 1, "answer_padding": "block", "block_length": 0}, "block_length=0"),
         (Answers(4), {"micro_batch_size": 1, "answer_padding": "batch", "eos_token_id": None}, "no EOS"),
         (Answers(0), {"micro_batch_size": 1}, "at least one sample"),
         (Mixed(4), {"micro_batch_size": 4}, "all have a prompt_length or none"),

@@ -11,7 +11,8 @@ from qwen3llada.batches.settings import BatchSettings
 from qwen3llada.batches.source import Source
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.params import NoiseParams
-from qwen3llada.modeling.attention import POLICIES, plan, store_attention
+from qwen3llada.modeling.attention import POLICIES, plan
+from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import BatchLoss
 from qwen3llada.objective.copies import views_of
 from qwen3llada.objective.objective import MaskedDiffusionObjective
