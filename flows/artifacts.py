@@ -17,7 +17,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.environment import environment
+from flows.environment import child_environment
 
 SUMMARY = Path("reports/summary.md")
 SAMPLES = Path("reports/samples.jsonl")
@@ -64,7 +64,7 @@ def artifact_key(name: str) -> str:
 def read_metrics(root: Path = Path()) -> dict[str, Any]:
     """All metrics of the workspace at `root`, `file:key` to value, as `dvc metrics show` gives them."""
     command = [sys.executable, "-m", "dvc", "metrics", "show", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
     if done.returncode != 0:
         return {}  # no outputs yet
     files = json.loads(done.stdout or "{}").get("", {}).get("data", {})

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """For dvc and the stages: `python` is this Python, `flows` can be imported, and output is not held back."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

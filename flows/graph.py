@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
-from flows.environment import environment
+from flows.environment import child_environment
 
 PARAMS = "params.yaml"
 
@@ -70,7 +70,7 @@ def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path(
         `dvc.yaml`, or for a wrong `meta.flow`.
     """
     command = [sys.executable, "-m", "flows.graph", *(["--only"] if not upstream else []), *targets]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
     if done.returncode != 0:
         raise ValueError(f"dvc.yaml: {done.stderr.strip() or f'reading it ended with status {done.returncode}'}")
     return [_stage(entry["name"], entry["flow"], entry["sources"]) for entry in json.loads(done.stdout)]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from flows.commands import run
+from flows.commands import output_of
 
 NEVER = {".git", ".dvc", "__pycache__"}  # folders that hold no data
 
@@ -19,7 +19,7 @@ def visible_files(root: Path) -> list[str]:
 
     Raises: ValueError for what a clone could not have: a repository inside this one, a link that leads out of it.
     """
-    listed = run(root, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = output_of(root, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = sorted({name for name in listed.split("\0") if name and os.path.lexists(root / name)})
     for name in names:
         path = root / name

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.environment import environment
+from flows.environment import child_environment
 from flows.graph import Stage
 from flows.interruption import Interrupted, interrupted
 from flows.outcome import REPORT_OF_STOP, Outcome, StageFailedError, read_outcome
@@ -59,7 +59,7 @@ def run_dvc(
         [sys.executable, "-m", "flows.guard", *limits, "--", *command],
         stdin=subprocess.PIPE,  # its end tells the guard that we are gone, however we went
         stdout=subprocess.PIPE,
-        env=environment(),
+        env=child_environment(),
         cwd=root,
         process_group=0,  # Prefect kills the group of a cancelled run after 30 s; the stage may need longer to save
     )

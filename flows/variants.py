@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.commands import run
+from flows.commands import output_of
 from flows.graph import read_inputs
 from flows.snapshot import copy_files, digests, hidden_files, visible_files
 from flows.workspace import check_parameters, put_parameters
@@ -72,7 +72,7 @@ def clone(root: Path, variant: Variant) -> Path:
         folder that is not the project's to replace; RuntimeError with the text of git or dvc.
     """
     visible = visible_files(root)
-    revision = run(root, "git", "rev-parse", "HEAD").strip()
+    revision = output_of(root, "git", "rev-parse", "HEAD").strip()
     made_of = {"revision": revision, "files": digests(root, visible, links=True), "overrides": list(variant.overrides)}
     path = root / CLONES / variant.name
     stamp = path / ".git" / MADE_OF
@@ -82,11 +82,11 @@ def clone(root: Path, variant: Variant) -> Path:
             return path
     if path.exists():
         shutil.rmtree(path)
-    run(root, "git", "clone", "--quiet", "--no-tags", "--no-checkout", str(root.resolve()), str(path.resolve()))
-    run(path, "git", "update-ref", "--no-deref", "HEAD", revision)
+    output_of(root, "git", "clone", "--quiet", "--no-tags", "--no-checkout", str(root.resolve()), str(path.resolve()))
+    output_of(path, "git", "update-ref", "--no-deref", "HEAD", revision)
     copy_files(root, visible, path, links=True)
     _configure(root, path)
-    run(path, "git", "read-tree", "HEAD")
+    output_of(path, "git", "read-tree", "HEAD")
     put_parameters(None, variant.overrides, path)
     hidden = _hidden(root, path, visible)
     copy_files(root, hidden, path, links=False)
@@ -101,8 +101,8 @@ def save(path: Path, variant: Variant, stages: Iterable[str]) -> None:
     Args:
         stages: those whose outputs are there; dvc would miss the others'.
     """
-    run(path, sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", variant.name, *stages)
-    run(path, sys.executable, "-m", "dvc", "exp", "push", "--force", "--no-cache", "origin", variant.name)
+    output_of(path, sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", variant.name, *stages)
+    output_of(path, sys.executable, "-m", "dvc", "exp", "push", "--force", "--no-cache", "origin", variant.name)
     shutil.rmtree(path)
 
 
@@ -110,14 +110,14 @@ def _configure(root: Path, path: Path) -> None:
     """The clone's own settings of dvc and git: the workspace's, and its cache."""
     if (local := root / ".dvc/config.local").exists():
         shutil.copy2(local, path / ".dvc/config.local")
-    cache = run(root, sys.executable, "-m", "dvc", "cache", "dir").strip()
-    run(path, sys.executable, "-m", "dvc", "--quiet", "cache", "dir", "--local", str((root / cache).resolve()))
+    cache = output_of(root, sys.executable, "-m", "dvc", "cache", "dir").strip()
+    output_of(path, sys.executable, "-m", "dvc", "--quiet", "cache", "dir", "--local", str((root / cache).resolve()))
     for key in GIT_SETTINGS:
         done = subprocess.run(["git", "config", key], cwd=root, capture_output=True, text=True)
         if value := done.stdout.strip():
-            run(path, "git", "config", key, value)
+            output_of(path, "git", "config", key, value)
     for name in ("attributes", "exclude"):
-        given = root / run(root, "git", "rev-parse", "--git-path", f"info/{name}").strip()
+        given = root / output_of(root, "git", "rev-parse", "--git-path", f"info/{name}").strip()
         if given.exists():
             (path / ".git/info").mkdir(exist_ok=True)
             shutil.copy2(given, path / ".git/info" / name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from flows.environment import environment
+from flows.environment import child_environment
 from flows.outcome import Outcome, StageFailedError
 
 IN_USE = Path(".dvc/tmp/flow.lock")
@@ -77,7 +77,7 @@ def check_parameters(root: Path = Path()) -> None:
 def _run_params(argument: str, root: Path) -> None:
     """The package's own command, which checks parameters, in a subprocess: flows import nothing of the package."""
     command = [sys.executable, "-m", "qwen3llada.params", argument]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise StageFailedError(STEP, Outcome("failed", done.returncode, _said(lines[-1])))

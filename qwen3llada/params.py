@@ -3,7 +3,7 @@
 A stage sees the whole of `params.yaml`; its own section's keys are plain flags (`--loss_impl dllm`,
 `--noise.schedule cosine`), the shared sections that it reads are prefixed (`--pretrain_data.num_proc 4`).
 Priority, lowest first: params.yaml, the parameter set given by `--params`, environment (`QWEN3LLADA_…`), command line.
-What the environment sets is printed. Under DVC it may set nothing (see `environment.py`).
+What the environment sets is printed. Under DVC it may set nothing (see `knob_variables.py`).
 """
 
 import inspect
@@ -31,9 +31,9 @@ from qwen3llada.corpus.builtin.params import BuiltinParams
 from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
 from qwen3llada.corpus.validation.rules import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
-from qwen3llada.environment import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import EvalLossParams, ReportParams
+from qwen3llada.knob_variables import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
@@ -136,7 +136,7 @@ def load_stage(
     return validated(Params, tree, "command line"), asked
 
 
-def run(
+def run_stage(
     main: Callable[..., None],
     *,
     own: str | None = None,

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import Field
 
 from qwen3llada.commandline import read_yaml
-from qwen3llada.environment import DVC_STAGE
 from qwen3llada.errors import InputError
+from qwen3llada.knob_variables import DVC_STAGE
 from qwen3llada.section import Section
 
 PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")

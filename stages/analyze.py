@@ -6,7 +6,7 @@ Any difference is an error.
 from pathlib import Path
 
 from qwen3llada.artifacts import write_json
-from qwen3llada.params import Params, run
+from qwen3llada.params import Params, run_stage
 
 REPORT = Path("reports/analyze.json")
 
@@ -24,4 +24,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run(main, shared=("convert",))
+    run_stage(main, shared=("convert",))

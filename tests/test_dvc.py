@@ -13,13 +13,13 @@ from test_layers import ROOT, imported
 
 from qwen3llada.artifacts import read_json
 from qwen3llada.diffusion.losses import LOSSES
-from qwen3llada.environment import DVC_STAGE
+from qwen3llada.knob_variables import DVC_STAGE
 from qwen3llada.params import Params
 
 # Every stage reads its parameters through these; DVC tracks the values instead (`params:`).
 BY_VALUE = {"qwen3llada/params.py", "qwen3llada/section.py"}
 BY_VALUE |= {f"qwen3llada/commandline/{name}.py" for name in ("flags", "messages", "models", "yaml_file")}
-BY_VALUE |= {"qwen3llada/environment.py"}  # which sets nothing under DVC
+BY_VALUE |= {"qwen3llada/knob_variables.py"}  # which sets nothing under DVC
 BY_VALUE |= {"qwen3llada/evaluation/params.py"}  # sections and nothing else
 BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # a class and words for messages
 # They refuse to run; no output depends on them.
@@ -74,7 +74,7 @@ def test_code_dependencies_are_what_is_imported(stage):
 
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_parameters_are_what_is_read(stage):
-    """A stage declares its own section and each shared entry that it names in `run(…)` or reads from `params`."""
+    """A stage declares its own section and each shared entry that it names in `run_stage(…)` or reads from `params`."""
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
     # How many processes work changes no output, so it is no parameter of the pipeline.
     neutral = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "num_proc"}
@@ -146,7 +146,7 @@ def test_the_source_is_tracked_as_it_was_given(tmp_path, monkeypatch):
 
 
 def test_dvc_tells_a_command_which_stage_it_is():
-    """By the variable that `environment.py` looks for."""
+    """By the variable that `knob_variables.py` looks for."""
     from dvc.stage.run import prepare_kwargs
 
     stage = SimpleNamespace(wdir=".", repo=SimpleNamespace(root_dir="."), addressing="pretrain")

@@ -23,12 +23,12 @@ import sys
 import qwen3llada
 assert not {"torch", "transformers"} & sys.modules.keys()
 from qwen3llada import generate, load
-from qwen3llada.sampling.trace.page import environment
+from qwen3llada.sampling.trace.page import page_templates
 print(qwen3llada.__version__)
 print(qwen3llada.__file__)
 model = load(sys.argv[1], device="cpu")
 print(repr(generate(model, "hello", steps=4, gen_length=8).text))
-assert environment().get_template("trace.html.jinja")
+assert page_templates().get_template("trace.html.jinja")
 """
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from qwen3llada.environment import DVC_STAGE
+from qwen3llada.knob_variables import DVC_STAGE
 from qwen3llada.sampling.dialogue.ask import SampleRequest
 from qwen3llada.tracked import Request, check_inputs, check_tracked
 
@@ -179,7 +179,7 @@ def test_a_stage_asks_before_it_begins(monkeypatch, capsys):
     for argv, status in ((["--max_steps", "10"], 1), (["--max_steps", "10", "--force"], 0)):
         monkeypatch.setattr(sys, "argv", ["sft", *argv])
         with pytest.raises(SystemExit) as ended:
-            params.run(main, own="sft", shared=("seed",))
+            params.run_stage(main, own="sft", shared=("seed",))
         assert ended.value.code == status
     assert begun == ["direct"]
     assert "error: out/qwen3llada-sft, " in capsys.readouterr().err

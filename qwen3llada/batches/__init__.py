@@ -1,1 +1,1 @@
-"""From samples to batches of corrupted token ids: order, noise, layout. Knows no file."""
+"""From samples to micro-batches of corrupted token ids: order, noise, layout. Reads no files."""

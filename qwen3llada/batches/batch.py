@@ -1,4 +1,4 @@
-"""A micro-batch, and the optimiser step that it belongs to."""
+"""A micro-batch and facts about its optimiser step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from qwen3llada.diffusion.losses import MaskedLoss
 
 @dataclass(frozen=True, kw_only=True)
 class StepFacts:
-    """What every process knows of a whole optimiser step, and which of its micro-batches this is."""
+    """Facts about a whole optimiser step, known to every rank, and the number of this micro-batch in it."""
 
-    number: int  # of the step in its epoch, from 0
-    micro_batch: int  # number of this one, from 0
-    micro_batches: int  # of each process in the step
-    samples: int  # of all processes
-    tokens: int  # real tokens of all samples: in pretraining after cutting, in SFT as stored
-    longest: int  # tokens of the longest sample as stored
-    sft: bool  # the samples are prompts with answers
+    number: int  # number of the step in its epoch, from 0
+    micro_batch: int  # number of this micro-batch in the step, from 0
+    micro_batches: int  # micro-batches of each rank in the step
+    samples: int  # over all ranks
+    tokens: int  # real tokens of all samples; in pretraining after cutting, in SFT as stored
+    longest: int  # tokens of the longest sample, as stored
+    sft: bool  # whether samples are prompts with answers
     block_length: int = 1  # tokens of a block in this step
     reweight_cap: float | None = None  # upper bound of the weight 1/p in this step
 
@@ -33,33 +33,33 @@ class StepFacts:
         return self.micro_batch == self.micro_batches - 1
 
     def denominator(self, loss: MaskedLoss) -> float:
-        """What the summed loss of the step, over all its micro-batches and processes, is divided by."""
+        """Divisor of the step's loss sum over all micro-batches and ranks."""
         return loss.step_denominator(tokens=self.tokens, samples=self.samples, sft=self.sft)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A micro-batch. Rows are padded on the right; a process without a sample gets one row of padding."""
+    """A micro-batch. Rows are padded on the right. A rank without a sample gets one row of padding."""
 
     tokens: Tensor  # [B, L] int64, clean
     noised: Noised
-    complement: Noised | None  # the second view, where there are two
-    valid: Tensor  # [B, L] bool, real tokens, those that continue an answer included
+    complement: Noised | None  # the second view, if there is one
+    valid: Tensor  # [B, L] bool, real tokens, including the EOS tokens that extend an answer
     prompt_lengths: Tensor | None  # [B] int64 in SFT
     t: Tensor  # [B] or [B, L] float32, noise levels
-    padded: bool  # whether there is any padding, known without asking the device
+    padded: bool  # whether there is any padding, known without a device sync
     step: StepFacts
-    cursors: Mapping[int, Any] | None = None  # position -> cursor of a stream
+    cursors: Mapping[int, Any] | None = None  # position -> where the stream goes on after it
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
-        """For pickling: all tensors in one. Each costs a loader worker a segment of shared memory and a message."""
+        """Pickle all tensors as one. Each tensor would cost a loader worker a shared-memory segment and a message."""
         tensors = self._tensors()
         packed = torch.cat([x.contiguous().flatten().view(torch.uint8) for x in tensors.values()])
         layout = [(name, x.dtype, x.shape) for name, x in tensors.items()]
         return _unpack, (packed, layout, self.padded, self.step, self.cursors)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """By name, those of the widest type first: packed in this order each starts at a multiple of its width."""
+        """Tensors by name, widest dtype first: packed in this order, each starts at a multiple of its element size."""
         tensors = {"tokens": self.tokens, "noisy": self.noised.tokens}
         if self.prompt_lengths is not None:
             tensors["prompt_lengths"] = self.prompt_lengths
@@ -78,7 +78,7 @@ def _unpack(
     step: StepFacts,
     cursors: Mapping[int, Any] | None,
 ) -> Batch:
-    """The batch that `Batch.__reduce__` took apart; its tensors are views of `packed`, uint8 [bytes]."""
+    """Rebuild a batch from `Batch.__reduce__`. Its tensors are views of `packed`, uint8 [bytes]."""
     sizes = [shape.numel() * dtype.itemsize for _, dtype, shape in layout]
     parts = zip(layout, packed.split(sizes), strict=True)
     tensors = {name: part.view(dtype).view(shape) for (name, dtype, shape), part in parts}

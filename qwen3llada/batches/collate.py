@@ -1,4 +1,4 @@
-"""From samples to a micro-batch: cutting, answer padding, padding and noise."""
+"""From samples to a micro-batch: cut texts, extend answers, pad, add noise."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from qwen3llada.diffusion.levels import noise_levels
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import blocks_of_columns, document_numbers
 
-PADDING_TOKEN = 0  # any id of the vocabulary does: padding is neither attended nor in the loss
+PADDING_TOKEN = 0  # any id would do: padding is neither attended to nor in the loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collator:
-    """Makes the micro-batches of an epoch. What it does to a sample depends on (seed, epoch, position) and the step."""
+    """Makes the micro-batches of an epoch. The result for a sample depends on (seed, epoch, position) and the step."""
 
     settings: BatchSettings
     epoch: int
-    sft: bool  # the samples are prompts with answers
+    sft: bool  # whether samples are prompts with answers
 
     def __post_init__(self) -> None:
         if self.settings.answer_padding != "none" and not self.sft:
@@ -36,25 +36,25 @@ class Collator:
             )
 
     def phase(self, step: int) -> Phase:
-        """What holds in step number `step` of the epoch."""
+        """Settings in step number `step` of the epoch."""
         return self.settings.phase(self.epoch, step)
 
     def facts_of_phase(self, step: int) -> dict[str, Any]:
-        """Those fields of `StepFacts` that change in the course of a run."""
+        """The fields of `StepFacts` that change in the course of a run."""
         phase = self.phase(step)
         return {"block_length": phase.block_length, "reweight_cap": phase.noise.reweight_cap}
 
     def cut_lengths(self, lengths: NDArray[np.int64], positions: NDArray[np.int64], step: int) -> NDArray[np.int64]:
-        """Tokens that are kept, [n], of pretraining samples of `lengths` [n] in a step; SFT samples are never cut."""
+        """Tokens kept, [n], of pretraining samples of `lengths` [n] tokens in a step. SFT samples are never cut."""
         if self.sft:
             return lengths
         probability = self.phase(step).noise.random_length_prob
         return random_lengths(lengths, probability, indices=positions, seed=self.settings.seed, epoch=self.epoch)
 
     def __call__(self, samples: Sequence[Sample], positions: NDArray[np.int64], step: StepFacts) -> Batch:
-        """The micro-batch of `samples`, noise drawn; without samples a row of padding as long as the step's longest.
+        """The noised micro-batch of `samples`. Without samples: one row of padding, as long as the step's longest.
 
-        `positions`, as many as samples: of each in the epoch's order. Its noise is keyed by it.
+        `positions`: each sample's position in the epoch's order, which is the key of its noise.
         """
         if not samples:
             return self._padding_only(step)
@@ -89,7 +89,7 @@ class Collator:
     def _blocks(
         self, tokens: torch.Tensor, valid: torch.Tensor, prompts: torch.Tensor | None, phase: Phase
     ) -> torch.Tensor:
-        """The number of each position's block [B, L], of all documents of a row; -1 where nothing is masked."""
+        """Block number of each position [B, L], unique within a row; -1 where nothing can be masked."""
         maskable = maskable_positions(tokens, valid, prompts)
         lengths = torch.zeros(len(tokens), dtype=torch.long) if prompts is None else prompts
         end = self.settings.document_end
@@ -98,13 +98,13 @@ class Collator:
         policy = "block_causal" if causal else "block"
         numbers = blocks_of_columns(policy, lengths, tokens.shape[1], phase.block_length, documents)
         if documents is not None:
-            numbers = numbers + documents * (1 + tokens.shape[1])  # as many as there can be in one document
+            numbers = numbers + documents * (1 + tokens.shape[1])  # one document cannot have more blocks than that
         return numbers.expand_as(tokens).where(maskable, -1)
 
     def _padded(
         self, samples: Sequence[Sample], positions: NDArray[np.int64], step: StepFacts
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, L] int64 and which of them are real [B, L] bool: answers continued, texts cut, rows padded."""
+        """Tokens [B, L] int64 and valid [B, L] bool, with answers extended, texts cut and rows padded."""
         rows = [self._continue_answer(sample, step) for sample in samples]
         lengths = np.array([len(row) for row in rows])
         padded_length = self._round_up(int(lengths.max()))
@@ -116,9 +116,9 @@ class Collator:
         return torch.from_numpy(tokens), torch.from_numpy(valid)
 
     def _continue_answer(self, sample: Sample, step: StepFacts) -> NDArray[Any]:
-        """The tokens, the answer continued with EOS as far as `answer_padding` says.
+        """The sample's tokens. Its answer is extended with EOS as far as `answer_padding` says.
 
-        Only an answer that ends with EOS is continued: a truncated one has none, and must not learn to stop there.
+        Only an answer that ends with EOS is extended. A truncated answer must not teach the model to stop there.
         """
         tokens, settings = sample.tokens, self.settings
         answer_length = len(tokens) - (sample.prompt_length or 0)

@@ -1,7 +1,7 @@
-"""The micro-batches of one process, in an order and with noise that depend on (seed, epoch) alone.
+"""The micro-batches of one rank, in an order and with noise that depend only on (seed, epoch).
 
-Every process knows the whole step, and so its denominator, before it computes anything. What a sample looks like does
-not change with the number of processes or workers, with how the step is cut into micro-batches, or with a restart.
+Every rank knows the whole step, and so its denominator, before it computes anything. A sample comes out the same for
+any number of ranks or workers, any split into micro-batches, and after a restart.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def make_loader(
     start_step: int = 0,
     cursors: Mapping[int, Any] | None = None,
 ) -> DataLoader[Batch]:
-    """The micro-batches of one process from step `start_step` of the epoch on, in order.
+    """The micro-batches of one rank, in order, from step `start_step` of the epoch on.
 
-    `dataset`: samples with random access, all of them with a `prompt_length` (SFT) or none, or an endless stream of
-    equally long ones. `cursors`, for a stream: what its `needed` left of the `Batch.cursors` of all processes.
-    Raises InputError on a step that the epoch does not have, and on settings that do not fit the samples.
+    `dataset`: samples with random access, all or none with a `prompt_length` (SFT), or an endless stream of samples of
+    equal length. `cursors`, for a stream: what `needed` kept of the `Batch.cursors` of all ranks.
+    Raises InputError for a step that the epoch does not have, and for settings that do not fit the samples.
     """
     batches: MicroBatches | StreamMicroBatches
     if isinstance(dataset, TokenStream):
@@ -59,7 +59,7 @@ def make_loader(
         batch_size=None,
         collate_fn=_as_made,
         num_workers=settings.num_workers,
-        generator=torch.Generator(),  # of its own: a loader would otherwise draw from the global one
+        generator=torch.Generator(),  # its own: the loader would otherwise draw from the global generator
     )
 
 
@@ -69,20 +69,20 @@ def _check_prompts(samples: Sequence[Sample], indices: NDArray[np.int64], collat
 
 
 def _as_made(batch: Any) -> Any:
-    """In place of the loader's own conversion, which would look into the batch."""
+    """Replaces the loader's own conversion, which would traverse the batch."""
     return batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MicroBatches(Dataset[Batch]):
-    """Micro-batch number k of this process in the epoch: a pure function of k, whichever worker computes it."""
+    """Micro-batch number k of this rank in the epoch, as a pure function of k for any worker."""
 
     dataset: TokenDataset
     plan: StepPlan
     collator: Collator
 
     def __len__(self) -> int:
-        """Micro-batches of each process in the epoch."""
+        """Micro-batches of each rank in the epoch."""
         settings = self.collator.settings
         last_positions, _ = self.plan[len(self.plan) - 1]
         before = (len(self.plan) - 1) * settings.gradient_accumulation_steps
@@ -112,7 +112,7 @@ class MicroBatches(Dataset[Batch]):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamMicroBatches(IterableDataset[Batch]):
-    """The micro-batches of this process from step `start_step` on, endless; each worker makes every W-th of them."""
+    """The endless micro-batches of this rank from step `start_step` on. Each of W workers makes every W-th."""
 
     stream: TokenStream
     collator: Collator
@@ -133,7 +133,7 @@ class StreamMicroBatches(IterableDataset[Batch]):
             yield self.collator(taken, positions, self._facts(number))
 
     def _numbers(self) -> Iterator[int]:
-        """Micro-batch numbers of this worker; a DataLoader takes from its workers in turn."""
+        """Micro-batch numbers of this worker. A DataLoader takes from its workers in turn."""
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return count(self.start_step * self.collator.settings.gradient_accumulation_steps + first, stride)

@@ -1,4 +1,4 @@
-"""What training data consist of, and the two ways to get at them."""
+"""A training sample, and the two interfaces for reading samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Sample(NamedTuple):
-    """Token ids [n] and, in SFT, how many of them are the prompt; from a stream also where to go on reading."""
+    """Token ids [n], the length of the prompt (SFT), and the position in a stream after the sample."""
 
     tokens: NDArray[Any]
     prompt_length: int | None = None
@@ -32,27 +32,26 @@ class TokenDataset(Protocol):
 
 @runtime_checkable
 class TokenStream(Protocol):
-    """Pretraining samples of one length in one endless order, made on demand: no length, no random access.
+    """Pretraining samples of equal length in one endless order, made on demand, without random access.
 
-    Where the data ends the stream starts over, so that every step is full and all processes take the same number.
+    At the end of the data the stream starts over, so that every step is full and all ranks take the same number.
     """
 
     sample_length: int
 
     def read(self, positions: Iterator[int], cursors: Mapping[int, Any]) -> Iterator[Sample]:
-        """The samples at `positions` (endless, rising), in that order; what lies between is for other readers.
+        """The samples at `positions` (endless, increasing), in that order. Other ranks and workers read the rest.
 
-        `cursors` maps positions of earlier samples, whichever process read them, to the cursors that these carried:
-        what `needed` left of all up to a finished step, enough to go on after it without reading all before it.
-        Empty: from the beginning.
+        `cursors`: position -> cursor of earlier samples, read by any rank, as kept by `needed` after a finished step.
+        They allow going on without reading everything before. Empty: start at the beginning.
         """
 
     def needed(self, cursors: Mapping[int, Any]) -> dict[int, Any]:
-        """Those of `cursors` without which `read` cannot go on after the last of them; their number is bounded."""
+        """The `cursors` that `read` needs to go on after the last of them. Their number is bounded."""
 
 
 class Spread:
-    """`samples` of a dataset's samples at even distances; all of them for 0 or more than there are."""
+    """`samples` samples of a dataset at even distances; all for 0 or if there are fewer."""
 
     def __init__(self, dataset: TokenDataset, samples: int):
         self._dataset = dataset

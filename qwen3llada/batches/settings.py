@@ -1,4 +1,4 @@
-"""The settings of batches: what a sample becomes, and how the samples of a step are shared out."""
+"""Settings of batches: how a sample is processed, and how a step's samples are distributed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.params import AttentionParams
 
-if TYPE_CHECKING:  # the parameters import this module, and they need no torch
+if TYPE_CHECKING:  # the parameters import this module and need no torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +20,7 @@ AnswerPadding = Literal["none", "block", "batch"]
 
 
 class BatchKnobs(Protocol):
-    """The knobs of a training section that batches depend on; evaluation takes them over."""
+    """Knobs of a training section that determine batches. Evaluation uses the same."""
 
     @property
     def loss_impl(self) -> str: ...
@@ -44,38 +44,38 @@ class Phase:
 
     noise: NoiseParams
     block_length: int  # tokens
-    levels_by_block: bool  # each block has a noise level of its own
+    levels_by_block: bool  # whether each block has its own noise level
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchSettings:
-    """Everything that batches depend on, beside the samples and the epoch.
+    """Everything that determines batches, besides the samples and the epoch.
 
-    An optimiser step takes the next micro batch × accumulation × processes samples of the epoch's order.
-    Raises InputError on values out of range and on combinations that cannot be served.
+    An optimiser step takes the next micro batch × accumulation × ranks samples of the epoch's order.
+    Raises InputError for values out of range and for unsupported combinations.
     """
 
-    seed: int  # of the order of the samples and of the noise
-    # What a sample becomes.
+    seed: int  # of sample order and noise
+    # How a sample is processed.
     noise: NoiseParams  # how sequences are corrupted
     mask_token_id: int
-    eos_token_id: int | None = None  # the token that ends an answer, and that continues it
-    real_tokens: Tensor | None = None  # [R] int64, the ids that noise types draw from
-    at_least_one: bool = False  # every sample has a masked position, as in `add_noise`
-    answer_padding: AnswerPadding = "none"  # continue answers to a whole block, or to the longest sample of the step
+    eos_token_id: int | None = None  # ends an answer and extends it
+    real_tokens: Tensor | None = None  # [R] int64, ids that noise types draw from
+    at_least_one: bool = False  # force a masked position in every sample, as in `add_noise`
+    answer_padding: AnswerPadding = "none"  # extend answers to whole blocks, or to the step's longest sample
     attention: AttentionParams = field(default_factory=lambda: NO_ATTENTION)  # how sequences are cut into blocks
-    max_length: int | None = None  # tokens of a sample beyond which no answer is continued
-    pad_to_multiple_of: int = 1  # the length of a batch is a multiple of this
-    # Which samples a step takes, and who computes them.
-    bucket: int = 1  # samples of similar length come in groups of this many (`epoch_order`)
-    micro_batch_size: int  # samples in one forward pass of one process
-    gradient_accumulation_steps: int = 1  # forward passes in an optimiser step
-    num_processes: int = 1  # that train together
-    process_index: int = 0  # of this process among them (its rank)
-    num_workers: int = 0  # processes that make batches ahead of time; 0: this one makes them when asked
-    # Where a step stands in the run, for settings that change on the way.
-    total_steps: int = 0  # optimiser steps of the run; 0: all is as it is at a run's end
-    steps_per_epoch: int = 0  # 0: a stream, which is one epoch
+    max_length: int | None = None  # tokens of a sample up to which an answer is extended
+    pad_to_multiple_of: int = 1  # batch lengths are multiples of this
+    # Which samples a step takes, and which rank computes them.
+    bucket: int = 1  # samples of similar length come in groups of this many (see `epoch_order`)
+    micro_batch_size: int  # samples in one forward pass of one rank
+    gradient_accumulation_steps: int = 1  # forward passes per optimiser step
+    num_processes: int = 1  # ranks
+    process_index: int = 0  # this rank
+    num_workers: int = 0  # loader processes that make batches ahead of time; 0: made in this process on demand
+    # Length of the run, for settings that change in its course.
+    total_steps: int = 0  # optimiser steps of the run; 0: settings are those of a run's end
+    steps_per_epoch: int = 0  # 0: a stream, which is a single epoch
 
     def __post_init__(self) -> None:
         counts = ("micro_batch_size", "gradient_accumulation_steps", "num_processes")
@@ -88,7 +88,7 @@ class BatchSettings:
             raise InputError(f"answer_padding={self.answer_padding} must be none: there is no EOS token")
 
     def phase(self, epoch: int, step: int) -> Phase:
-        """What holds in step number `step` of the epoch."""
+        """Settings in step number `step` of the epoch."""
         done = epoch * self.steps_per_epoch + step
         share = min(1.0, done / self.total_steps) if self.total_steps else 1.0
         noise = self.noise.at(share)
@@ -100,28 +100,28 @@ class BatchSettings:
 
     @property
     def document_end(self) -> int | None:
-        """The token that ends a document, where attention is kept within documents."""
+        """The token that ends a document, if attention stays within documents."""
         return self.eos_token_id if self.attention.keeps_within_documents else None
 
     @property
     def round_size(self) -> int:
-        """Samples in one forward pass of all processes."""
+        """Samples in one forward pass of all ranks."""
         return self.micro_batch_size * self.num_processes
 
     @property
     def step_size(self) -> int:
-        """Samples in an optimiser step of all processes."""
+        """Samples in an optimiser step of all ranks."""
         return self.round_size * self.gradient_accumulation_steps
 
 
 def batch_settings(
     knobs: BatchKnobs, tokenizer: PreTrainedTokenizerBase, *, training: bool, **layout: int
 ) -> BatchSettings:
-    """The settings that the knobs of a training section describe.
+    """Batch settings from the knobs of a training section.
 
-    `training`: whether the batches are trained on. If so, every sequence has a masked position, unless the loss weighs
-    by 1/p. Evaluation takes the noise as it is drawn, whatever the loss, so that losses can be compared.
-    `layout`: seed, micro_batch_size, and what else of `BatchSettings` differs from its default.
+    `training`: whether the batches are trained on. Training forces a masked position in every sequence unless the loss
+    weighs by 1/p. Evaluation never does, so that its losses are comparable.
+    `layout`: seed, micro_batch_size, and other `BatchSettings` that differ from their defaults.
     Raises InputError if the tokenizer lacks a token that the knobs need.
     """
     if tokenizer.mask_token_id is None:
@@ -143,7 +143,7 @@ def batch_settings(
 
 
 def real_token_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Ids of the tokens that text consists of, sorted, [R]: no special or added tokens, no rows without a token."""
+    """Sorted ids [R] of ordinary text tokens: no special or added tokens, no embedding rows without a token."""
     import torch
 
     added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}

@@ -1,4 +1,4 @@
-"""Samples as the optimiser steps of an epoch, the same way in training and evaluation."""
+"""The optimiser steps of an epoch from samples, for training and evaluation alike."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ from qwen3llada.errors import InputError
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step: the micro-batches of this process, and what all processes know of the whole step."""
+    """An optimiser step: the micro-batches of this rank, and facts about the whole step."""
 
     micro_batches: list[Batch]
 
     @property
     def facts(self) -> StepFacts:
-        """The same in all micro-batches and processes, but for the number of the micro-batch."""
+        """Facts about the step. Only the micro-batch number differs between micro-batches; ranks agree."""
         return self.micro_batches[-1].step
 
     @property
     def tokens(self) -> int:
-        """Real tokens of all samples, of all processes."""
+        """Real tokens of the step, over all ranks."""
         return self.facts.tokens
 
     def denominator(self, loss: MaskedLoss) -> float:
-        """What the summed `loss` of all micro-batches and processes is divided by; 1 for a step without a token."""
+        """Divisor of the summed `loss` over all micro-batches and ranks; at least 1, for a step without tokens."""
         return max(1.0, self.facts.denominator(loss))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Samples, and the settings by which they become optimiser steps."""
+    """Samples, and the settings that turn them into optimiser steps."""
 
     dataset: TokenDataset | TokenStream
     settings: BatchSettings
 
     @property
     def steps_per_epoch(self) -> int:
-        """Raises: InputError for a stream, which has no end."""
+        """Raises InputError for a stream, which has no end."""
         if isinstance(self.dataset, TokenStream):
             raise InputError("max_steps must be above 0: streamed data have no end")
         return steps_per_epoch(len(self.dataset), self.settings.step_size)
 
     def in_run(self, total_steps: int) -> Source:
-        """The same samples in a run of `total_steps` optimiser steps, whose settings may change on the way."""
+        """The same source for a run of `total_steps` optimiser steps, in which settings may change."""
         steps = 0 if isinstance(self.dataset, TokenStream) else self.steps_per_epoch
         settings = replace(self.settings, total_steps=total_steps, steps_per_epoch=steps)
         return replace(self, settings=settings)
 
     def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[Step]:
-        """The optimiser steps of the epoch, from `start_step` on; a stream is one endless epoch.
+        """The optimiser steps of the epoch, from `start_step` on. A stream is one endless epoch.
 
-        `cursors`: what `cursors_after` gave for the step before, in all processes.
+        `cursors`: the merged results of `cursors_after` of all ranks for the previous step.
         """
         streamed = isinstance(self.dataset, TokenStream)
         at = {int(position): cursor for position, cursor in (cursors or {}).items()} if streamed else None
@@ -73,9 +73,9 @@ class Source:
                 micro_batches = []
 
     def cursors_after(self, step: Step, before: Mapping[str, Any]) -> dict[str, Any]:
-        """Where this process's part of a stream stands after a step: position -> cursor, as JSON has it.
+        """Cursors of this rank's part of a stream after a step: position -> cursor, with JSON's string keys.
 
-        Of several processes, the union goes into `steps`. Empty for samples with random access.
+        The union over all ranks goes into `steps`. Empty for samples with random access.
         """
         if not isinstance(self.dataset, TokenStream):
             return {}
@@ -85,7 +85,7 @@ class Source:
         return {str(position): cursor for position, cursor in self.dataset.needed(found).items()}
 
     def samples_of(self, epoch: int, step: int) -> list[int]:
-        """Dataset indices of all samples of an optimiser step; positions in a stream."""
+        """Dataset indices of all samples of an optimiser step. For a stream, positions."""
         if isinstance(self.dataset, TokenStream):
             size = self.settings.step_size
             return list(range(step * size, (step + 1) * size))
@@ -93,10 +93,10 @@ class Source:
 
 
 def _iterate(loader: Any) -> Iterator[Batch]:
-    """An iterator over the loader whose worker processes ignore SIGTERM and SIGINT.
+    """Iterate over the loader, with worker processes that ignore SIGTERM and SIGINT.
 
-    A signal to the whole process group must not take the workers from under a step that is to be finished. Workers
-    inherit the blocked signals; they end with the loader, or when their parent has gone.
+    A signal to the whole process group must not kill workers while the current step is being finished. Workers inherit
+    the blocked signals. They end with the loader, or when their parent is gone.
     """
     blocked = {signal.SIGTERM, signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)

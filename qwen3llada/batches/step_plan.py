@@ -1,4 +1,4 @@
-"""Which samples an epoch's optimiser steps are made of, and how a step is shared out."""
+"""Which samples each optimiser step of an epoch takes, and how ranks share them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from qwen3llada.errors import InputError
 
 
 def epoch_order(lengths: NDArray[np.int64], *, seed: int, epoch: int, bucket: int = 1) -> NDArray[np.int64]:
-    """The dataset index at each position of the epoch, int64 [n]: a permutation keyed by (seed, epoch).
+    """Dataset index at each position of the epoch, int64 [n]: a permutation keyed by (seed, epoch).
 
-    With `bucket` > 1 neighbours are of similar length: each `bucket`^2 samples of the permutation are sorted by
-    `lengths` [n] and cut into groups of `bucket`; the groups come in random order and are shuffled inside. It does not
-    depend on the step size, so a sample keeps its position, and with it its noise, when batch sizes change.
-    Samples that fill no whole group stay at the end, unsorted. Raises InputError on no samples and on `bucket` < 1.
+    With `bucket` > 1 neighbours have similar lengths: each `bucket`^2 samples of the permutation are sorted by
+    `lengths` [n] and cut into groups of `bucket`. The groups come in random order and are shuffled inside. The order
+    does not depend on the step size, so a sample keeps its position, and thus its noise, for any batch size.
+    Samples that fill no whole group stay at the end, unsorted. Raises InputError for no samples and for `bucket` < 1.
     """
     samples = len(lengths)
     if samples < 1:
         raise InputError("the dataset must hold at least one sample")
     if bucket < 1:
         raise InputError(f"{bucket=} must be 1 (no bucketing) or more")
-    # Sorting random words gives the same permutation with every version of numpy; Generator.permutation may not.
+    # argsort of random words gives the same permutation in every numpy version; Generator.permutation may not.
     keys = philox_words(seed, epoch, (0, Purpose.EPOCH_ORDER, 0), 2 * samples)
     order = np.argsort(keys[:samples], kind="stable")
     if bucket == 1 or samples < bucket:
@@ -41,10 +41,10 @@ def epoch_order(lengths: NDArray[np.int64], *, seed: int, epoch: int, bucket: in
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The optimiser steps of an epoch: step k takes the positions k·step_size … of `order` [n], the last what is left.
+    """The optimiser steps of an epoch. Step k takes positions k·step_size … of `order` [n]; the last takes the rest.
 
-    The last step is kept however small it is, so that every sample is seen once in an epoch whatever the number of
-    processes; a process that gets nothing of it takes part with a batch of padding.
+    The last step is kept even if it is small, so that an epoch covers every sample for any number of ranks. A rank
+    without a sample in it takes part with a batch of padding.
     """
 
     order: NDArray[np.int64]
@@ -54,7 +54,7 @@ class StepPlan:
         return steps_per_epoch(len(self.order), self.step_size)
 
     def __getitem__(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions in the epoch's order and dataset indices of step number `step`, two int64 arrays [samples]."""
+        """Positions in the epoch's order and dataset indices of step number `step`: two int64 arrays [samples]."""
         if not 0 <= step < len(self):
             raise IndexError(f"{step=} must be in [0, {len(self)})")
         positions = np.arange(step * self.step_size, min((step + 1) * self.step_size, len(self.order)))
@@ -62,25 +62,25 @@ class StepPlan:
 
 
 def steps_per_epoch(samples: int, step_size: int) -> int:
-    """Optimiser steps in an epoch of `samples`, `step_size` at a time; the last may be smaller."""
+    """Optimiser steps in an epoch of `samples` samples, the last possibly smaller."""
     return -(-samples // step_size)
 
 
 def step_plan(lengths: NDArray[np.int64], settings: BatchSettings, *, epoch: int) -> StepPlan:
-    """The steps of an epoch, the same in every process. `lengths` [n]: tokens of each sample.
+    """The steps of an epoch, the same on every rank. `lengths` [n]: tokens of each sample.
 
-    Raises InputError as `epoch_order` does.
+    Raises InputError as `epoch_order`.
     """
     order = epoch_order(np.asarray(lengths), seed=settings.seed, epoch=epoch, bucket=settings.bucket)
     return StepPlan(order, settings.step_size)
 
 
 def micro_batches_of(samples: int, settings: BatchSettings) -> int:
-    """Micro-batches of each process in a step of `samples`: the same number in every process."""
+    """Micro-batches in a step of `samples` samples. The same number on every rank."""
     return -(-samples // settings.round_size)
 
 
 def share(positions: NDArray[np.int64], micro_batch: int, settings: BatchSettings) -> NDArray[np.int64]:
-    """This process's part of micro-batch number `micro_batch` of a step's `positions`: split evenly, may be empty."""
+    """This rank's positions in micro-batch number `micro_batch` of a step. An even split, which may be empty."""
     of_all = positions[micro_batch * settings.round_size : (micro_batch + 1) * settings.round_size]
     return np.array_split(of_all, settings.num_processes)[settings.process_index]

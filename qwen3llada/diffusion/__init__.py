@@ -1,1 +1,1 @@
-"""Corruption and loss as pure tensor functions."""
+"""Corruption and losses as pure functions on tensors."""

@@ -1,4 +1,4 @@
-"""Corruption of token sequences: which positions are masked or replaced, and with which probability."""
+"""Corruption of token sequences: choose positions by their mask probability, and mask or replace them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Noised(NamedTuple):
-    """A corrupted batch. p is the same in all of a sequence ([B]), or each position has its own ([B, L])."""
+    """A corrupted batch. p is the same for all of a sequence ([B]), or per position ([B, L])."""
 
     tokens: Tensor  # [B, L] int64
-    masked: Tensor  # [B, L] bool, what was corrupted
-    p_mask: Tensor  # [B] or [B, L] float32, the probability with which a position was masked
+    masked: Tensor  # [B, L] bool, corrupted positions
+    p_mask: Tensor  # [B] or [B, L] float32, probability of masking a position
 
     @property
     def p_by_position(self) -> Tensor:
@@ -31,7 +31,7 @@ class Noised(NamedTuple):
 
 
 class _SampleDraws(NamedTuple):
-    """The four uniforms of each sample, each [B]: whether and where to cut it, whether and where to mask a span."""
+    """Four uniforms per sample, each [B]: whether to cut and to which length, whether to mask a span and from where."""
 
     cut: NDArray[np.float64]
     length: NDArray[np.float64]
@@ -78,15 +78,15 @@ def add_noise(
     real_tokens: Tensor | Sequence[int] | None = None,
     at_least_one: bool = False,
 ) -> Noised:
-    """Corrupt `tokens` [B, L]; what happens to a sample depends on (seed, epoch, its index) alone.
+    """Corrupt `tokens` [B, L]. The result for a sample depends only on (seed, epoch, its index).
 
     `indices` [B]: position of each sample in the epoch's order. `levels`: noise levels t of the sequences [B] or of
-    their positions [B, L]; None = `noise_levels`. p_mask has their shape. `valid` [B, L] bool: real tokens, None = all.
-    `prompt_lengths` [B]: tokens at the start that stay as they are. `real_tokens` [R]: the ids that noise types draw
-    from. `at_least_one`: where the draw masks nothing, one maskable position of the sequence is masked all the
-    same. Only for losses without the weight 1/p: a forced position would keep the weight, but not the probability p.
-    Where positions have levels and a sequence is to be masked in one span, each stretch of one level has a span.
-    Raises ValueError on shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
+    their positions [B, L]; None = `noise_levels`. p_mask has the same shape. `valid` [B, L] bool: real tokens, None =
+    all. `prompt_lengths` [B]: leading tokens that are never corrupted. `real_tokens` [R]: ids that noise types draw.
+    `at_least_one`: if the draw masks nothing, mask one maskable position of the sequence. Only for losses without the
+    weight 1/p, because p is not the probability of a forced mask. If positions have levels and a sequence is to be
+    masked in spans, each run of positions with equal level gets one span.
+    Raises ValueError for shapes that do not fit, negative indices, and `real_tokens` missing or holding the mask token.
     """
     import torch
 
@@ -129,9 +129,9 @@ def complement(
     prompt_lengths: Tensor | None = None,
     real_tokens: Tensor | Sequence[int] | None = None,
 ) -> Noised:
-    """The other view of a batch: exactly the maskable positions that `noised` left are corrupted, at p2 = 1 - p.
+    """The second view of a batch: corrupt exactly the maskable positions that `noised` left alone, p2 = 1 - p.
 
-    Fast-dLLM v2 (arXiv 2509.26328), LLaDA2. Arguments as in `add_noise`, which made `noised`.
+    Fast-dLLM v2 (arXiv 2509.26328), LLaDA2. Pass the arguments of the `add_noise` call that made `noised`.
     """
     import torch
 
@@ -139,12 +139,12 @@ def complement(
     order = index_array(indices)
     drawn = _KeyedDraws(tokens.shape, order, seed, epoch, params, real_tokens, mask_token_id)
     noisy = NOISE_TYPES[params.noise_type].corrupt(tokens, masked, mask_token_id, drawn)
-    # Where p is 1 nothing is left, and the weight 1/p2 must only be finite.
+    # If p is 1, no position is left; the clamp only keeps the weight 1/p2 finite.
     return Noised(noisy, masked, (1 - noised.p_mask).clamp(min=torch.finfo(torch.float32).tiny))
 
 
 class _KeyedDraws:
-    """What noise types may draw (see `noise_types.Draws`), made only when asked for."""
+    """Draws for noise types (see `noise_types.Draws`), computed on demand."""
 
     def __init__(
         self,
@@ -176,12 +176,12 @@ class _KeyedDraws:
 def _independent_mask(
     maskable: NDArray[np.bool_], p: NDArray[np.float64], uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: each maskable position with probability p [B, 1] or [B, L].
+    """Bool [B, L]: each maskable position is masked with probability p [B, 1] or [B, L].
 
-    `at_least_one`: an empty mask gets the position with the smallest uniform, which is equally likely to be any.
+    `at_least_one`: an empty mask gets the position with the smallest uniform, which is a uniformly random position.
     """
     candidates = np.where(maskable, uniforms, 1.0)
-    masked = candidates < p  # a uniform is below 1, so p = 1 masks all; 1.0 is below no p
+    masked = candidates < p  # uniforms are below 1, so p = 1 masks all; 1.0 itself is below no p
     if at_least_one and masked.shape[1]:
         empty = np.flatnonzero(~masked.any(axis=1))
         masked[empty, candidates[empty].argmin(axis=1)] = True
@@ -191,9 +191,9 @@ def _independent_mask(
 def _span_mask(
     maskable: NDArray[np.bool_], p: NDArray[np.float64], start_uniforms: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: of each row's n maskable positions a run of round(p n), p [B], its start uniform among all.
+    """Bool [B, L]: one run of round(p n) of each row's n maskable positions, p [B], uniform over all starts.
 
-    `at_least_one`: where that is 0, the run is one position.
+    `at_least_one`: the run has at least one position.
     """
     count = maskable.sum(axis=1)
     span = np.rint(p * count).astype(np.int64)
@@ -207,10 +207,10 @@ def _span_mask(
 def _spans_of_levels(
     maskable: NDArray[np.bool_], p: NDArray[np.float64], starts: NDArray[np.float64], at_least_one: bool
 ) -> NDArray[np.bool_]:
-    """Bool [B, L]: a run of round(p n) in each stretch of n maskable positions that share one p [B, L].
+    """Bool [B, L]: one run of round(p n) in each stretch of n maskable positions with the same p [B, L].
 
-    `starts` [B, L]: uniforms, of which a stretch takes that of its first position. `at_least_one`: where a row would
-    have no masked position, its first stretch has a run of one.
+    `starts` [B, L]: uniforms; a stretch uses the one at its first position. `at_least_one`: a row without a masked
+    position gets its first maskable position masked.
     """
     masked = np.zeros_like(maskable)
     for row in range(len(p)):
@@ -227,7 +227,7 @@ def _spans_of_levels(
 
 
 def _replacement_ids(real_tokens: Tensor | Sequence[int] | None, mask_token_id: int, noise_type: str) -> Tensor:
-    """The ids [R] that a noise type draws from, checked."""
+    """The ids [R] that a noise type draws from, validated."""
     import torch
 
     ids = torch.as_tensor([] if real_tokens is None else real_tokens, dtype=torch.long, device="cpu")

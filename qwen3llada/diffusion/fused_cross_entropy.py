@@ -1,8 +1,8 @@
-"""The vocabulary projection and its weighted cross-entropy in one pass, a chunk of tokens at a time.
+"""Vocabulary projection and weighted cross-entropy in one pass, over chunks of tokens.
 
-Logits of a chunk are computed, turned in place into the gradient of the loss with respect to them, and multiplied into
-the gradients of the hidden states and of the projection before the next chunk overwrites them. So neither the logits of
-all tokens nor a second copy of a chunk ever exists, and the backward pass only scales what the forward pass computed.
+The logits of a chunk are overwritten by the gradient of the loss with respect to them. That gradient is multiplied into
+the gradients of hidden states and projection before the next chunk reuses the buffer. So only one chunk of logits ever
+exists, and the backward pass only scales what the forward pass computed.
 """
 
 import functools
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Bytes of one chunk of logits: 2,048 rows of Qwen3's vocabulary in bfloat16. On an accelerator more rows amortise one
-# read and write of the float32 weight gradient better (twice as many take 5 % less time), but memory grows with them. A
-# CPU is content with 200 rows.
+# Bytes of one chunk of logits: 2,048 rows of Qwen3's vocabulary in bfloat16. On an accelerator larger chunks amortise
+# the read and write of the float32 weight gradient better (twice the rows save 5 % of the time), but take more memory.
+# On a CPU 200 rows are enough.
 ACCELERATOR_CHUNK_BYTES = 600 * 2**20
 CPU_CHUNK_BYTES = 128 * 2**20
-# float16 has 5 bits of exponent: the softmax of a large vocabulary would underflow. Gradients of logits are held times
-# this, relative to the largest token weight, which keeps them below the largest float16 (65,504).
+# float16 has 5 bits of exponent, so the softmax over a large vocabulary would underflow. Logit gradients are stored
+# multiplied by this, relative to the largest token weight, which keeps them below the largest float16 (65,504).
 FLOAT16_SCALE = 2.0**15
 
 
@@ -33,20 +33,20 @@ def fused_cross_entropy(
     chunk_size: int | None = None,
     return_per_token: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Weighted cross-entropy of `hidden @ weight.T` against `targets`, without the logits ever being whole.
+    """Weighted cross-entropy of `hidden @ weight.T` against `targets`, without storing all logits.
 
     Computes sum_i w_i·((1-s)·CE_i + s·mean_v(-log q_iv)), q_i the softmax of row i in float32, s the label smoothing of
-    Szegedy et al. (arXiv 1512.00567, section 7). Under autocast both operands are rounded to its dtype; all sums
-    (softmax, losses, both gradients) are float32, or float64 for float64 operands, and each gradient is rounded once,
-    to the dtype of its tensor. A CPU widens half-precision operands to float32, which is exact and far faster there.
+    Szegedy et al. (arXiv 1512.00567, section 7). Under autocast both operands are rounded to its dtype. All sums
+    (softmax, losses, both gradients) are float32, or float64 for float64 operands. Each gradient is rounded once, to
+    its tensor's dtype. On a CPU half-precision operands are converted to float32, which is exact and much faster.
 
     Args:
         hidden: [N, D] final hidden states of the tokens in the loss. N may be 0: the loss and all gradients are then 0.
-        weight: [V, D] of the vocabulary projection; no gradient is computed for it if it is frozen.
-        targets: [N] int64, the right tokens, in 0..V-1.
+        weight: [V, D] of the vocabulary projection. If it is frozen, no gradient is computed for it.
+        targets: [N] int64, true tokens, in 0..V-1.
         token_weights: [N] float32, w. Not differentiated.
         smoothing: s, in [0, 1).
-        chunk_size: rows projected at a time; None takes as many as fill `ACCELERATOR_CHUNK_BYTES` or `CPU_CHUNK_BYTES`.
+        chunk_size: rows projected at a time; None fills `ACCELERATOR_CHUNK_BYTES` or `CPU_CHUNK_BYTES`.
         return_per_token: also return CE_i [N], unweighted, unsmoothed and detached.
 
     Raises:
@@ -79,7 +79,7 @@ def _check(
 class _FusedCrossEntropy(torch.autograd.Function):
     """Computes gradients in the forward pass and scales them in the backward pass.
 
-    Scaling is out of place, so a graph may be retained. The copy does not raise the peak: the chunk of logits is gone.
+    Scaling is out of place, so that the graph can be retained. The copy does not raise the peak: the logits are freed.
     """
 
     @staticmethod
@@ -87,7 +87,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ctx.dtypes = (hidden.dtype, weight.dtype)
         device = hidden.device.type
         operand = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        with torch.autocast(device, enabled=False):  # the dtypes of all products are chosen here
+        with torch.autocast(device, enabled=False):  # all dtypes are chosen explicitly here
             products = _Products(hidden.to(operand), weight.to(operand), wanted)
             token_weights = token_weights.to(products.sums)
             scale, unscale = _logit_gradient_scale(token_weights, products.dtype)
@@ -108,14 +108,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """gradient·factor, computed in the gradient's dtype and rounded once."""
+    """gradient·factor, computed in the gradient's dtype and rounded once to `dtype`."""
     if gradient is None:
         return None
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _logit_gradient_scale(token_weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """What multiplies each row of logit gradients [N], and what undoes the scaling in it (None: there is none)."""
+    """Factors [N] for the rows of logit gradients, and the scalar that undoes their scaling (None: no scaling)."""
     if dtype != torch.float16 or not token_weights.numel():
         return token_weights, None
     unscale = token_weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) / FLOAT16_SCALE
@@ -136,7 +136,7 @@ class _Products:
         self.grad_weight = make(weight, dtype=self.sums) if wanted[1] else None
 
     def run(self, targets: Tensor, scale: Tensor, smoothing: float, chunk_size: int | None) -> Tensor:
-        """Fill the gradients; return [2, N]: the cross-entropies, plain and smoothed."""
+        """Fill the gradients. Returns [2, N]: cross-entropies, plain and smoothed."""
         count, vocab = self.hidden.shape[0], self.weight.shape[0]
         rows = _rows_per_chunk(count, vocab * self.dtype.itemsize, self.hidden.device.type, chunk_size)
         losses = torch.zeros(2, count, dtype=self.sums, device=self.hidden.device)
@@ -154,7 +154,7 @@ class _Products:
 
 
 def _rows_per_chunk(count: int, row_bytes: int, device: str, chunk_size: int | None) -> int:
-    """Rows of a chunk, at least 1: chunks as equal as possible, none above the limit."""
+    """Rows per chunk, at least 1. Chunks are as equal as possible and none exceeds the limit."""
     chunk_bytes = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     limit = chunk_size or max(1, chunk_bytes // row_bytes)
     return max(1, math.ceil(count / max(1, math.ceil(count / limit))))
@@ -169,7 +169,7 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> N
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:
-    """Overwrite logits [n, V] by scale·d(loss)/d(logits); return [2, n] as `_Products.run`."""
+    """Overwrite logits [n, V] by scale·d(loss)/d(logits). Returns losses [2, n] as `_Products.run`."""
     body = _softmax_gradient_ if logits.device.type == "cpu" else _compiled()
     losses, at_target = body(logits, targets, scale, smoothing).split(2)
     logits.scatter_(1, targets[:, None], at_target.t().to(logits.dtype))
@@ -178,17 +178,17 @@ def _to_gradient(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: floa
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    """One kernel that reads a row twice and writes it once, where eager code would make float32 copies of the chunk."""
+    """A kernel that reads a row twice and writes it once. Eager code would make float32 copies of the chunk."""
     return torch.compile(_softmax_gradient_)
 
 
 def _softmax_gradient_(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:
     """Overwrite logits [n, V] by scale·(q - smoothing/V), q their softmax.
 
-    Returns [3, n]: the cross-entropies, the smoothed ones, and what belongs at the targets instead: there q - 1 must be
-    rounded once, not q before the subtraction.
+    Returns [3, n]: cross-entropies, smoothed cross-entropies, and the gradients at the targets, for the caller to
+    store. At the targets q - 1 must be rounded once, not q before the subtraction.
     """
-    shifted = logits.to(scale.dtype)  # float32 and wider: the same tensor, so all below is in place
+    shifted = logits.to(scale.dtype)  # no copy if logits are float32 or wider: then everything below is in place
     shifted.sub_(shifted.amax(1, keepdim=True))
     at_target = shifted.gather(1, targets[:, None]).squeeze(1)
     mean = shifted.mean(1) if smoothing else at_target

@@ -1,8 +1,8 @@
 """Random numbers looked up by key instead of drawn from a stream.
 
 Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) turns a key and a counter into random
-words. The key is (seed, epoch) and the counter holds the index of the sample, so what a sample gets depends on nothing
-else: not on the batch it is in, the process or worker that makes it, or what was drawn before.
+words. The key is (seed, epoch); the counter holds the sample's index. A sample's draws therefore depend on nothing
+else: not on its batch, its rank or worker, or earlier draws.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORD_BITS = 64
-BLOCK_WORDS = 4  # words that Philox4x64 makes of one counter value
-DOUBLE_BITS = 53  # bits of a float64 in [0, 1): the upper ones of a word
-# 2^64 / golden ratio, rounded down: adding it again and again modulo 2^64 spreads points evenly over the circle.
+BLOCK_WORDS = 4  # words that Philox4x64 generates per counter value
+DOUBLE_BITS = 53  # bits of a float64 in [0, 1), taken from the top of a word
+# floor(2^64 / golden ratio): its multiples modulo 2^64 are spread evenly.
 GOLDEN_STEP = (math.isqrt(5 << (2 * WORD_BITS)) - (1 << WORD_BITS)) // 2
 
 
 class Purpose(IntEnum):
-    """What a draw is for. Each purpose has its own part of the counter space, so no two draws share words."""
+    """Purpose of a draw. Each has its own part of the counter space, so no two draws share words."""
 
     EPOCH_ORDER = 0
     LEVEL_START = 1
@@ -34,9 +34,9 @@ class Purpose(IntEnum):
 
 
 def philox_words(seed: int, epoch: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:
-    """`count` random words of the sequence that `counter` = (first block, purpose, index) names.
+    """`count` random words from the sequence named by `counter` = (first block, purpose, index).
 
-    Raises ValueError if a part of the key is negative or does not fit into 64 bits.
+    Raises ValueError if a part of the key is negative or exceeds 64 bits.
     """
     for name, value in {"seed": seed, "epoch": epoch, "index": counter[2]}.items():
         if not 0 <= value < 1 << WORD_BITS:
@@ -53,18 +53,18 @@ def unit_interval(words: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 def sample_uniforms(indices: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Four uniforms in [0, 1) for each sample, [B] -> [B, 4]: block number `index` of the sequence SAMPLE."""
+    """Four uniforms in [0, 1) per sample, [B] -> [B, 4]: block number `index` of the sequence SAMPLE."""
     runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1) if len(indices) else []
     words = [
         philox_words(seed, epoch, (int(run[0]), Purpose.SAMPLE, 0), len(run) * BLOCK_WORDS) for run in runs
-    ]  # neighbouring samples have neighbouring blocks: one call for each run of them
+    ]  # consecutive samples have consecutive blocks: one call per run
     return unit_interval(np.concatenate([np.empty(0, np.uint64), *words])).reshape(-1, BLOCK_WORDS)
 
 
 def position_uniforms(
     indices: NDArray[np.int64], length: int, purpose: Purpose, *, seed: int, epoch: int
 ) -> NDArray[np.float64]:
-    """A uniform in [0, 1) for each position of each sample, [B] -> [B, length]; a longer row only adds to a shorter."""
+    """A uniform in [0, 1) per position of each sample, [B] -> [B, length]. Longer rows start like shorter ones."""
     words = np.empty((len(indices), length), dtype=np.uint64)
     for row, index in zip(words, indices.tolist(), strict=True):
         row[:] = philox_words(seed, epoch, (0, purpose, index), length)
@@ -72,21 +72,21 @@ def position_uniforms(
 
 
 def golden_ratio_levels(indices: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Noise levels in [0, 1), [B] -> [B]: equal steps of 1/golden ratio along the epoch's order from a keyed start.
+    """Noise levels in [0, 1), [B] -> [B]: steps of 1/golden ratio along the epoch's order, from a keyed start.
 
-    Any run of n consecutive samples covers [0, 1) with gaps of order 1/n (the three-distance theorem), where
-    independent draws leave gaps of order log(n)/n. Whole numbers modulo 2^64 keep it exact at any index.
+    Any n consecutive samples cover [0, 1) with gaps of order 1/n (three-distance theorem); independent draws leave gaps
+    of order log(n)/n. Integer arithmetic modulo 2^64 is exact for any index.
     """
     start = philox_words(seed, epoch, (0, Purpose.LEVEL_START, 0), 1)
     return unit_interval(start + indices.astype(np.uint64) * np.uint64(GOLDEN_STEP))
 
 
 def spread_over_blocks(level: float, blocks: int, index: int, *, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Noise levels in [0, 1), [blocks], of the blocks of the sample at `index`, whose own level is `level`.
+    """Noise levels in [0, 1), [blocks], for the blocks of the sample at `index`, from the sample's own `level`.
 
-    One level in each of `blocks` equal parts of [0, 1), at the place in its part that `level` says, in a keyed random
-    order. A sample's levels are then as even as can be, those of samples together as even as `golden_ratio_levels`, and
-    that of each block is uniform.
+    Each of `blocks` equal parts of [0, 1) gets one level, at relative place `level` within the part, in a keyed random
+    order. So the levels within a sample are stratified, those of samples together are as even as `golden_ratio_levels`,
+    and each block's level is uniform.
     """
     order = np.argsort(philox_words(seed, epoch, (0, Purpose.BLOCK_ORDER, index), blocks), kind="stable")
     part = np.empty(blocks, np.int64)

@@ -1,4 +1,4 @@
-"""Noise levels of sequences and of their blocks, and the mask probabilities that follow from them."""
+"""Noise levels of sequences and blocks, and the mask probabilities computed from them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qwen3llada.diffusion.schedules import SCHEDULES
 if TYPE_CHECKING:
     from torch import Tensor
 
-LANES = 16  # a whole vector of the widest processors, so that no value is computed by the code for what is left over
+LANES = 16  # fills the widest vector registers, so that no value is computed by the scalar remainder loop
 
 
 def by_position(values: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    """`values` of each sequence ([B]) or of each position ([B, L]) of a batch of `shape` (B, L), as [B, 1] or [B, L].
+    """`values` of the sequences ([B]) or of the positions ([B, L]) of a batch of `shape` (B, L), as [B, 1] or [B, L].
 
-    Raises ValueError that calls them `name` if they are neither.
+    Raises ValueError naming `name` for other shapes.
     """
     if tuple(values.shape) == tuple(shape):
         return values
@@ -33,10 +33,10 @@ def by_position(values: Tensor, shape: Sequence[int], name: str) -> Tensor:
 def noise_levels(
     indices: Tensor, *, seed: int, epoch: int, t_range: tuple[float, float] = (0.0, 1.0), blocks: Tensor | None = None
 ) -> Tensor:
-    """Noise levels t, float64 [B], of the samples at `indices` [B] in the epoch's order; stratified over [low, high).
+    """Noise levels t, float64 [B], of the samples at `indices` [B] in the epoch's order, stratified over [low, high).
 
-    `blocks` [B, L]: the number of each position's block, below 0 where nothing is masked. Then each block has a level
-    of its own and the result is [B, L], 1 at those other positions.
+    `blocks` [B, L]: block number of each position, negative where nothing can be masked. With it each block gets its
+    own level and the result is [B, L], with 1 at the negative positions.
     """
     import torch
 
@@ -60,14 +60,14 @@ def noise_levels(
 def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
     """Mask probabilities p, float32, at noise levels `t` of any shape: the values that `add_noise` compares with.
 
-    p of a level is the same whatever else is in `t`. Vectorised and scalar code differ in the last bit, so each level
-    is computed in a vector of its own, and not so many at a time that torch would cut vectors up between threads.
+    p of a level does not depend on the other values in `t`. Vector and scalar code differ in the last bit, so each
+    level is computed in a vector of its own, in parts small enough that torch does not split them between threads.
     """
     import torch
 
     schedule = SCHEDULES[params.schedule]
     options = {"power": params.power} if params.schedule == "power" else {}
-    levels, inverse = t.double().unique(return_inverse=True)  # far fewer than positions, where a block shares one
+    levels, inverse = t.double().unique(return_inverse=True)  # far fewer than positions: a block shares one
     parts = [
         schedule(part[:, None].expand(-1, LANES).contiguous(), **options)[:, 0]
         for part in levels.split(1024)

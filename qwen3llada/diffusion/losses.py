@@ -1,7 +1,7 @@
-"""Training losses: a weight for the cross-entropy at each corrupted position, and the denominator of the step.
+"""Training losses: a weight for the cross-entropy at each corrupted position, and the step's denominator.
 
-The loss of an optimiser step is the sum of weight_i CE_i over all its micro-batches and processes, divided by the sum
-of their denominators: one number for the whole step, so that cutting it up differently changes nothing.
+The loss of an optimiser step is the sum of weight_i CE_i over all its micro-batches and ranks, divided by the sum of
+their denominators. With one denominator for the whole step, the split into micro-batches and ranks does not matter.
 To add a loss, write a function for its weights and enter it in `LOSSES`.
 """
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLoss:
-    """A loss over corrupted positions; calling it gives the plain form, from the logits of all positions.
+    """A loss over corrupted positions. Calling it computes the plain form, from the logits of all positions.
 
-    `weigh(noised, target [B, L] bool, sft, mask_token_id, reweight_cap)` gives the weights [B, L].
-    `weighs_by_inverse_p`: whether these hold the factor 1/p; if so, training never forces a mask on a sequence whose
-    draw masks nothing, and otherwise always. `by_sample`: the denominator is the number of samples in pretraining too,
-    not that of tokens. `smoothed`: CE_i is label-smoothed.
+    `weigh(noised, target [B, L] bool, sft, mask_token_id, reweight_cap)` returns the weights [B, L].
+    `weighs_by_inverse_p`: whether the weights contain 1/p. If not, training forces a mask on sequences whose draw
+    masks nothing. `by_sample`: divide by the number of samples, not of tokens, also in pretraining. `smoothed`: CE_i
+    is label-smoothed.
     """
 
     weigh: Callable[..., Tensor]
@@ -42,7 +42,7 @@ class MaskedLoss:
         prompt_lengths: Tensor | None = None,
         reweight_cap: float | None = None,
     ) -> Tensor:
-        """Weight of the cross-entropy at each position, float32 [B, L]; 0 where it is not in the loss.
+        """Weight of the cross-entropy at each position, float32 [B, L]; 0 for positions outside the loss.
 
         `tokens` [B, L]: the clean tokens. `valid` [B, L] bool: real tokens, None = all. `prompt_lengths` [B]: given in
         SFT, None in pretraining. `reweight_cap`: upper bound of 1/p.
@@ -54,13 +54,13 @@ class MaskedLoss:
         return self.weigh(noised, target, sft=sft, mask_token_id=mask_token_id, reweight_cap=reweight_cap)
 
     def step_denominator(self, *, tokens: int, samples: int, sft: bool) -> float:
-        """What a step of that many real `tokens` (without padding) and `samples` is divided by."""
+        """Divisor of a step with `tokens` real tokens (without padding) and `samples` samples."""
         return float(samples if sft or self.by_sample else tokens)
 
     def denominator(
         self, tokens: Tensor, *, valid: Tensor | None = None, prompt_lengths: Tensor | None = None
     ) -> float:
-        """What this batch adds to the step's denominator; rows that are all padding are no samples."""
+        """This batch's share of the step's denominator. Rows of padding only do not count as samples."""
         batch, length = tokens.shape
         real_tokens = batch * length if valid is None else int(valid.sum())
         samples = batch if valid is None else int(valid.any(dim=1).sum())
@@ -78,9 +78,9 @@ class MaskedLoss:
         smoothing: float = 0.1,
         reweight_cap: float | None = None,
     ) -> Tensor:
-        """The loss of a batch that is a whole step, a scalar in float32 (in float64 for float64 logits).
+        """The loss of a batch that is a whole step: a scalar, float32 (float64 for float64 logits).
 
-        `logits` [B, L, V]; the other arguments as in `token_weights`; `smoothing` in [0, 1) is for smoothed losses.
+        `logits` [B, L, V]; other arguments as in `token_weights`. `smoothing` in [0, 1) applies to smoothed losses.
         """
         weights = self.token_weights(
             tokens,
@@ -90,14 +90,14 @@ class MaskedLoss:
             prompt_lengths=prompt_lengths,
             reweight_cap=reweight_cap,
         )
-        chosen = weights != 0  # what is not in the loss has no gradient either, not even where its logits are infinite
+        chosen = weights != 0  # positions outside the loss get no gradient, even if their logits are infinite
         cross_entropy = smoothed_cross_entropy(logits[chosen], tokens[chosen], smoothing if self.smoothed else 0.0)
         denominator = self.denominator(tokens, valid=valid, prompt_lengths=prompt_lengths)
         return (weights[chosen] * cross_entropy).sum() / max(denominator, 1.0)
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """(1-s) CE_i + s mean_v(-log q_v), [N], of `logits` [N, V] and `targets` [N]; at least in float32."""
+    """(1-s) CE_i + s mean_v(-log q_v), [N], of `logits` [N, V] and `targets` [N]. In float32 or wider."""
     import torch
 
     log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
@@ -108,10 +108,10 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
 def inverse_probability(
     noised: Noised, target: Tensor, *, sft: bool, mask_token_id: int, reweight_cap: float | None
 ) -> Tensor:
-    """min(1/p, cap) where masked, in SFT divided by the answer's length (LLaDA, arXiv 2502.09992, algorithms 1 and 2).
+    """min(1/p, cap) at masked positions, in SFT divided by the answer length (LLaDA, arXiv 2502.09992, alg. 1 and 2).
 
-    Each position is masked with probability p, its own or that of its sequence, so where no cap binds its mean weight
-    is 1, whatever p is.
+    A position is masked with probability p, its own or its sequence's. So unless the cap applies, the mean weight is 1
+    for every p.
     """
     weight = noised.p_by_position.float().reciprocal()  # [B, 1] or [B, L]
     if reweight_cap is not None:
@@ -126,8 +126,8 @@ def mean_over_corrupted(
 ) -> Tensor:
     """1 / max(1, corrupted positions of the sample): a mean per sequence, without 1/p (dLLM-RL's LLaDA objective).
 
-    A position is corrupted where the noisy token is the mask token. Rows that noise replaced by other tokens are told
-    by a masked position that holds another id; there the boolean mask decides.
+    A position counts as corrupted if its noisy token is the mask token. In a row where noise replaced tokens by others
+    (a masked position holds another id), the boolean mask decides instead.
     """
     is_mask_token = noised.tokens == mask_token_id
     replaced = (noised.masked & ~is_mask_token).any(dim=1, keepdim=True)

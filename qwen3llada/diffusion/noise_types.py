@@ -1,4 +1,4 @@
-"""What corrupted tokens become. To add a kind of noise, write a function and enter it in `NOISE_TYPES`."""
+"""What corrupted tokens become. To add a noise type, write a function and enter it in `NOISE_TYPES`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
 
 class Draws(Protocol):
-    """What a noise type may draw; keyed like all else."""
+    """Keyed random draws available to a noise type."""
 
-    replace_share: float  # of corrupted positions that `hybrid` replaces
+    replace_share: float  # share of corrupted positions that `hybrid` replaces
 
     def tokens(self) -> Tensor:
-        """A random id of real text for each position, [B, L] int64, uniform."""
+        """A uniformly random id of real text per position, [B, L] int64."""
 
     def uniforms(self) -> Tensor:
-        """A number in [0, 1) for each position, [B, L] float64."""
+        """A uniform number in [0, 1) per position, [B, L] float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseType:
     """One kind of noise.
 
-    `corrupt(tokens [B, L], masked [B, L] bool, mask_token_id, draws)` gives the noisy tokens [B, L].
-    `draws`: whether it draws random tokens. `shows_mask`: whether the model meets the mask token, which all sampling
-    starts from.
+    `corrupt(tokens [B, L], masked [B, L] bool, mask_token_id, draws)` returns the noisy tokens [B, L].
+    `draws`: whether it draws random tokens. `shows_mask`: whether the model sees the mask token in training; sampling
+    starts from mask tokens.
     """
 
     corrupt: Callable[[Tensor, Tensor, int, Draws], Tensor]
@@ -49,7 +49,7 @@ def random_replace(tokens: Tensor, masked: Tensor, mask_token_id: int, draws: Dr
 def hybrid(tokens: Tensor, masked: Tensor, mask_token_id: int, draws: Draws) -> Tensor:
     """A random token with probability `replace_share`, else the mask token (GIDD, arXiv 2503.04482; LLaDA2.1).
 
-    A model that saw wrong tokens can tell a sampler which of the committed ones to revise.
+    A model trained on wrong tokens can tell a sampler which committed tokens to revise.
     """
     replaced = masked & (draws.uniforms().to(tokens.device) < draws.replace_share)
     return draws.tokens().to(tokens).where(replaced, tokens.masked_fill(masked, mask_token_id))

@@ -1,4 +1,4 @@
-"""The knobs of the corruption."""
+"""Parameters of the corruption."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -10,7 +10,7 @@ from qwen3llada.section import Section, one_of
 
 
 class NoiseParams(Section):
-    """How a sequence is corrupted. The formulas: p(t) of the schedule, then p <- (1 - eps) p + eps, then the clamp."""
+    """How a sequence is corrupted: p(t) by the schedule, then p <- (1 - eps) p + eps, then the clamp."""
 
     schedule: Annotated[str, one_of(SCHEDULES)] = Field(
         default="uniform", description=f"Mask probability p(t) at noise level t: {', '.join(SCHEDULES)}"
@@ -106,11 +106,11 @@ class NoiseParams(Section):
             raise ValueError(f"stages: until={stage['until']}: {where}: {first['msg']}") from error
 
     def all(self) -> "list[NoiseParams]":
-        """The noise of each stage, or its own where there are none."""
+        """The noise of each stage; without stages, this noise alone."""
         return [self._of(stage) for stage in self.stages] or [self]
 
     def at(self, share: float) -> "NoiseParams":
-        """The noise after `share` of the run's optimiser steps, in [0, 1]: itself where there are no stages."""
+        """The noise after `share` (in [0, 1]) of the run's optimiser steps; without stages, this noise."""
         for stage in self.stages:
             if share < stage["until"]:
                 return self._of(stage)

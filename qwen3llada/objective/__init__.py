@@ -1,1 +1,1 @@
-"""The one path from a batch to a loss, for training and evaluation."""
+"""The path from a batch to a loss, shared by training and evaluation."""

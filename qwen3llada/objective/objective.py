@@ -1,4 +1,4 @@
-"""The training objective as one module: the body runs once, and only corrupted positions meet the vocabulary."""
+"""The training objective as one module: one pass through the body, logits only at corrupted positions."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
 class MaskedDiffusionObjective(nn.Module):
     """Sum of weighted cross-entropies of a masked diffusion model at corrupted positions.
 
-    Everything a step computes is in one call of `forward`, so that whatever wraps this module acts where it should:
-    DDP's gradient hooks, FSDP2's gathering of parameters, autocast. Wrap this module, not the model inside. Under FSDP2
-    the projection (and the embedding, where they are tied) belongs to the group of the outermost module, which is
-    gathered while `forward` runs; `model.model`, the body, may be compiled, checkpointed and split into groups at will.
+    All computation of a step happens in one call of `forward`, so that wrappers of this module work: DDP's gradient
+    hooks, FSDP2's all-gather, autocast. Wrap this module, not the model inside. Under FSDP2 the projection (and a tied
+    embedding) belongs to the outermost module's group, which is gathered while `forward` runs. The body, `model.model`,
+    may be compiled, checkpointed and split into FSDP groups.
 
     Args:
-        model: a Qwen3 language model: `model.model` is the body, its output embeddings a linear layer without bias.
-        chunk_size: tokens projected to the vocabulary at a time; None as `fused_cross_entropy` chooses.
+        model: a Qwen3 language model. `model.model` is the body; its output embeddings are a Linear without bias.
+        chunk_size: tokens projected to the vocabulary at a time; None: `fused_cross_entropy` chooses.
     """
 
     model: Any
@@ -43,17 +43,17 @@ class MaskedDiffusionObjective(nn.Module):
         smoothing: float = 0.0,
         return_per_token: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The sum over corrupted positions of weight times cross-entropy; the caller divides by the step's denominator.
+        """Weighted sum of cross-entropies over corrupted positions. The caller divides by the step's denominator.
 
         Args:
-            noisy: [B, S] corrupted tokens; S > L where more tokens follow that are seen but never predicted (the clean
-                copy of a text under block-causal attention).
+            noisy: [B, S] corrupted tokens. S > L if context-only tokens follow that are never predicted (the clean
+                copy under block-causal attention).
             targets: [B, L] the tokens before corruption.
-            token_weights: [B, L] float32 weight of each position's cross-entropy; 0 where a position is not corrupted.
-            positions: [N] indices of the corrupted positions in the flattened [B, L]. None finds them, which makes the
-                host wait for an accelerator: data loading should provide them. N = 0 gives 0 with zero gradients.
-            attention_mask: whatever the model's body accepts.
-            position_ids: [B, S], as the body accepts them.
+            token_weights: [B, L] float32 weight of each position's cross-entropy; 0 if the position is not corrupted.
+            positions: [N] indices of the corrupted positions in the flattened [B, L]. None computes them, which makes
+                the host wait for the device, so data loading should provide them. N = 0 gives 0 with zero gradients.
+            attention_mask: passed to the model's body.
+            position_ids: [B, S], passed to the model's body.
             smoothing: label smoothing, as in `fused_cross_entropy`.
             return_per_token: also return the cross-entropies [N] at `positions`, unweighted, unsmoothed and detached.
 
@@ -77,18 +77,18 @@ class MaskedDiffusionObjective(nn.Module):
         )
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        """[B, S, D], under autocast in its dtype: what the layers add up is then as wide as what they compute with.
+        """Embeddings [B, S, D], under autocast in its dtype, so that the residual stream has that dtype.
 
-        Autocast alone would leave it in float32, whose reading and writing takes more time than the layers' norms.
+        Autocast alone would leave the residual stream in float32, whose memory traffic takes longer than the norms.
         """
         embedded = self.model.get_input_embeddings()(tokens)
         device = tokens.device.type
         return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
 
     def _projection(self) -> Tensor:
-        """[V, D], the weight of the output embeddings: looked up in each step, since FSDP2 swaps it as it gathers."""
+        """Weight [V, D] of the output embeddings. Looked up in each step, because FSDP2 swaps it when it gathers."""
         weight = self.model.get_output_embeddings().weight
-        if hasattr(weight, "placements"):  # a DTensor; importing its class costs more than a step
+        if hasattr(weight, "placements"):  # a DTensor; importing its class would take longer than a step
             raise ValueError(
                 f"output embeddings placed as {weight.placements} must be whole while the objective runs: "
                 "wrap the objective itself in FSDP2, and its output embeddings in no group of their own"

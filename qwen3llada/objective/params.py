@@ -1,4 +1,4 @@
-"""The knobs of the objective: which attention kernel computes it, and where attention ends."""
+"""Parameters of the objective: the attention kernel, and attention within documents."""
 
 from typing import Literal, Protocol
 
@@ -9,7 +9,7 @@ from qwen3llada.modeling.params import AttentionParams
 
 
 class KernelParams(AttentionParams):
-    """Who sees whom while training, and by which kernel. The former is stored with the checkpoint."""
+    """Attention policy and kernel in training. The policy is stored with the checkpoint."""
 
     implementation: Literal["auto", "eager", "sdpa", "flex_attention"] = Field(
         "auto",
@@ -18,7 +18,7 @@ class KernelParams(AttentionParams):
 
 
 class PretrainKernelParams(KernelParams):
-    """The same, and where documents lie one after the other in a sequence."""
+    """The same, and whether attention stays within the documents of a packed sequence."""
 
     within_documents: bool = Field(
         False,
@@ -32,7 +32,7 @@ class PretrainKernelParams(KernelParams):
 
 
 class LossKnobs(BatchKnobs, Protocol):
-    """The knobs of a training section that decide what a loss is; evaluation takes them over."""
+    """Knobs of a training section that define the loss. Evaluation uses the same."""
 
     @property
     def loss_smoothing(self) -> float: ...

@@ -31,7 +31,7 @@ from qwen3llada.report.data import (
 from qwen3llada.report.replay import record_answers
 from qwen3llada.report.run_facts import compare_with_previous, data_sources, hardware, revision
 from qwen3llada.sampling.params import SampleParams
-from qwen3llada.sampling.trace.page import environment
+from qwen3llada.sampling.trace.page import page_templates
 
 TEMPLATES = Path(__file__).parent
 PAGE, SHORT, BESIDE = "report.html", "summary.md", "report_run.js"
@@ -141,7 +141,7 @@ def _script(identity: str, html: str) -> str:
 
 
 def _render(template: str, context: Mapping[str, Any]) -> str:
-    pages = environment(TEMPLATES)
+    pages = page_templates(TEMPLATES)
     pages.filters["number"] = number
     return pages.get_template(template).render(context)
 

@@ -55,7 +55,7 @@ def _processor() -> str:
 
 
 def data_sources(path: Path) -> list[dict[str, Any]]:
-    """What `download` took: name, source, revision, number and bytes of files, and a fingerprint of their content."""
+    """What `download` took: name, source, revision, number and bytes of files, and a digest of their content."""
     rows = []
     with content_blamed(path):
         for name, entry in read_object(path).items():
@@ -67,7 +67,7 @@ def data_sources(path: Path) -> list[dict[str, Any]]:
                     "revision": entry.get("revision"),
                     "files": len(digests),
                     "bytes": sum(facts["bytes"] for facts in entry["files"].values()),
-                    "fingerprint": text_digest(json.dumps(digests))[:16],
+                    "digest": text_digest(json.dumps(digests))[:16],
                 }
             )
     return rows

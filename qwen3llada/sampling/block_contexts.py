@@ -1,4 +1,4 @@
-"""What a block sees while it is decoded, by attention policy, and which part of it is computed only once.
+"""What a block sees while it is decoded, per attention policy, and which keys and values are computed only once.
 
 A context is opened for some units (a unit is one block of one row), asked for their hidden states once a step, and
 closed with their final tokens. Shapes: B rows, L columns, U units, W columns of a block, D hidden size.
@@ -14,23 +14,23 @@ from qwen3llada.modeling.attention import POLICIES, PROMPT, is_causal, keeps_pro
 from qwen3llada.sampling.canvas import Canvas
 from qwen3llada.sampling.prefix_cache import PrefixCache
 
-Mask: TypeAlias = Tensor | dict[str, Tensor | None] | None  # a dict has one for each type of layer
-Policy: TypeAlias = str | tuple[str, ...]  # or a plan, one for each layer
+Mask: TypeAlias = Tensor | dict[str, Tensor | None] | None  # a dict holds one mask per layer type
+Policy: TypeAlias = str | tuple[str, ...]  # a tuple names one policy per layer
 
 
 class Context(Protocol):
-    """How the sampler reaches the model."""
+    """The sampler's access to the model."""
 
-    passes: int  # forward passes made so far
+    passes: int  # forward passes so far
 
     def open(self, rows: Tensor, blocks: Tensor, width: int) -> None:
-        """Start decoding the units (rows [U], blocks [U]), `width` columns of each. Rows may leave, none returns."""
+        """Start decoding units (rows [U], blocks [U]) of `width` columns. A row may be left out, but not come back."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Final hidden states [U, W, D] of the opened units, which now hold `tokens` [U, W]."""
+        """Final hidden states [U, W, D] of the opened units with the tokens `tokens` [U, W]."""
 
     def close(self, tokens: Tensor) -> None:
-        """The opened units are finished and hold `tokens` [U, W]."""
+        """Finish the opened units, whose final tokens are `tokens` [U, W]."""
 
 
 def body(model: Any, tokens: Tensor, positions: Tensor, mask: Mask, cache: PrefixCache | None = None) -> Tensor:
@@ -47,24 +47,24 @@ def body(model: Any, tokens: Tensor, positions: Tensor, mask: Mask, cache: Prefi
 
 
 def key_mask(visible: Tensor) -> Tensor | None:
-    """The mask [U, 1, 1, K] of visible keys [U, K] bool; None if there is nothing to hide, which is faster."""
+    """The mask [U, 1, 1, K] of visible keys [U, K] bool; None, which is faster, if all are visible."""
     return None if visible.all() else visible[:, None, None, :]
 
 
 class Rule:
-    """Makes the masks of a policy from block numbers."""
+    """Builds a policy's masks from block numbers."""
 
     def __init__(self, config: Any, policy: Policy) -> None:
         self.config, self.policy, self.causal = config, policy, is_causal(policy)
 
     def blocks(self, canvas: Canvas, device: torch.device) -> Tensor:
-        """Block numbers [L] of the canvas's columns: from 0 at `start` on, before it below 0 or that of a prompt."""
+        """Block numbers [L] of the canvas's columns, 0 from `start` on; before it negative (causal) or `PROMPT`."""
         columns = torch.arange(canvas.tokens.shape[1], device=device) - canvas.start
         numbers = columns.div(canvas.block_length, rounding_mode="floor")
         return numbers if self.causal else numbers.where(columns >= 0, PROMPT)
 
     def mask(self, query: Tensor, key: Tensor, valid: Tensor) -> Mask:
-        """Who sees whom: block numbers of queries [Q] and keys [K], and real keys [U, K] bool."""
+        """The mask for queries in blocks `query` [Q] and keys in blocks `key` [K]. `valid` [U, K] hides padding."""
 
         def of(name: str) -> Tensor | None:
             seen = POLICIES[name].sees(query[:, None], key[None, :], self.config.window_blocks)
@@ -76,7 +76,7 @@ class Rule:
 
 
 class FullContext:
-    """Every pass runs the whole canvas: what policy `full` needs, and exact for any policy."""
+    """Runs the whole canvas in every pass. Needed by policy `full`, exact for any policy."""
 
     def __init__(self, model: Any, canvas: Canvas, rule: Rule) -> None:
         self.model, self.canvas, self.rule, self.passes = model, canvas, rule, 0
@@ -106,8 +106,8 @@ class FullContext:
 class DualCacheContext(FullContext):
     """Policy `full` with Fast-dLLM's dual cache (arXiv 2505.22618): APPROXIMATE.
 
-    The first step of a block runs the whole canvas and keeps the keys and values of everything outside the block; the
-    other steps run the block alone against them, as if what they depend on had not changed.
+    The first step of a block runs the whole canvas and keeps the keys and values of everything outside the block. The
+    other steps run only the block and treat those keys and values as unchanged.
     """
 
     def open(self, rows: Tensor, blocks: Tensor, width: int) -> None:
@@ -131,10 +131,10 @@ class DualCacheContext(FullContext):
 
 
 class PrefixContext:
-    """Keys and values that no later token can change are computed once. Exact.
+    """Computes keys and values that no later token can change only once. Exact.
 
-    Under `block` that is the prompt; under causal policies also every finished block. The pass that computes a finished
-    block's keys and values from its clean tokens is also the first step of the block after it.
+    Policy `block` keeps the prompt; causal policies also keep every finished block. The pass that computes keys and
+    values of a finished block from its clean tokens is also the first step of the next block.
     """
 
     def __init__(self, model: Any, canvas: Canvas, rule: Rule) -> None:
@@ -142,9 +142,9 @@ class PrefixContext:
         self.model, self.canvas, self.rule, self.passes = model, canvas, rule, 0
         self._prefix, self._visible = PrefixCache(), canvas.valid[:, : canvas.start]
         self._blocks = rule.blocks(canvas, device)
-        self._numbers = self._blocks[: canvas.start]  # block numbers of the prefix's columns
+        self._numbers = self._blocks[: canvas.start]  # block numbers of the prefix
         self._rows = torch.arange(len(canvas.tokens), device=device)
-        self._finished: Tensor | None = None  # tokens of the block closed last, not yet part of the prefix
+        self._finished: Tensor | None = None  # tokens of the block closed last, until they join the prefix
         nothing = torch.zeros(len(canvas.tokens), 0, dtype=torch.int64, device=device)
         self._opened = Block(positions=nothing, own=nothing.bool(), numbers=nothing[0])
         if canvas.start:
@@ -156,13 +156,13 @@ class PrefixContext:
 
     def open(self, rows: Tensor, blocks: Tensor, width: int) -> None:
         index = torch.searchsorted(self._rows, rows)  # both ascending
-        if len(rows) < len(self._rows):  # rows have ended: nothing asks for them again
+        if len(rows) < len(self._rows):  # some rows have ended and never come back
             self._prefix, self._visible, self._rows = self._prefix.take(index), self._visible[index], rows
             if self._finished is not None:
                 self._finished, self._opened = self._finished[index], self._opened.take(index)
             index = torch.arange(len(rows), device=rows.device)
         offsets = blocks[:, None] * self.canvas.block_length + torch.arange(width, device=rows.device)
-        columns = self.canvas.start + offsets  # of the first unit, of every unit where they are one block
+        columns = self.canvas.start + offsets  # of the first unit; the same for every unit if all are in one block
         self._before = self._opened
         self._opened = Block(
             positions=self.canvas.prompt_lengths[rows][:, None] + offsets,
@@ -173,7 +173,7 @@ class PrefixContext:
         self._cache = self._prefix.take(index) if len(rows) > len(self._rows) else self._prefix
 
     def _set_mask(self, visible: Tensor) -> None:
-        """The mask of the opened block on the prefix and on itself."""
+        """Set the mask of the opened block's queries on the prefix and on the block itself."""
         block = self._opened
         numbers = torch.cat([self._numbers, block.numbers])
         self._mask = self.rule.mask(block.numbers, numbers, torch.cat([visible, block.own], 1))
@@ -185,7 +185,7 @@ class PrefixContext:
         return body(self.model, tokens, self._opened.positions, self._mask, self._cache)
 
     def _join(self, done: "Block", finished: Tensor, tokens: Tensor) -> Tensor:
-        """The opened block's first step, and the keys and values of the block before it: one pass over both."""
+        """One pass over two blocks: keys and values of the finished one, and the first step of the opened one."""
         self._finished, block, width = None, self._opened, finished.shape[1]
         queries = torch.cat([done.numbers, block.numbers])
         keys = torch.cat([self._numbers, queries])
@@ -205,19 +205,19 @@ class PrefixContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Where a block of each of U rows stands."""
+    """Position of one block in each of U rows."""
 
     positions: Tensor  # [U, W] int64
     own: Tensor  # [U, W] bool, False at padding
     numbers: Tensor  # [W], block numbers
 
     def take(self, index: Tensor) -> "Block":
-        """Of the rows `index` alone."""
+        """The block for the rows `index` only."""
         return replace(self, positions=self.positions[index], own=self.own[index])
 
 
 def open_context(model: Any, canvas: Canvas, policy: Policy, cache: str) -> Context:
-    """The fastest exact context for an attention policy, or the approximate one that `cache` asks for."""
+    """The fastest exact context for a policy, or the approximate one if `cache` asks for it."""
     rule = Rule(model.config, policy)
     if keeps_prompt(policy):
         return PrefixContext(model, canvas, rule)

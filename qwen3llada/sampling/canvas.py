@@ -1,11 +1,11 @@
-"""The canvas: prompts and the masks to be filled, laid out so that the blocks of a batch start at the same columns.
+"""The canvas: prompts and masks, laid out so that each block starts at the same column in every row.
 
     row 0   · · p p p | m m m m   m m m m        · padding, never seen by anything
     row 1   p p p p p | m m m m   m m · ·        p prompt, m mask (or, in an infill, given text)
                       start      blocks of `block_length` columns
 
-Under causal policies blocks are counted from a row's first token. The prompt's whole blocks stand before `start`; its
-rest, a part of a block, stands after `start` and is completed by the first tokens of the answer:
+Causal policies count blocks from a row's first token. The prompt's whole blocks come before `start`. Its remaining
+tokens come after `start`; the first tokens of the answer complete their block:
 
     row 0   · · · · p p p p | p p m m   m m m m   m m · ·
     row 1   p p p p p p p p | m m m m   m m m m   · · · ·
@@ -19,21 +19,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-FILLER = 0  # token id in columns that hold nothing; hidden from attention, so any id would do
+FILLER = 0  # token id of empty columns; any id would do, because attention hides them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Where everything is. Nothing here changes while tokens are decoded, except `tokens` itself."""
+    """Layout of a batch. Decoding changes `tokens` and nothing else."""
 
     tokens: Tensor  # [B, L] int64
     valid: Tensor  # [B, L] bool, False in padding
-    given: Tensor  # [B, L] bool, tokens that came from the caller and never change
+    given: Tensor  # [B, L] bool, tokens from the caller, which never change
     prompt_lengths: Tensor  # [B] int64, tokens of the prompt before `start`
     rests: Tensor  # [B] int64, tokens of the prompt from `start` on
-    lengths: Tensor  # [B] int64, tokens from `start` on: rest of the prompt, masks and given ones
-    start: int  # column at which every row's first block to decode starts
-    width: int  # columns that some row uses; those after it only complete the last block
+    lengths: Tensor  # [B] int64, tokens from `start` on: rest of the prompt, masks and given tokens
+    start: int  # column of the first block to decode, in every row
+    width: int  # columns up to the longest answer's end; later ones only complete the last block
     block_length: int
 
     @property
@@ -42,7 +42,7 @@ class Canvas:
 
     @property
     def positions(self) -> Tensor:
-        """Position ids [B, L]: a row counts from its own first token, wherever it stands."""
+        """Position ids [B, L], counted from each row's first token."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (columns - (self.start - self.prompt_lengths)[:, None]).clamp(min=0)
 
@@ -51,11 +51,11 @@ class Canvas:
         return self.in_blocks(self.valid & ~self.given).sum(-1)
 
     def in_blocks(self, x: Tensor) -> Tensor:
-        """The answer's columns of `x` [B, L] as [B, J, block_length], a view."""
+        """A view of the answers' columns of `x` [B, L] as [B, J, block_length]."""
         return x[:, self.start :].unflatten(1, (self.blocks, self.block_length))
 
     def shown(self, x: Tensor) -> Tensor:
-        """`x` [B, L] as callers see it, [B, P + G]: prompts padded on the left to the longest, then the answers."""
+        """`x` [B, L] as callers see it, [B, P + G]: prompts left-padded to the longest, then the answers."""
         if not self.rests.any():
             return x[:, : self.width]
         longest = int((self.prompt_lengths + self.rests).max())
@@ -77,9 +77,9 @@ def lay_out(
     *,
     from_zero: bool = False,
 ) -> Canvas:
-    """A canvas on the CPU from each row's prompt and answer; the mask tokens in an answer are what is to be decoded.
+    """A canvas on the CPU from each row's prompt and answer. The mask tokens in an answer are decoded.
 
-    `from_zero`: blocks are counted from the prompt's first token, not from the answer's.
+    `from_zero`: count blocks from the prompt's first token instead of the answer's.
     """
     rests = [len(prompt) % block_length if from_zero else 0 for prompt in prompts]
     answers = [[*p[len(p) - rest :], *a] for p, a, rest in zip(prompts, answers, rests, strict=True)]

@@ -1,4 +1,4 @@
-"""The loop that turns masks into tokens.
+"""The loop that decodes masks into tokens.
 
 Shapes: B rows, L columns of the canvas, U units (a unit is one block of one row), W columns of a block.
 """
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one forward pass did. The tensors are live: clone what is to outlast the next step."""
+    """Result of one forward pass. Later steps overwrite the tensors: clone what must outlast the next step."""
 
     index: int  # forward passes of unmasking before this one
     canvas: Tensor  # [B, L] tokens so far
@@ -31,16 +31,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Answers, and what they took."""
+    """Answers, and how they were made."""
 
     tokens: list[Tensor]  # the answer of each row, up to and including its EOS
-    canvas: Tensor  # [B, P+G] prompts, padded on the left to the longest, and answers; EOS after an answer's end
-    forward_passes: int  # of the model, over the whole batch
-    backend: str  # graph where the steps ran as CUDA graphs, else eager
+    canvas: Tensor  # left-padded prompts and answers; EOS after an answer's end
+    forward_passes: int  # of the whole batch
+    backend: str  # "graph" if the steps ran as CUDA graphs, else "eager"
 
 
 class Sampler(Protocol):
-    """How the steps are run."""
+    """Runs the steps of a request."""
 
     backend: str
 
@@ -49,7 +49,7 @@ class Sampler(Protocol):
         """Forward passes made so far."""
 
     def open(self, units: Units) -> Units:
-        """Start on some units; what is returned in their place changes with the steps."""
+        """Start decoding `units`. The steps update the returned units."""
 
     def step(self, units: Units, number: int) -> None:
         """Run one step of the units last opened, in place."""
@@ -60,7 +60,7 @@ class Sampler(Protocol):
 
 @torch.no_grad()
 def decode(model: Any, request: Request, *, watched: bool = True) -> Generator[Step, None, Generation]:
-    """Decode a request, yielding after each forward pass, or nothing if not `watched`, which is faster."""
+    """Decode a request. Yields after each forward pass, or nothing if not `watched`, which is faster."""
     canvas, shown, fixed = request.canvas, request.layout.shown, request.params.unmask == "fixed"
     tokens, confidence = canvas.tokens.clone(), torch.zeros(canvas.tokens.shape, device=canvas.tokens.device)
     sampler = choose_sampler(model, request, tokens)
@@ -83,7 +83,7 @@ def decode(model: Any, request: Request, *, watched: bool = True) -> Generator[S
 
 
 def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
-    """CUDA graphs where they can be used, else eager; why not is logged, and an error where graphs were asked for."""
+    """CUDA graphs if possible, else eager with the reason logged. Raises InputError if graphs were demanded."""
     wanted = request.params.backend
     if wanted == "eager" or (wanted == "auto" and model.device.type != "cuda"):
         return EagerSampler(model, request)

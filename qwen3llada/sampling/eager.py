@@ -1,4 +1,4 @@
-"""The steps of a request, one operation after the other, on any device.
+"""The steps of a request by plain PyTorch operations, on any device.
 
 Shapes: B rows, L columns of the canvas, U units (a unit is one block of one row), W columns of a block.
 """
@@ -19,7 +19,7 @@ from qwen3llada.sampling.request import Request
 
 
 class EagerSampler:
-    """One operation after the other, on any device. Only positions that are still masked meet the vocabulary."""
+    """Runs the steps by plain PyTorch operations. Only masked positions are projected to the vocabulary."""
 
     backend = "eager"
 
@@ -64,7 +64,7 @@ class EagerSampler:
         apply_step(units, proposed, certainty, commit(scores, units.masked, counts, certainty, threshold))
 
     def _seen(self, units: Units) -> Tensor:
-        """The tokens that the model sees: under guidance also, below them, those with everything given masked."""
+        """The model's input. Under guidance the same tokens follow with all given ones masked."""
         if not self.guided:
             return units.tokens
         return torch.cat([units.tokens, units.tokens.masked_fill(units.given, self.request.mask_token_id)])
@@ -79,7 +79,7 @@ def apply_step(units: Units, proposed: Tensor, certainty: Tensor, taken: Tensor)
 
 
 def guidance_canvas(canvas: Canvas, mask_token_id: int) -> Canvas:
-    """The canvas twice over, [2B, L]: as it is, then with everything that was given masked."""
+    """The canvas twice, [2B, L]: unchanged, then with all given tokens masked."""
     doubled = {name: torch.cat([value, value]) for name, value in vars(canvas).items() if isinstance(value, Tensor)}
     hidden = canvas.tokens.masked_fill(canvas.given, mask_token_id)
     return replace(canvas, **(doubled | {"tokens": torch.cat([canvas.tokens, hidden])}))

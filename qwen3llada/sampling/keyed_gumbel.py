@@ -11,17 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd, 2^64 / golden ratio, as a signed number
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 / golden ratio (odd), as a signed number
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
-_FRACTION_BITS = 52  # one fewer than float64 holds, so that the half step added below is exact and 1.0 is never drawn
+_FRACTION_BITS = 52  # float64 holds 53: the half added below stays exact, and 1.0 is never drawn
 
 STREAMS = {"token": 0, "score": 1}
 Stream = Literal["token", "score"]
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: int64 shifts copy the sign bit, which is cleared here."""
+    """Logical right shift. torch's int64 shift copies the sign bit; the mask clears those copies."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -33,19 +33,19 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def fold(key: Tensor, value: Tensor | int) -> Tensor:
-    """A new key from a key and an integer (broadcast): different pairs give unrelated keys. int64."""
-    if isinstance(value, int):  # on the host: a CUDA graph cannot hold the copy of a number to the device
+    """A new key from a key and an integer (broadcast). Different pairs give unrelated keys. int64."""
+    if isinstance(value, int):  # computed on the host: a CUDA graph cannot contain a host-to-device copy
         return _mix(key ^ int(_mix(torch.tensor(value) + _GOLDEN)))
     return _mix(key ^ _mix(value.long() + _GOLDEN))
 
 
 def row_keys(seed: int, rows: Sequence[int]) -> Tensor:
-    """Keys [B] of the rows of a batch, from the seed and each row's own number. On the CPU."""
+    """Keys [B] on the CPU, from the seed and each row's number."""
     return fold(fold(torch.tensor(0), seed), torch.tensor(list(rows)))
 
 
 def step_keys(rows: Tensor, step: Tensor | int, positions: int, stream: Stream) -> Tensor:
-    """Keys [U, positions] of every position of a block at one step, from keys [U] of (row, block)."""
+    """Keys [U, positions] of a block's positions at one step, from the keys [U] of (row, block)."""
     keys = fold(fold(rows, step), STREAMS[stream])
     return fold(keys[:, None], torch.arange(positions, device=rows.device)[None])
 

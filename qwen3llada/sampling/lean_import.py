@@ -1,21 +1,21 @@
-"""The model's code without the packages that Transformers imports beside it and that sampling never calls."""
+"""Import of the model's code without packages that Transformers imports and sampling never calls."""
 
 import gc
 import sys
 
 
 def import_model_code() -> None:
-    """Import torch, Transformers and our model, and nothing for object detection or for compiling kernels.
+    """Import torch, Transformers and our model, without packages for object detection or for compiling kernels.
 
-    Transformers imports scipy, where it is installed, for losses of object detection: 400 modules, a tenth of the time
-    until a first answer. torch imports triton, which makes kernels for GPUs, on machines without a GPU too. Both ask
-    first whether the package is there. Python's own way to say no is None in `sys.modules`. Afterwards both packages
-    can be imported as always, but Transformers and torch remember the answer for the rest of the process. So only a
-    process that samples and ends calls this. Nothing is hidden from a process that has imported Transformers before.
+    Transformers imports scipy, if installed, for object detection losses: 400 modules and a tenth of the time to a
+    first answer. torch imports triton even on machines without a GPU. Both first ask whether the package is available,
+    and None in `sys.modules` is Python's documented way to say no. Afterwards both packages can be imported as usual,
+    but Transformers and torch remember the answer for the rest of the process, so only a process that samples and ends
+    may call this. A process that has already imported Transformers keeps all packages.
 
-    The garbage collector rests meanwhile: imports leave no garbage, and looking for it takes a tenth of their time.
-    Afterwards it leaves alone what they made (`gc.freeze`), which nothing lets go before the process ends. To take a
-    million objects apart at that moment would be a fifth of the time that the whole answer takes.
+    The garbage collector is off during the imports: they leave no garbage, and looking for it takes a tenth of their
+    time. `gc.freeze` then exempts the imported objects from collection. Collecting a million of them at exit would take
+    a fifth of the time of a whole answer.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -31,7 +31,7 @@ def import_model_code() -> None:
     finally:
         for name in hidden:
             del sys.modules[name]
-        if "triton" not in sys.modules:  # it counts what is left of it when the process ends, and complains
+        if "triton" not in sys.modules:  # triton counts its remaining objects at exit, and complains
             gc.freeze()
         if collects:
             gc.enable()

@@ -1,4 +1,4 @@
-"""The blocks that are decoded together, in the order in which they are.
+"""The blocks that are decoded together, in order.
 
 Shapes: B rows, L columns of the canvas, J blocks, U units (a unit is one block of one row), W columns of a block,
 S steps.
@@ -16,17 +16,17 @@ from qwen3llada.sampling.request import Request
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """One block of every row, or all blocks of all rows, while they are decoded.
+    """Blocks that are decoded together: one block of every row, or all blocks of all rows.
 
-    What decides the course of things is on the CPU, what the model reads or writes on its device.
+    Control tensors are on the CPU; tensors that the model reads or writes are on its device.
     """
 
-    rows: Tensor  # [U] int64, CPU
-    blocks: Tensor  # [U] int64, CPU
+    rows: Tensor  # [U] int64, CPU, row of each unit
+    blocks: Tensor  # [U] int64, CPU, block of each unit
     counts: Tensor  # [U, S] int64, CPU, positions to commit in each step
-    shares: Tensor  # [U] int64, CPU, steps of the block
-    keys: Tensor  # [U] int64, CPU, of this block of this row
-    place: tuple[Tensor, Tensor, slice]  # the units' index in anything of shape [B, J, block_length] on the device
+    shares: Tensor  # [U] int64, CPU, number of steps of the block
+    keys: Tensor  # [U] int64, CPU, noise key of (row, block)
+    place: tuple[Tensor, Tensor, slice]  # index of the units in any device tensor [B, J, block_length]
     given: Tensor  # [U, W] bool
     tokens: Tensor  # [U, W] int64, changed in place
     masked: Tensor  # [U, W] bool, still to be decoded, changed in place
@@ -41,8 +41,8 @@ class Units:
         return cls(
             rows=rows,
             blocks=blocks,
-            counts=request.schedule.counts[rows, blocks],
-            shares=request.schedule.shares[rows, blocks],
+            counts=request.unmask_plan.counts[rows, blocks],
+            shares=request.unmask_plan.shares[rows, blocks],
             keys=noise.fold(request.row_keys[rows], blocks),
             place=place,
             given=given,
@@ -57,7 +57,7 @@ class Units:
         return self.given.shape[1]
 
     def step_numbers(self, fixed: bool) -> Iterator[int]:
-        """Numbers of the steps until nothing is masked: known beforehand under fixed unmasking, else looked up."""
+        """Step numbers until nothing is masked. Known in advance under fixed unmasking, else by checking."""
         if fixed:
             yield from range(int((self.counts > 0).any(0).sum()))
         else:
@@ -68,9 +68,9 @@ class Units:
 
 
 def waves(request: Request, tokens: Tensor) -> Iterator[Units]:
-    """The units to decode together, one wave after the other, from the canvas [B, L] as it is when each is asked for.
+    """Yield the units to decode together, one wave after another, from the current content of the canvas [B, L].
 
-    Block by block, rows leave when nothing of them is left to decode or when the block just decoded holds an EOS.
+    Block by block, a row leaves when nothing of it is left to decode or when its last decoded block holds an EOS.
     """
     layout = request.layout
     open_blocks = layout.masked_per_block() > 0
@@ -98,9 +98,9 @@ def is_end(request: Request, tokens: Tensor) -> Tensor:
 
 
 def cut(request: Request, tokens: Tensor) -> list[Tensor]:
-    """Each row's answer up to its first EOS. The blocks after that one are filled with EOS, in place.
+    """Each row's answer up to its first EOS. Later blocks on the canvas are overwritten with EOS, in place.
 
-    Decoded block by block they still hold masks, decoded at once they hold tokens that nobody asked for.
+    Under block-by-block decoding they still hold masks; under parallel decoding, tokens after the end of the answer.
     """
     canvas = request.layout
     ends = is_end(request, tokens).cpu()

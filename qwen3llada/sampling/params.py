@@ -1,4 +1,4 @@
-"""The knobs of the sampler, and what one call of it is asked."""
+"""The sampler's parameters, and the arguments of one call of the stage."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from qwen3llada.tracked import Request
 
 
 class DecodeParams(Section):
-    """How answers are decoded. What is null is taken from the checkpoint's config."""
+    """How answers are decoded. Null means the checkpoint's config decides."""
 
     steps: int = Field(
         128,
@@ -84,7 +84,7 @@ class DecodeParams(Section):
 
 
 class AnswerParams(DecodeParams):
-    """How any number of prompts is answered."""
+    """How a batch of prompts is answered."""
 
     batch_size: int = Field(
         16, ge=1, le=65536, description="Prompts decoded together, 1 to 65,536; answers do not depend on it"
@@ -92,7 +92,7 @@ class AnswerParams(DecodeParams):
 
 
 class SampleParams(AnswerParams):
-    """How the stage answers prompts: which of those held out, and in which precision."""
+    """How the stage answers prompts: which held-out prompts, and in which precision."""
 
     samples: int = Field(
         200, ge=0, le=1_000_000_000, description="Held-out prompts to answer, up to 1e+09, at even distances; 0: all"
@@ -101,7 +101,7 @@ class SampleParams(AnswerParams):
 
 
 class SampleRequest(Request):
-    """What one call of the stage is asked; nothing given: the held-out prompts, for the reports."""
+    """Arguments of one call of the stage. Without any, it answers the held-out prompts for the reports."""
 
     model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
     prompt: list[str] = Field([], description="A question; may be repeated")
@@ -129,11 +129,11 @@ class SampleRequest(Request):
         return self
 
     def files(self) -> dict[str, Path] | None:
-        """The answers and the page, where prompts are given here or in a file; None: the answers to those held out."""
+        """Files to write for the given prompts; None if the held-out prompts are answered."""
         if not (self.prompt or self.prompts or self.interactive):
             return None
         return {flag: path for flag, path in (("--out", self.out), ("--trace", self.trace)) if path is not None}
 
     def reads(self) -> list[str]:
-        """The model, and the held-out data where no prompts are given."""
+        """The model, and the held-out data if no prompts are given."""
         return [*(["${sft.data}"] if self.files() is None else []), str(self.model or "${sft.dst}")]

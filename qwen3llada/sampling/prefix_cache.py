@@ -1,6 +1,6 @@
 """Keys and values that are computed once and read by every later pass.
 
-Given to the model as `past_key_values`: the model asks for nothing but `update` and `get_seq_length`.
+Passed to the model as `past_key_values`; the model calls only `update` and `get_seq_length`.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from torch import Tensor
 class PrefixCache:
     """A key/value prefix, read-only except inside `recording()`.
 
-    Reading, a layer attends to [prefix, its own new keys] and nothing is stored: a block can be run again and again.
-    Recording, what the pass computes is appended to the prefix. Shapes: [U, key/value heads, K, head_dim] per layer.
+    Outside, a layer attends to [prefix, its own new keys] and nothing is stored, so a block can be run repeatedly.
+    Inside, the pass's keys and values are appended. Shapes: [U, key/value heads, K, head_dim] per layer.
     """
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._recorded: int | None = 0  # of a pass's new positions; None: all
+        self._recorded: int | None = 0  # number of a pass's new positions to append; None: all
 
     @contextmanager
     def recording(self, first: int | None = None) -> Iterator[None]:
-        """Append the keys and values of the pass made inside to the prefix, or those of its `first` positions."""
+        """Append the keys and values of the pass made in this context, or only those of its `first` positions."""
         self._recorded = first
         try:
             yield
@@ -32,7 +32,7 @@ class PrefixCache:
             self._recorded = 0
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values that layer `layer_idx` attends to: the prefix's, then the new ones."""
+        """Keys and values that layer `layer_idx` attends to: the prefix's and then the new ones."""
         new, before = keys.shape[2], self.get_seq_length(layer_idx)
         if layer_idx in self._layers:
             past_keys, past_values = self._layers[layer_idx]

@@ -1,4 +1,4 @@
-"""From hidden states to proposed tokens: the vocabulary projection, of the positions that need it and no others.
+"""From hidden states to proposed tokens: the vocabulary projection, only for positions that need it.
 
 Shapes: N masked positions, D hidden size, V vocabulary.
 """
@@ -15,7 +15,7 @@ from qwen3llada.sampling.remasking import NOISY_SCORES, SCORES, Proposal
 from qwen3llada.sampling.request import Request
 
 LOGITS_PER_CHUNK = 2**24
-"""Logits held at a time: 64 MiB in float32. Peak memory depends on this, not on canvas length or batch."""
+"""Logits held at a time: 64 MiB in float32. Bounds peak memory for any canvas length and batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class Head:
         score_keys: Tensor,
         remasking_temperature: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Propose for N positions, in chunks of rows.
+        """Propose tokens for N positions, in chunks.
 
         Args:
             hidden: [N, D] final hidden states.
-            unconditional: [N, D] those of the pass with the prompt masked, None without guidance.
+            unconditional: [N, D] final hidden states of the pass with the prompt masked; None without guidance.
             token_keys, score_keys: [N] int64 keys of the noise.
             remasking_temperature: [N] float64.
 
-        Returns: proposed tokens [N] int64, scores [N] float64, log probabilities of the tokens [N] float64.
+        Returns: proposed tokens [N] int64, their scores [N] float64, their log probabilities [N] float64.
         """
         rows = max(1, LOGITS_PER_CHUNK // self.vocab_size)
         parts = [
@@ -77,14 +77,14 @@ class Head:
         top, best = logits.max(-1)
         tokens = best
         if self.temperature > 0:
-            # Gumbel-max: argmax of logits + T·noise is a sample of softmax(logits / T). float64, because float32
-            # noise visibly distorts the distribution (arXiv 2409.02908).
+            # Gumbel-max: argmax of logits + T·noise samples from softmax(logits / T). In float64, because float32 noise
+            # visibly distorts the distribution (arXiv 2409.02908).
             perturbed = noise.gumbel(noise.uniform(token_keys, self.vocab_size)).mul_(self.temperature).add_(logits)
-            # Again, because a temperature near float64's largest number gives inf, and inf - inf is NaN: argmax's pick.
+            # Mask it again: a temperature near float64's maximum gives inf - inf = NaN here, which argmax would pick.
             perturbed[:, self.mask_token_id] = -torch.inf
             tokens = perturbed.argmax(-1)
             del perturbed
-        # Sum of all but the largest: float32 resolves probabilities next to 1 this way, where 1 - p would not.
+        # 1 - p as a sum over the other tokens: float32 resolves probabilities next to 1 this way.
         weights = (logits - top[:, None]).exp_().scatter_(-1, best[:, None], 0.0)
         tail = weights.sum(-1).double()
         chosen = logits.gather(-1, tokens[:, None])[:, 0]

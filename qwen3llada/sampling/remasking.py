@@ -1,4 +1,4 @@
-"""Which masked positions are committed in a step: how many there are to be, how each is scored, which are taken.
+"""Which masked positions a step commits: how many, by which score, and the choice itself.
 
 A row is decoded block by block. Shapes: U units (a unit is one block of one row), W columns of a block, N masked
 positions, V vocabulary.
@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 
 from qwen3llada.errors import InputError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the scores' names
+if TYPE_CHECKING:  # torch takes seconds to import; the parameters need only the names of the scores
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A token proposed for each of N masked positions, and what a score may be computed from."""
+    """A token proposed for each of N masked positions, and the inputs of a score."""
 
-    logits: Tensor  # [N, V] float32, the mask token's at -inf
+    logits: Tensor  # [N, V] float32, -inf for the mask token
     log_prob: Tensor  # [N] float64, natural log of the softmax probability of the proposed token
-    tail: Tensor  # [N] float64, probability of everything but the most likely token, over that token's probability
-    uniform: Tensor  # [N] float64 in (0, 1), keyed
+    tail: Tensor  # [N] float64, (1 - p) / p of the most likely token's probability p
+    uniform: Tensor  # [N] float64 in (0, 1), keyed noise
     temperature: Tensor  # [N] float64, annealed remasking temperature of this step
 
 
 def low_confidence(proposal: Proposal) -> Tensor:
-    """Log probability of the proposed token (LLaDA, arXiv 2502.09992): ranks as the probability does."""
+    """Log probability of the proposed token (LLaDA, arXiv 2502.09992). Same ranking as the probability."""
     return proposal.log_prob
 
 
@@ -70,21 +70,21 @@ NOISY_SCORES = frozenset({"random", "random_topk"})
 
 
 def even_shares(total: int, parts: int) -> list[int]:
-    """`total` split into `parts` integers that differ by at most one, the larger first (LLaDA's transfer schedule)."""
+    """Split `total` into `parts` integers that differ by at most one, larger ones first (LLaDA's transfer schedule)."""
     base, extra = divmod(total, parts)
     return [base + (i < extra) for i in range(parts)]
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How many positions each block commits in each of its steps, for every row. B rows, J blocks, S steps."""
+class UnmaskPlan:
+    """Number of positions that each block commits in each of its steps, per row. B rows, J blocks, S steps."""
 
-    counts: Tensor  # [B, J, S] int64, zero where a block has no step left
-    shares: Tensor  # [B, J] int64, steps given to a block, 0 for one with nothing to decode
+    counts: Tensor  # [B, J, S] int64, 0 after a block's last step
+    shares: Tensor  # [B, J] int64, steps of each block; 0 if it has nothing to decode
 
     @classmethod
-    def plan(cls, masked: Tensor, steps: int) -> Schedule:
-        """Split `steps` over the blocks that hold masks, and each block's masks over its steps.
+    def of(cls, masked: Tensor, steps: int) -> UnmaskPlan:
+        """Split `steps` over the blocks with masks, and each block's masks over its steps.
 
         Args:
             masked: [B, J] number of masked positions in each block.
@@ -104,8 +104,8 @@ class Schedule:
             spread = iter(even_shares(steps, sum(n > 0 for n in row)) if any(row) else [])
             share = [next(spread) if n > 0 else 0 for n in row]
             shares.append(share)
-            # A block with more steps than masks commits one mask a step; the steps left over are not even listed, so
-            # that planning costs no more than there are masks.
+            # A block with more steps than masks commits one mask per step. Surplus steps are left out of the list, so
+            # that the plan never grows beyond the number of masks.
             plans.append([even_shares(n, min(n, s)) if s else [] for n, s in zip(row, share, strict=True)])
         longest = max((len(plan) for row in plans for plan in row), default=0)
         padded = [[plan + [0] * (longest - len(plan)) for plan in row] for row in plans]
@@ -113,9 +113,9 @@ class Schedule:
 
 
 def annealed(temperature: float, step: Tensor | int, shares: Tensor) -> Tensor:
-    """Remasking temperature at `step` (from 0) of blocks with `shares` steps: linear, 0 at a block's last step.
+    """Remasking temperature at `step` (from 0) for blocks of `shares` steps: linear, 0 at a block's last step.
 
-    As in MaskGIT (arXiv 2202.04200): temperature · (1 - (step + 1) / shares). Shape of `shares`, float64.
+    As in MaskGIT (arXiv 2202.04200): temperature · (1 - (step + 1) / shares). Float64, shape of `shares`.
     """
     return temperature * (1 - (step + 1) / shares.clamp(min=1).double()).clamp(min=0)
 
@@ -124,12 +124,12 @@ def commit(score: Tensor, masked: Tensor, counts: Tensor, confidence: Tensor, th
     """Positions to commit now: bool [U, W].
 
     Args:
-        score: [U, W] float64; anything where not masked.
+        score: [U, W] float64. Values at unmasked positions are ignored.
         masked: [U, W] bool, positions still to be decoded.
-        counts: [U] how many are committed under fixed unmasking.
+        counts: [U], number of positions to commit under fixed unmasking.
         confidence: [U, W] probability of the proposed token.
-        threshold: None for fixed unmasking. Otherwise every position whose confidence exceeds it is committed, and
-            always the best-scored one (Fast-dLLM, arXiv 2505.22618), whatever `counts` says.
+        threshold: None for fixed unmasking. Otherwise `counts` is ignored: every position with a higher confidence is
+            committed, and always the one with the best score (Fast-dLLM, arXiv 2505.22618).
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""From what a caller asks for to a checked canvas: everything that can be wrong with a request is found here."""
+"""From the caller's arguments to a checked canvas. Everything that can be wrong with a request is found here."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import is_causal, plan
 from qwen3llada.sampling.canvas import Canvas, lay_out
 from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.remasking import Schedule
+from qwen3llada.sampling.remasking import UnmaskPlan
 
 log = logging.getLogger(__name__)
 Prompts: TypeAlias = Sequence[Sequence[int]] | Tensor
@@ -22,20 +22,20 @@ Prompts: TypeAlias = Sequence[Sequence[int]] | Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A canvas and how it is to be decoded, with everything that params leave to the checkpoint filled in."""
+    """A canvas and how to decode it. Settings that the parameters leave open come from the checkpoint."""
 
     params: DecodeParams
     canvas: Canvas  # on the model's device
-    layout: Canvas  # the same on the CPU, where what is to be done is decided without waiting for the device
-    schedule: Schedule  # on the CPU
-    policy: str | tuple[str, ...]  # or a plan, one policy for each layer
+    layout: Canvas  # the same on the CPU, so that control decisions need not wait for the device
+    unmask_plan: UnmaskPlan  # on the CPU
+    policy: str | tuple[str, ...]  # a tuple names one policy per layer
     mask_token_id: int
-    row_keys: Tensor  # [B] int64 on the CPU, see noise.row_keys
+    row_keys: Tensor  # [B] int64 on the CPU, see `keyed_gumbel.row_keys`
     eos_token_ids: tuple[int, ...]  # empty: rows never end early
 
 
 def resolve_policy(config: Any, params: DecodeParams) -> str | tuple[str, ...]:
-    """The attention policy of a call, or the plan of its layers. Raises InputError where a setting needs another."""
+    """The attention policy of a call, or one per layer. Raises InputError if a setting needs another policy."""
     if params.block_attention is None:
         names = plan(config.attention_policy, config.num_hidden_layers)
         policy: str | tuple[str, ...] = names[0] if len(set(names)) == 1 else names
@@ -49,13 +49,13 @@ def resolve_policy(config: Any, params: DecodeParams) -> str | tuple[str, ...]:
 
 
 def end_tokens(model: Any) -> tuple[int, ...]:
-    """The ids that end an answer, from the model's config: none, one or several."""
+    """Token ids that end an answer, from the model's config: none, one or several."""
     ids = model.config.eos_token_id
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
-    """Token ids as lists of int. Raises InputError for anything else, and for no rows at all."""
+    """Token ids as lists of int. Raises InputError for anything else and for an empty batch."""
     if isinstance(prompts, Tensor):
         if prompts.dim() != 2 or prompts.is_floating_point() or prompts.dtype == torch.bool:
             raise InputError(f"{name} must be integers [B, P], given {prompts.dtype} {list(prompts.shape)}")
@@ -68,7 +68,7 @@ def as_lists(prompts: Prompts, name: str) -> list[list[int]]:
 
 
 def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str) -> None:
-    """Raises InputError for an id outside the vocabulary or a row that does not fit the model's positions."""
+    """Raises InputError for a token id outside the vocabulary, or for a row with more tokens than the model takes."""
     for number, row in enumerate(rows):
         if row and (min(row) < 0 or max(row) >= config.vocab_size):
             outside = next(i for i in row if not 0 <= i < config.vocab_size)
@@ -81,7 +81,7 @@ def check_rows(rows: Sequence[Sequence[int]], added: int, config: Any, name: str
 
 
 def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
-    """The rows' keys; by default their numbers in the call. Raises InputError unless there is one for each row."""
+    """Noise keys of the rows, by default 0, 1, 2 …. Raises InputError unless there is one for each row."""
     if row_keys is None:
         return range(rows)
     if len(row_keys) != rows:
@@ -90,7 +90,7 @@ def check_keys(row_keys: Sequence[int] | None, rows: int) -> Sequence[int]:
 
 
 def prompt_rows(model: Any, prompts: Prompts, params: DecodeParams) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and answers of masks. Raises InputError for prompts that cannot be continued."""
+    """Prompts, and answers of mask tokens only. Raises InputError for a prompt that cannot be continued."""
     rows = as_lists(prompts, "prompts")
     check_rows(rows, params.gen_length, model.config, "prompts")
     mask = model.config.mask_token_id
@@ -101,7 +101,7 @@ def prompt_rows(model: Any, prompts: Prompts, params: DecodeParams) -> tuple[lis
 
 
 def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts split at their first mask, before which everything is prompt. Raises InputError for one without masks."""
+    """Texts split at their first mask into prompt and answer. Raises InputError for a text without masks."""
     rows = as_lists(texts, "texts")
     check_rows(rows, 0, model.config, "texts")
     mask = model.config.mask_token_id
@@ -112,9 +112,9 @@ def infill_rows(model: Any, texts: Prompts) -> tuple[list[list[int]], list[list[
     return [r[:i] for r, i in zip(rows, first, strict=True)], [r[i:] for r, i in zip(rows, first, strict=True)]
 
 
-@cache  # once for all requests
+@cache  # warn once per process
 def warn_of_noise(noise_type: str) -> None:
-    """Say so where the training that the checkpoint comes from never showed the mask token."""
+    """Warn if the checkpoint was trained with a noise type that never shows the mask token."""
     if noise_type in NOISE_TYPES and not NOISE_TYPES[noise_type].shows_mask:
         log.warning(
             "the model was trained with noise_type=%s, which never shows the mask token: sampling starts from mask"
@@ -124,19 +124,19 @@ def warn_of_noise(noise_type: str) -> None:
 
 
 def check_request(model: Any, prompts: Prompts, params: DecodeParams) -> None:
-    """Raises InputError for whatever would be wrong with any of these prompts, before one of them is answered."""
+    """Raises InputError if any of these prompts cannot be answered, before the first one is."""
     rows, answers = prompt_rows(model, prompts, params)
     policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)
     from_zero = is_causal(policy)
     longest_rest = max(range(len(rows)), key=lambda i: len(rows[i]) % block_length) if from_zero else 0
-    some = slice(longest_rest, longest_rest + 1)  # whose answer may touch one block more than the others'
+    some = slice(longest_rest, longest_rest + 1)  # the row whose answer may touch one block more than the others
     canvas = lay_out(rows[some], answers[some], model.config.mask_token_id, block_length, from_zero=from_zero)
-    Schedule.plan(canvas.masked_per_block(), params.steps)
+    UnmaskPlan.of(canvas.masked_per_block(), params.steps)
 
 
 def checked_block_length(config: Any, params: DecodeParams) -> int:
-    """The tokens of a block. Raises InputError for more than the model's positions: a canvas holds whole blocks."""
+    """Tokens per block. Raises InputError if the model has fewer positions, because a canvas holds whole blocks."""
     block_length: int = params.block_length or config.block_length
     if block_length > config.max_position_embeddings:
         limit = config.max_position_embeddings
@@ -151,7 +151,7 @@ def make_request(
     row_keys: Tensor,
     eos_token_ids: Sequence[int],
 ) -> Request:
-    """Lay the rows out on the model's device. Raises InputError where the parameters do not fit them."""
+    """Lay out the rows on the model's device. Raises InputError if the parameters do not fit them."""
     warn_of_noise(model.config.noise_type)
     policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)
@@ -160,7 +160,7 @@ def make_request(
         params=params,
         canvas=canvas.to(model.device),
         layout=canvas,
-        schedule=Schedule.plan(canvas.masked_per_block(), params.steps),
+        unmask_plan=UnmaskPlan.of(canvas.masked_per_block(), params.steps),
         policy=policy,
         mask_token_id=model.config.mask_token_id,
         row_keys=row_keys,

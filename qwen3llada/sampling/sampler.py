@@ -1,7 +1,7 @@
 """Generation by iterative unmasking (LLaDA, arXiv 2502.09992): a canvas of masks, decoded block by block.
 
     answers = generate(model, [prompt_a, prompt_b], SampleParams(steps=64, gen_length=64)).tokens
-    for step in stream(model, prompts, params): ...          # the same, seen after each forward pass
+    for step in stream(model, prompts, params): ...          # the same, one forward pass at a time
     infill(model, [text_with_masks], params)                 # masks anywhere in a text
 
 Shapes: B rows, L columns of the canvas, U units (a unit is one block of one row), W columns of a block.
@@ -43,7 +43,7 @@ def generate(
     rows = prompt_rows(model, prompts, params)
     ends = end_tokens(model) if eos_token_ids is None else eos_token_ids
     request = _request(model, rows, params, seed, generator, row_keys, ends)
-    return run(decode(model, request, watched=on_step is not None), on_step)
+    return exhaust(decode(model, request, watched=on_step is not None), on_step)
 
 
 def stream(
@@ -59,13 +59,13 @@ def stream(
     """Answer prompts, yielding after each forward pass; the generator's return value is the `Generation`.
 
     Args:
-        model: a `Qwen3LLadaForMaskedLM`. What it decides: the mask token, the default policy and block length.
+        model: a `Qwen3LLadaForMaskedLM`. Its config gives the mask token, the default policy and block length.
         prompts: token ids of each row, of any lengths, or a tensor [B, P].
         seed: of all noise. Equal seeds give equal tokens.
         generator: if given, the seed is drawn from it, so that two calls differ.
-        row_keys: a number for each row, by default 0, 1, 2 …. Noise depends on (seed, the row's number), so a row keeps
-            its tokens in any batch if it keeps its number.
-        eos_token_ids: what ends an answer; by default the model config's. An empty sequence: nothing does.
+        row_keys: a number per row, by default 0, 1, 2 …. Noise depends on (seed, row number): a row with the same
+            number gets the same tokens in any batch.
+        eos_token_ids: tokens that end an answer, by default those of the model's config. Empty: nothing ends it early.
 
     Raises:
         InputError: at once, not at the first step, if the request is wrong.
@@ -85,19 +85,19 @@ def infill(
     row_keys: Sequence[int] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Generation:
-    """Fill in the mask tokens of texts, wherever they stand; every other token stays.
+    """Fill in the mask tokens of texts, wherever they are. All other tokens stay.
 
-    What comes before the first mask is the prompt, the rest is decoded in blocks; `steps` are shared by the blocks with
-    masks, and `gen_length` is not used. An EOS ends nothing here. `Generation.tokens` holds each text from its first
-    mask on. Raises InputError if the request is wrong.
+    Tokens before the first mask are the prompt; the rest is decoded in blocks. The blocks with masks share `steps`;
+    `gen_length` is ignored. An EOS ends nothing here. `Generation.tokens` holds each text from its first mask on.
+    Raises InputError if the request is wrong.
     """
     rows = infill_rows(model, texts)
     request = _request(model, rows, params, seed, generator, row_keys, ())
-    return run(decode(model, request, watched=on_step is not None), on_step)
+    return exhaust(decode(model, request, watched=on_step is not None), on_step)
 
 
-def run(steps: Generator[Step, None, Generation], on_step: Callable[[Step], None] | None = None) -> Generation:
-    """Exhaust a generator of steps and hand back what it returns."""
+def exhaust(steps: Generator[Step, None, Generation], on_step: Callable[[Step], None] | None = None) -> Generation:
+    """Run a generator of steps to its end and return its return value."""
     while True:
         try:
             step = next(steps)

@@ -1,4 +1,4 @@
-"""The training loop: a generator of step results, and `train`, which looks at them, saves, evaluates and stops."""
+"""The training loop: a generator of step results, and `train`, which monitors, evaluates, saves and stops."""
 
 import sys
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ from qwen3llada.training.watch.step_stats import StepResult, StepStats
 
 
 def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
-    """Take one optimiser step after another, from where `run.state` stands to the run's end, and yield its result.
+    """Take optimiser steps from `run.state` to the end of the run, and yield each result.
 
-    Between two results the run is exactly after `run.state.global_step` steps: it may be saved, or left.
+    At each yield the run has completed exactly `run.state.global_step` steps, so it can be saved or abandoned.
     """
     state = run.state
     while state.global_step < run.total_steps:
@@ -42,7 +42,7 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
 
 
 def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
-    """Forward and backward passes over all micro-batches, then one update. Nothing here waits for the device."""
+    """Forward and backward passes over all micro-batches, then one update. Does not wait for the device."""
     accelerator, stats, flops = run.accelerator, StepStats(run.device), 0.0
     denominator = run.loss.denominator(step)
     for batch in step.micro_batches:
@@ -54,9 +54,9 @@ def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
         flops += run.flops.step(tokens, pairs=loss.prepared.pairs, corrupted=len(loss.cross_entropy))
 
     grad_norm = clip(run)
-    lr = float(run.schedule.get_last_lr()[0])
+    lr = float(run.lr_schedule.get_last_lr()[0])
     run.optimizer.step()
-    run.schedule.step()
+    run.lr_schedule.step()
     run.optimizer.zero_grad(set_to_none=True)
     return StepResult(
         step=run.state.global_step + 1,
@@ -70,7 +70,7 @@ def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
 
 
 def clip(run: Run) -> Tensor:
-    """Scale the gradients down to `max_grad_norm`; the norm before that."""
+    """Clip the gradients to `max_grad_norm`. Returns the norm before clipping."""
     limit = run.params.max_grad_norm or float("inf")
     if run.scales_in_update:
         norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters() if p.grad is not None])
@@ -81,15 +81,15 @@ def clip(run: Run) -> Tensor:
 
 
 def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[str, Any]:
-    """Train as `params` say, from the beginning or from a checkpoint, and write the final model to `params.dst`.
+    """Train as `params` say, from the beginning or a checkpoint, and write the final model to `params.dst`.
 
     Args:
-        seed: of the data's order, the noise, and the adapters' first weights.
-        template: form of the prompts in the data, stored with the model.
+        seed: of data order, noise, and initial adapter weights.
+        template: prompt template of the data, stored with the model.
 
-    Returns: the summary, also in `params.reports`.
-    Raises: InputError or OSError in one line for bad input, a full disk, a loss that is not finite, a device out of
-        memory; `Stopped` (exit status 75) after a signal, when a checkpoint has been saved.
+    Returns: the summary, which is also in `params.reports`.
+    Raises: InputError or OSError in one line for bad input, a full disk, a loss that is not finite, or a device out of
+        memory; `Stopped` (exit status 75) after a signal, once a checkpoint is saved.
     """
     with StopRequest() as stop, released_folders():
         with explain_out_of_memory(params, loading=True):
@@ -123,12 +123,12 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether something done `every` so many steps (0: never) is to be done after `step`."""
+    """Whether something done every `every` steps (0: never) is due after `step`."""
     return every > 0 and step % every == 0
 
 
 def evaluate(run: Run) -> tuple[float, dict[str, float]]:
-    """The training loss on held-out data, and the unweighted one by noise level; the same in all processes."""
+    """The training loss on held-out data, and the unweighted loss by noise level. The same on all ranks."""
     assert run.held_out is not None
     sums = held_out_sums(run.objective, run.held_out.steps(epoch=0), run.loss)
     return sums.reduced(lambda tensor: run.accelerator.reduce(tensor, "sum")).means()

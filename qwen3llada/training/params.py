@@ -1,4 +1,4 @@
-"""The knobs of training: one section for pretraining and one for SFT, which differ in defaults and answer padding."""
+"""Parameters of training: one section for pretraining, one for SFT. They differ in defaults and answer padding."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -53,7 +53,7 @@ class OptimParams(Section):
 
 
 class AdapterParams(Section):
-    """Training a few added weights instead of all (peft)."""
+    """Training of a few added weights instead of all (peft)."""
 
     method: Literal["none", "lora", "qlora"] = Field(
         "none", description="none: all weights are trained; lora: low-rank adapters; qlora: the same over 4-bit weights"
@@ -72,7 +72,7 @@ class AdapterParams(Section):
 
 
 class TrainParams(Section):
-    """What pretraining and SFT have in common."""
+    """Parameters that pretraining and SFT share."""
 
     model: Path = Field(Path("out/qwen3llada-converted"), description="Folder of the model to start from")
     data: Path = Field(Path("data/tokenized/pretrain"), description="Tokenized data: a folder with train/ and heldout/")
@@ -189,7 +189,7 @@ class TrainParams(Section):
 
     @property
     def padding_of_answers(self) -> AnswerPadding:
-        """How far answers are continued with EOS. Not at all here: text has no answers."""
+        """How far answers are extended with EOS. Text has no answers, so not at all."""
         return "none"
 
     @field_validator("max_grad_norm")

@@ -1,4 +1,4 @@
-"""A run: all that training works on."""
+"""A run: everything that training works on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Run:
-    """What the loop and the checkpoints need."""
+    """State and settings that the loop and the checkpoints need."""
 
     params: TrainParams
     accelerator: "Accelerator"
     model: Any  # Qwen3LLadaForMaskedLM, with adapters inside if there are any
-    adapted: Any  # the peft model around it, or None
+    adapted: Any  # the peft model around `model`, or None
     objective: nn.Module  # prepared by Accelerate
     optimizer: Any  # prepared by Accelerate
     optimizer_name: str
-    schedule: torch.optim.lr_scheduler.LambdaLR
+    lr_schedule: torch.optim.lr_scheduler.LambdaLR
     loss: BatchLoss
     data: Source
     held_out: Source | None
@@ -44,11 +44,11 @@ class Run:
     compiled: bool
     graphs: "LayerGraphs | None"
     state: TrainerState
-    points: list[dict[str, Any]]  # of the curves, from the checkpoint
+    points: list[dict[str, Any]]  # points of the curves, from the checkpoint
     resumed_from: Path | None
     last_checkpoint: Path | None
-    began_after: int = 0  # steps of the checkpoint that it went on from
-    has_saved: bool = False  # a checkpoint, since then
+    began_after: int = 0  # step of the checkpoint that the run resumed from
+    has_saved: bool = False  # whether a checkpoint has been saved since then
 
     @property
     def device(self) -> torch.device:
@@ -60,15 +60,15 @@ class Run:
 
     @property
     def averaged_over(self) -> int:
-        """What gradients are divided by as processes reduce them: FSDP2 averages, DDP sums (`GradientSum`)."""
+        """Ranks over which gradient reduction averages: all under FSDP2, 1 under DDP, which sums (`GradientSum`)."""
         return self.accelerator.num_processes if self.accelerator.is_fsdp2 else 1
 
     @property
     def scales_in_update(self) -> bool:
-        """Whether the optimiser's own kernel can scale the gradients, which saves reading and writing them once."""
+        """Whether the optimiser's kernel scales the gradients, which saves a pass over them."""
         fused = self.optimizer_name == "adamw" and self.device.type == "cuda"
         return fused and self.accelerator.scaler is None and not self.accelerator.is_fsdp2
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser trains."""
+        """Parameters that the optimiser trains."""
         return [p for group in self.inner_optimizer.param_groups for p in group["params"]]

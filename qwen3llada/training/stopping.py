@@ -1,4 +1,4 @@
-"""Stopping on request: the step in hand is finished, a checkpoint saved, and the process leaves with status 75."""
+"""Stopping on request: finish the current step, save a checkpoint, and exit with status 75."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-# "Stopped, can be resumed", for whoever started us (EX_TEMPFAIL of sysexits.h: try again later).
+# Tells the caller "stopped, can be resumed" (EX_TEMPFAIL of sysexits.h: try again later).
 RESUMABLE = os.EX_TEMPFAIL
 
 
@@ -22,15 +22,15 @@ class Stopped(SystemExit):
 
 
 def stop_message(signal_name: str | None, step: int, checkpoint: Path | None, resume_from: str) -> str:
-    """What a stopped training says: the line that the flows look for, and under DVC one that explains DVC's own.
+    """Message of a stopped training: the line that the flows look for and, under DVC, one that explains DVC's own.
 
     Args:
-        signal_name: None if another process of the training got the signal.
-        resume_from: the parameter. With `latest`, the default, the next run finds the checkpoint by itself.
+        signal_name: None if another rank got the signal.
+        resume_from: the parameter. With the default `latest` the next run finds the checkpoint by itself.
     """
     way = "the next run goes on from there" if resume_from == "latest" else f"resume_from: {checkpoint} goes on from it"
     message = f"stopped by {signal_name or 'a signal'}: checkpoint saved at step {step} in {checkpoint}; {way}"
-    if "DVC_STAGE" in os.environ:  # DVC sets it for what it runs, and calls every status but 0 a failure
+    if "DVC_STAGE" in os.environ:  # set by DVC, which calls every status but 0 a failure
         message += f"\nwhat DVC says next is about this stop (exit status {RESUMABLE}): nothing is broken"
     return message
 

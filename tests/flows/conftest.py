@@ -11,7 +11,7 @@ import pytest
 from flow_project import Project
 
 import flows  # noqa: F401  telemetry off
-from flows.environment import environment
+from flows.environment import child_environment
 
 SOURCE = Path(__file__).with_name("project")
 MISSING = [name for name in ("prefect", "dvc") if find_spec(name) is None]
@@ -46,7 +46,7 @@ def pristine(tmp_path_factory) -> Path:
         f"{sys.executable} -m dvc repro -q --single-item prepare",
     )
     for command in commands:
-        subprocess.run(command.split(), cwd=root, check=True, env=environment())
+        subprocess.run(command.split(), cwd=root, check=True, env=child_environment())
     return root
 
 

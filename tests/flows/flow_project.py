@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from flows.environment import environment
+from flows.environment import child_environment
 
 
 class Workspace:
@@ -56,7 +56,7 @@ class Workspace:
 
     def dvc(self, *args: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "dvc", *args], cwd=self.root, env=environment(), capture_output=True, text=True
+            [sys.executable, "-m", "dvc", *args], cwd=self.root, env=child_environment(), capture_output=True, text=True
         )
 
     def git(self, *args: str) -> str:
@@ -65,7 +65,7 @@ class Workspace:
     def start(self, *args: str, variables: dict[str, str] | None = None, **kwargs) -> subprocess.Popen:
         """A process of `python ARGS` in the project."""
         settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs
-        env = environment() | (variables or {})
+        env = child_environment() | (variables or {})
         return subprocess.Popen([sys.executable, *args], cwd=self.root, env=env, **settings)
 
 

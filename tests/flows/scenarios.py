@@ -14,7 +14,7 @@ import pytest
 from flow_kills import ALONE, MINUTE, ONCE, cancel, deploy, kill_service, resume, training
 from flow_service import PATIENCE, Service
 
-from flows.environment import ROOT, environment
+from flows.environment import ROOT, child_environment
 
 pytestmark = pytest.mark.timeout(7200)
 SECONDS_TO_END = 15
@@ -58,7 +58,7 @@ def listed(service) -> str:
     columns, command = re.search(r"^COLUMNS=(\d+) prefect (.*?) +#", (ROOT / "README.md").read_text(), re.M).groups()
     return subprocess.run(
         [sys.executable, "-m", "prefect", *command.split()],
-        env=environment() | service.variables | {"COLUMNS": columns},
+        env=child_environment() | service.variables | {"COLUMNS": columns},
         capture_output=True,
         text=True,
         check=True,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flows.environment import environment
+from flows.environment import child_environment
 from flows.snapshot import copy_files, hidden_files, visible_files
 
 HIDDEN = "data/my/chat.jsonl"  # .gitignore has /data/
@@ -106,4 +106,4 @@ for names, links in ((visible, True), (hidden, False)):
     snapshot.digests(Path(), names, links=links)
     snapshot.copy_files(Path(), names, Path("data/copy"), links=links)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=root, env=environment(), check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=child_environment(), check=True)

@@ -14,7 +14,7 @@ from flow_kills import end_of_terminal_run
 from flow_project import Workspace
 from flow_service import PATIENCE
 
-from flows.environment import environment
+from flows.environment import child_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # where the machine is busy, the server takes minutes
 SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever starts the temporary server
@@ -88,7 +88,9 @@ RUN = """
 def test_what_a_run_has_started_ends_with_it(tmp_path, signum, victim, status, cleaned):
     folder = Workspace(tmp_path)
     code = textwrap.dedent(RUN)
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=child_environment(), stderr=subprocess.PIPE
+    )
     folder.wait_until((tmp_path / "ready").exists)
     named = {"parent": psutil.Process(parent.pid), "child": psutil.Process(parent.pid).children()[0]}
     named[victim].send_signal(signum)
@@ -103,7 +105,7 @@ def test_what_a_run_has_started_ends_with_it(tmp_path, signum, victim, status, c
 def test_the_temporary_server_is_gone_with_its_owner(tmp_path):
     """Whether it is importing or not: nothing but the end of its pipe tells it."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.temporary", "0"], stdin=subprocess.PIPE, cwd=tmp_path, env=environment()
+        [sys.executable, "-m", "flows.temporary", "0"], stdin=subprocess.PIPE, cwd=tmp_path, env=child_environment()
     )
     time.sleep(1)
     assert server.poll() is None

@@ -9,14 +9,14 @@ from vocabulary import EOS, MASK, VOCAB
 from qwen3llada.errors import InputError
 from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.proposals import Head
-from qwen3llada.sampling.remasking import Schedule
+from qwen3llada.sampling.remasking import UnmaskPlan
 from qwen3llada.sampling.sampler import SampleParams, generate
 from qwen3llada.section import MAX_TOKENS
 
 
 def test_planning_costs_nothing_for_steps_beyond_the_tokens():
     begin = time.process_time()
-    plan = Schedule.plan(torch.tensor([[4, 3], [0, 2]]), 3 * 10**7)
+    plan = UnmaskPlan.of(torch.tensor([[4, 3], [0, 2]]), 3 * 10**7)
     assert time.process_time() - begin < 0.1
     assert plan.counts.tolist() == [[[1, 1, 1, 1], [1, 1, 1, 0]], [[0, 0, 0, 0], [1, 1, 0, 0]]]
     assert plan.shares.tolist() == [[15 * 10**6, 15 * 10**6], [0, 3 * 10**7]]

@@ -19,7 +19,7 @@ from qwen3llada.artifacts import write_jsonl
 from qwen3llada.corpus.builtin.grammar import Kind
 from qwen3llada.corpus.builtin.model import write_tokenizer, write_weights
 from qwen3llada.corpus.builtin.params import BuiltinParams
-from qwen3llada.corpus.builtin.text import documents, heldout_conversations, train_conversations
+from qwen3llada.corpus.builtin.wording import documents, heldout_conversations, train_conversations
 from qwen3llada.corpus.builtin.world import build_world, hold_out
 
 if TYPE_CHECKING:

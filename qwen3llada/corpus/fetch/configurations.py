@@ -8,7 +8,7 @@ from typing import Any
 from qwen3llada.errors import InputError
 
 #: Names that splits have in the names of files and folders; the first is what a source without splits has.
-SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
+SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
 
 
 def of_configuration(folder: Path, files: Sequence[Path], split: str, config: str | None) -> list[Path]:
@@ -38,7 +38,7 @@ def _by_folder(folder: Path, files: Sequence[Path], split: str) -> dict[str, lis
     having = set()
     for file in files:
         parts = file.relative_to(folder).parts
-        depth = next((i for i, part in enumerate(parts[:-1]) if part in (split, *SPLITS)), len(parts) - 1)
+        depth = next((i for i, part in enumerate(parts[:-1]) if part in (split, *SPLIT_NAMES)), len(parts) - 1)
         name = "/".join(parts[:depth]) or "."
         found.setdefault(name, []).append(file)
         if split_of(file.relative_to(folder), split) == split:
@@ -49,7 +49,7 @@ def _by_folder(folder: Path, files: Sequence[Path], split: str) -> dict[str, lis
 def split_of(file: Path, wanted: str) -> str | None:
     """The split in a file's relative path: a folder named after it, or a word of the file's name."""
     words: Sequence[str] = [*file.parts[:-1], *re.split(r"[._-]", file.name)]
-    return next((name for name in (wanted, *SPLITS) if name in words), None)
+    return next((name for name in (wanted, *SPLIT_NAMES) if name in words), None)
 
 
 def readme_head(folder: Path) -> str | None:

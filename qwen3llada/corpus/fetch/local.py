@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from qwen3llada.corpus.fetch.configurations import SPLITS, of_configuration, readme_head, split_of
+from qwen3llada.corpus.fetch.configurations import SPLIT_NAMES, of_configuration, readme_head, split_of
 from qwen3llada.corpus.files.reading import data_files, find_data_files
 from qwen3llada.corpus.files.rows import declared_format, file_format, is_bookkeeping
 from qwen3llada.errors import InputError
@@ -46,8 +46,8 @@ def local_files(name: str, split: str, config: str | None = None) -> list[Path]:
         if path.exists() and is_bookkeeping(path):
             raise InputError(f"{name}: by its name it describes data and holds none; give it another name")
         raise InputError(f"{name}: no data file among the {len(named)} files that it names")
-    if split != SPLITS[0]:
-        raise InputError(f"{name}: {split=} must be {SPLITS[0]}; only folders have other splits")
+    if split != SPLIT_NAMES[0]:
+        raise InputError(f"{name}: {split=} must be {SPLIT_NAMES[0]}; only folders have other splits")
     return sorted(readable)
 
 
@@ -72,9 +72,9 @@ def _of_folder(folder: Path, split: str, config: str | None) -> list[Path]:
         by_split.setdefault(split_of(file.relative_to(folder), split), []).append(file)
     if split in by_split:
         return by_split[split]
-    if split == SPLITS[0] and set(by_split) == {None}:
+    if split == SPLIT_NAMES[0] and set(by_split) == {None}:
         return files
-    known = ", ".join(sorted(name for name in by_split if name)) or SPLITS[0]
+    known = ", ".join(sorted(name for name in by_split if name)) or SPLIT_NAMES[0]
     raise InputError(f"{folder}: no {split=} in it; found: {known}")
 
 

@@ -14,6 +14,7 @@ from qwen3llada.corpus.files import formats
 from qwen3llada.corpus.files.rows import COMPRESSION, FORMATS, SAVED_STATE, Block, check_encoding, file_format
 from qwen3llada.errors import InputError
 
+SPLITS = ("train", "heldout")  # the two folders of each corpus
 RECORDS = {
     "jsonl": formats.read_lines,
     "ndjson": formats.read_lines,

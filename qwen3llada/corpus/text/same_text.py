@@ -15,10 +15,10 @@ def folded(text: str) -> str:
 
 def text_hash(text: str) -> int:
     """63 bits of a hash of the folded text: equal for texts that are the same."""
-    return fingerprint(folded(text))
+    return exact_hash(folded(text))
 
 
-def fingerprint(text: str) -> int:
+def exact_hash(text: str) -> int:
     """63 bits of a hash of a text: a million of them collide with a probability below 1e-7."""
     data = text.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1

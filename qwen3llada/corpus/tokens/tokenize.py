@@ -12,7 +12,7 @@ from qwen3llada.artifacts import new_file, new_folder, write_json
 from qwen3llada.corpus.conversations.encode import encode_records, write_conversation_samples
 from qwen3llada.corpus.fetch.shard_list import write_stream
 from qwen3llada.corpus.fetch.sources import ConversationData, TextData
-from qwen3llada.corpus.files.reading import data_files
+from qwen3llada.corpus.files.reading import SPLITS, data_files
 from qwen3llada.corpus.text.column import text_column
 from qwen3llada.corpus.text.encode import document_hashes, encode_blocks, text_notes, write_text_sequences
 from qwen3llada.corpus.tokens.histogram import Histogram
@@ -24,7 +24,6 @@ from qwen3llada.modeling.positions import check_positions
 
 __all__ = [
     "ArrowTokens",
-    "load_tokenizer",
     "load_tokens",
     "text_notes",
     "tokenize_conversations",
@@ -32,7 +31,6 @@ __all__ = [
     "tokenize_text",
 ]
 
-SPLITS = ("train", "heldout")
 log = logging.getLogger(__name__)
 
 

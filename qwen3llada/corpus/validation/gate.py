@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen3llada.artifacts import read_json, write_json
 from qwen3llada.corpus.files.ordered_map import ordered_map
-from qwen3llada.corpus.files.reading import data_files, read_blocks
+from qwen3llada.corpus.files.reading import SPLITS, data_files, read_blocks
 from qwen3llada.corpus.files.rows import Block
 from qwen3llada.corpus.tokens.bare_tokenizer import load_backend
 from qwen3llada.corpus.validation.drift import drift
@@ -18,7 +18,7 @@ from qwen3llada.corpus.validation.page import Offender, text_table, write_page
 from qwen3llada.corpus.validation.quarantine import write_records
 from qwen3llada.corpus.validation.record_facts import FactFinder, find_facts
 from qwen3llada.corpus.validation.rules import ValidateParams
-from qwen3llada.corpus.validation.verdict import SPLITS, build_report
+from qwen3llada.corpus.validation.verdict import build_report
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.positions import positions
 

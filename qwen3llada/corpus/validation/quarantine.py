@@ -11,12 +11,12 @@ import numpy as np
 
 from qwen3llada.artifacts import new_file, new_folder
 from qwen3llada.corpus.conversations.records import map_record
-from qwen3llada.corpus.files.reading import read_blocks
+from qwen3llada.corpus.files.reading import SPLITS, read_blocks
 from qwen3llada.corpus.files.rows import Block, Row
 from qwen3llada.corpus.validation.expectations import RuleResult
 from qwen3llada.corpus.validation.fact_table import SplitFacts
 from qwen3llada.corpus.validation.page import Offender, excerpt, reason
-from qwen3llada.corpus.validation.verdict import SPLITS, invalid_records
+from qwen3llada.corpus.validation.verdict import invalid_records
 from qwen3llada.errors import InputError
 
 SHOWN = 20  # offenders in the tables

@@ -13,7 +13,7 @@ from qwen3llada.corpus.conversations.lost import find_lost
 from qwen3llada.corpus.conversations.prompts import is_encodable
 from qwen3llada.corpus.conversations.records import GPT, HUMAN, is_taught, map_record, visible
 from qwen3llada.corpus.files.rows import Block, Row
-from qwen3llada.corpus.text.same_text import fingerprint, text_hash
+from qwen3llada.corpus.text.same_text import exact_hash, text_hash
 
 #: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
 FACTS = (
@@ -130,9 +130,9 @@ class FactFinder:
         parts = [_part("", system or ""), *(_part(role, text) for role, text in turns)]
         # Records that differ in what is taught of them are not equal.
         untaught = [str(i) for i, (role, _) in enumerate(turns) if role == GPT and not taught[i]]
-        hashes = {"identity": fingerprint("".join([*parts, *untaught]))}
+        hashes = {"identity": exact_hash("".join([*parts, *untaught]))}
         if last is not None:
-            hashes |= {"prompt": fingerprint("".join(parts[: last + 1])), "answer": fingerprint(turns[last][1])}
+            hashes |= {"prompt": exact_hash("".join(parts[: last + 1])), "answer": exact_hash(turns[last][1])}
         return hashes
 
     @staticmethod

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from qwen3llada.corpus.files.reading import SPLITS
 from qwen3llada.corpus.validation.expectations import RuleResult
 from qwen3llada.corpus.validation.fact_table import SplitFacts
 from qwen3llada.corpus.validation.rules import ValidateParams
 
-SPLITS = ("train", "heldout")
 NAMED = 12  # unused fields that a line names; reports/validation.json has all
 
 

@@ -1,8 +1,8 @@
-"""Qwen3's body as few, large operations: what the CUDA graphs of the sampler record.
+"""Qwen3's body as few, large operations, which the sampler's CUDA graphs capture.
 
-Same weights, same arithmetic as the model's own layers; queries, keys and values come from one matrix product, gate and
-up from another, and what stands between the products is one kernel each (`layer_kernels`). Shapes: U units of Q tokens
-(N = U·Q), D hidden size, HQ query heads, HK key/value heads, E head size, B rows and P columns of a prefix.
+The weights and the arithmetic are those of the model's own layers. One matrix product gives queries, keys and values,
+another gives gate and up. One kernel each does the work between the products. Shapes: U units of Q tokens (N = U·Q),
+D hidden size, HQ query heads, HK key/value heads, E head size, B rows and P columns of a prefix.
 """
 
 import weakref
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.sampling.cuda.layer_kernels import Angles, Blocks, Heads, attention, gated, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.attention_kernel import Blocks, attention
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, gated, norm_rope, rms_norm
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
 
@@ -40,9 +41,9 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def side_by_side(linears: Sequence[nn.Linear]) -> Tensor:
-    """One weight [sum of outputs, D] of which the weights of `linears` become views: nothing is held twice.
+    """One weight [sum of outputs, D]. The weights of `linears` become views of it, so that nothing is stored twice.
 
-    The layers keep their parameters, names and values, and what changes them in place changes the whole.
+    The layers keep their parameters, names and values. A change in place to one of them also changes the whole.
     """
     whole = torch.cat([linear.weight.data for linear in linears])
     parts = whole.split([linear.out_features for linear in linears])
@@ -52,7 +53,7 @@ def side_by_side(linears: Sequence[nn.Linear]) -> Tensor:
 
 
 def rotary_angles(model: Any) -> Angles:
-    """The rotary embedding of every position that the model has."""
+    """The rotary embedding of every position of the model."""
     positions = torch.arange(model.config.max_position_embeddings, device=model.device)
     cos, sin = model.model.rotary_emb(torch.zeros((), device=model.device), positions[None])
     half = cos.shape[-1] // 2
@@ -79,7 +80,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Keys and values that later passes read: per layer [B, P, HK, E] each. The last row belongs to padding units."""
+    """Keys and values for later passes to read, per layer [B, P, HK, E] each. Padding units own the last row."""
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
@@ -102,7 +103,7 @@ class Write:
 
 
 class PackedModel:
-    """The body of a Qwen3 model. It shares the model's weights; `stale` says when they are no longer the same."""
+    """The body of a Qwen3 model. Shares the model's weights; `stale` tells when the model's weights have moved."""
 
     def __init__(self, model: Any) -> None:
         config = model.config
@@ -111,7 +112,7 @@ class PackedModel:
         self.eps, self.angles = config.rms_norm_eps, rotary_angles(model)
         self.layers = [self._pack(layer) for layer in model.model.layers]
         self.embedding, self.norm = model.model.embed_tokens.weight.data, model.model.norm.weight.data
-        self._model = weakref.ref(model)  # whoever keeps this by the model must not keep the model
+        self._model = weakref.ref(model)  # weak: this object is kept for the model and must not keep the model alive
         self._pointers = _pointers(model)
 
     @staticmethod
@@ -130,7 +131,7 @@ class PackedModel:
 
     @property
     def stale(self) -> bool:
-        """Whether the model's weights have moved (to another device or type, say) since they were packed."""
+        """Whether the model's weights have moved since they were packed, for example to another device or type."""
         return _pointers(self._model()) != self._pointers
 
     def __call__(
@@ -145,14 +146,14 @@ class PackedModel:
         rows: Tensor | None = None,
         states: bool = True,
     ) -> Tensor | None:
-        """Final hidden states [N, D] of tokens [U, Q] at positions [N] int32, or those of `rows` [R] of the N: [R, D].
+        """Final hidden states [N, D] of tokens [U, Q] at positions [N] int32. With `rows` [R]: only of those, [R, D].
 
         Args:
-            ranges: [7, U] int32, what each unit sees (see `layer_kernels.Range`).
-            prefix: keys and values that are seen besides the units' own, as `ranges` says.
-            write: store the keys and values.
-            blocks: how units that are made of blocks see themselves (see `layer_kernels.attention`).
-            states: whether hidden states are wanted. If not, the last layer ends with its keys and values.
+            ranges: [7, U] int32, what each unit sees (see `attention_kernel.Range`).
+            prefix: keys and values from which `ranges` selects what a unit sees besides its own.
+            write: where to store the units' keys and values; None stores nothing.
+            blocks: for units of whole blocks (see `attention_kernel.attention`).
+            states: whether to return hidden states. If not, the pass ends after the last layer's keys and values.
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
         last = len(self.layers) - 1
@@ -165,7 +166,7 @@ class PackedModel:
                 return None
             past = None if prefix is None else (prefix.keys[i], prefix.values[i])
             mixed = attention(qk, qkv, past, ranges, self.heads, blocks)
-            if i == last and rows is not None:  # of the last layer, only the block's own positions are needed
+            if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]
             x.addmm_(mixed, layer.out.T)
             x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)

@@ -1,4 +1,4 @@
-"""The CUDA graphs of a model: recorded once for a shape, kept as long as the model."""
+"""The CUDA graphs of a model: captured once per shape and kept as long as the model."""
 
 import weakref
 from collections import OrderedDict
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from qwen3llada.sampling.cuda.layer_kernels import Blocks
+from qwen3llada.sampling.cuda.attention_kernel import Blocks
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
-from qwen3llada.sampling.cuda.step_programs import FillProgram, Shape, StepProgram
+from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.proposals import Head
 
-COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple of this
+COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple
 KEPT_PROGRAMS = 32
-# What a recorded step does not depend on: it is content, or the sampler's own business.
+# Parameters left out of a step program's cache key: they change its content, or what the sampler does around it.
 FREE = {"steps": 1, "gen_length": 1, "block_length": None, "block_attention": None, "parallel_blocks": False}
 
 
@@ -24,13 +24,13 @@ def bucket_columns(count: int) -> int:
 
 
 def bucket_units(count: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24 …: less than half more than asked for."""
+    """Round up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 …: at most half more than `count`."""
     power = 1 << (count - 1).bit_length()
     return power // 4 * 3 if power >= 4 and count <= power // 4 * 3 else power
 
 
 class Graphs:
-    """The recorded programs of one model, and the prefixes that they read."""
+    """The programs of one model, and the prefixes that they read."""
 
     def __init__(self, model: Any) -> None:
         self.packed, self.device = PackedModel(model), model.device
@@ -41,22 +41,22 @@ class Graphs:
 
     @classmethod
     def of(cls, model: Any) -> "Graphs":
-        """The graphs of a model, made anew if its weights have moved."""
+        """The graphs of a model. Made anew if its weights have moved."""
         graphs = _of_models.get(model)
         if graphs is None or graphs.packed.stale:
             graphs = _of_models[model] = cls(model)
         return graphs
 
     def prefix(self, rows: int, columns: int) -> KeyValues:
-        """Room for the keys and values of at least `rows` rows; what it held before is gone."""
+        """Memory for the keys and values of at least `rows` rows. Its content is undefined."""
         shape = bucket_units(rows), columns
         kept = self._prefixes.get(shape)
         if kept is None:
             kept = self._prefixes[shape] = KeyValues.empty(self.packed, *shape)
         return kept
 
-    def fill(self, shape: Shape, store: KeyValues, *, reads: bool, blocks: Blocks | None = None) -> FillProgram:
-        """The program that computes keys and values for `store` (see `FillProgram`)."""
+    def fill(self, shape: ProgramShape, store: KeyValues, *, reads: bool, blocks: Blocks | None = None) -> FillProgram:
+        """The program that writes keys and values to `store` (see `FillProgram`)."""
         return self._program(
             ("fill", shape, id(store), reads, blocks),
             lambda: FillProgram(self.packed, shape, store, reads=reads, blocks=blocks, device=self.device),
@@ -64,9 +64,9 @@ class Graphs:
         )
 
     def step(
-        self, shape: Shape, prefix: KeyValues | None, head: Head, params: DecodeParams, chunks: set[int]
+        self, shape: ProgramShape, prefix: KeyValues | None, head: Head, params: DecodeParams, chunks: set[int]
     ) -> StepProgram:
-        """The program of a step for units of this shape, decoded by these parameters, with room for so many chunks."""
+        """The program of a step for this shape and these parameters, captured for each number of chunks in `chunks`."""
         return self._program(
             ("step", shape, id(prefix), head.mask_token_id, params.model_copy(update=FREE)),
             lambda: StepProgram(self.packed, shape, prefix, head, params, self.device),
@@ -74,7 +74,7 @@ class Graphs:
         )
 
     def _program(self, key: Hashable, make: Callable[[], Any], variants: set[int]) -> Any:
-        """The program of a key, made and recorded where needed. Recording overwrites what its memory holds."""
+        """The program of a cache key. A missing program or variant is captured, which overwrites its memory."""
         program = self._programs.get(key) or make()
         program.record(variants, self.device, self._pool)
         self._programs[key] = program

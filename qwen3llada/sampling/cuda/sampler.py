@@ -1,8 +1,8 @@
-"""The steps of a request as CUDA graphs: one launch a pass instead of hundreds.
+"""The steps of a request as CUDA graphs: one launch per forward pass instead of hundreds.
 
-Shapes are rounded up (prompt columns, number of units), so a new prompt length or batch size finds a graph that is
-there. "Seen" rows are those of the canvas that the model sees: under guidance the B rows, then the same rows with what
-was given masked. Shapes: B rows, R seen rows, U units, Q tokens of a unit, W columns of a block.
+Shapes (prompt columns, number of units) are rounded up, so that a new prompt length or batch size often finds an
+existing graph. "Seen" rows are the rows of the model's input: the B rows of the canvas and, under guidance, the same
+rows again with all given tokens masked. Shapes: B rows, R seen rows, U units, Q tokens of a unit, W columns of a block.
 """
 
 import importlib.util
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from qwen3llada.modeling.attention import is_causal
-from qwen3llada.sampling.cuda.layer_kernels import Blocks, Range
+from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
 from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
 from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
-from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, Shape, StepProgram, chunks_for
+from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, ProgramShape, StepProgram, chunks_for
 from qwen3llada.sampling.open_blocks import Units
 from qwen3llada.sampling.proposals import make_head
 from qwen3llada.sampling.request import Request
@@ -37,22 +37,22 @@ def why_not(model: Any, request: Request) -> str | None:
 
 
 class GraphSampler:
-    """Runs the steps of one request as recorded programs."""
+    """Runs the steps of one request as CUDA graphs."""
 
     backend = "graph"
 
     @torch.no_grad()
     def __init__(self, model: Any, request: Request, tokens: Tensor) -> None:
-        """`tokens` [B, L]: the canvas, in which the caller enters what is decoded."""
+        """`tokens` [B, L] is the canvas; the caller enters decoded tokens into it."""
         self.request, self.tokens, self.guided, self.passes = request, tokens, request.params.cfg_scale > 0, 0
         self.graphs, self.head = Graphs.of(model), make_head(model, request)
         self.graphs.user = weakref.ref(self)
         self.positions = model.config.max_position_embeddings
         layout = request.layout
         self.rows = len(tokens)
-        everything = layout.tokens.shape[1] // layout.block_length  # blocks of the canvas
+        everything = layout.tokens.shape[1] // layout.block_length  # number of blocks on the canvas
         self.window = min(everything, model.config.window_blocks) if request.policy == "window" else everything
-        self.start = bucket_columns(layout.start)  # prompts are padded on the left to this
+        self.start = bucket_columns(layout.start)  # prompts are left-padded to this
         self.causal, self.dual = is_causal(request.policy), request.params.cache == "dual"
         self.whole = request.policy == "full" and not self.dual  # each pass runs the whole canvas
         self.finished: Units | None = None
@@ -72,7 +72,9 @@ class GraphSampler:
         elif self.causal and self.finished is not None:
             self._fill_block(self.finished)
         queries = self._columns(self.request.layout.width) if self.whole else units.width
-        shape = Shape(units=bucket_units(len(units.rows)), queries=queries, width=units.width, guided=self.guided)
+        shape = ProgramShape(
+            units=bucket_units(len(units.rows)), queries=queries, width=units.width, guided=self.guided
+        )
         self._chunks = self._chunks_of_steps(units, shape)
         self._program = self.graphs.step(shape, self.prefix, self.head, self.request.params, set(self._chunks))
         return self._load(self._program, units)
@@ -85,34 +87,34 @@ class GraphSampler:
         if self.causal:
             self.finished = replace(units, tokens=units.tokens.clone())
 
-    def _chunks_of_steps(self, units: Units, shape: Shape) -> list[int]:
-        """How many chunks of logits each step that commits something needs; under threshold unmasking, all of them."""
+    def _chunks_of_steps(self, units: Units, shape: ProgramShape) -> list[int]:
+        """Chunks of logits that each step needs until everything is committed; all chunks under threshold unmasking."""
         everything = shape.units * shape.width
         if self.request.params.unmask == "threshold":
             return [chunks_for(everything, everything)] * units.width
         left, chunks = int(units.counts.sum()), []
         for committed in units.counts.sum(0).tolist():
-            if left:  # the steps after the last commitment are never run
+            if left:  # steps after the last commit are never run
                 chunks.append(chunks_for(left, everything))
             left -= committed
         return chunks
 
     def _columns(self, columns: int) -> int:
-        """The canvas's columns up to `columns`, after the padding on its left has been rounded up."""
+        """Width of the canvas's first `columns` columns in a program, where the left padding is rounded up."""
         return columns + self.start - self.request.layout.start
 
     def _seen_rows(self, rows: Tensor) -> Tensor:
-        """Seen rows [R] of rows of the request [U]."""
+        """Seen rows [R] of request rows [U]."""
         return torch.cat([rows, rows + self.rows]) if self.guided else rows
 
     def _seen_tokens(self, tokens: Tensor, given: Tensor) -> Tensor:
-        """What the model sees of tokens [U, Q]: [R, Q]."""
+        """The model's input [R, Q] for tokens [U, Q]."""
         if not self.guided:
             return tokens
         return torch.cat([tokens, tokens.masked_fill(given, self.request.mask_token_id)])
 
     def _load(self, program: StepProgram, units: Units) -> Units:
-        """Put the units into a program's memory. What is returned in their place lives there."""
+        """Copy the units into a program's memory. The returned units are views of it."""
         canvas, count, width = self.request.canvas, len(units.rows), units.width
         first = 0
         program.canvas.zero_()
@@ -145,11 +147,11 @@ class GraphSampler:
         )
 
     def _fill_canvas(self, rows: Tensor, columns: int) -> None:
-        """Keys and values of the canvas's first `columns`, as it is now, of `rows` [U]."""
+        """Fill the prefix with keys and values of the current canvas's first `columns`, for rows `rows` [U]."""
         canvas, layout = self.request.canvas, self.request.layout
         at = (rows.to(self.tokens.device), slice(0, columns))
         tokens, seen = self._seen_tokens(self.tokens[at], canvas.given[at]), self._seen_rows(rows)
-        shape = Shape(units=bucket_units(len(seen)), queries=self._columns(columns))
+        shape = ProgramShape(units=bucket_units(len(seen)), queries=self._columns(columns))
         blocks = Blocks(layout.block_length, self.window) if self.causal else None
         program = self.graphs.fill(shape, self._store, reads=False, blocks=blocks)
         program.tokens.zero_()[: len(seen), self.start - canvas.start :] = tokens
@@ -157,9 +159,9 @@ class GraphSampler:
         self._run(program, seen, None)
 
     def _fill_block(self, units: Units) -> None:
-        """Keys and values of a finished block."""
+        """Fill the prefix with keys and values of a finished block."""
         rows, blocks = self._seen_rows(units.rows), units.blocks.repeat(2 if self.guided else 1)
-        shape = Shape(units=bucket_units(len(rows)), queries=units.width)
+        shape = ProgramShape(units=bucket_units(len(rows)), queries=units.width)
         program = self.graphs.fill(shape, self._store, reads=True)
         program.tokens.zero_()[: len(rows)] = self._seen_tokens(units.tokens, units.given)
         first = self.start + blocks[0] * self.request.layout.block_length
@@ -178,7 +180,7 @@ class GraphSampler:
         self.passes += 1
 
     def _place(self, program: Program, first: int, rows: Tensor, blocks: Tensor | None) -> None:
-        """Seen rows [R], whole (`blocks` None) or one block of each, become a program's units from `first` on."""
+        """Make seen rows [R] the program's units from `first` on: whole rows (`blocks` None) or one block of each."""
         layout, queries = self.request.layout, program.shape.queries
         prompts, lengths = layout.prompt_lengths[rows % self.rows], layout.lengths[rows % self.rows]
         ranges = torch.zeros(len(Range), len(rows), dtype=torch.int32)

@@ -1,13 +1,10 @@
-"""What the sampler runs on a GPU as one CUDA graph: a whole step with its commits, or a pass that fills a prefix.
+"""Programs that the sampler runs as CUDA graphs: a whole step with its commits, or a pass that fills a prefix.
 
-A program owns the memory that it reads and writes, so it can be recorded once for its shape and replayed for any
-content. Shapes: U units of Q tokens, of which W are the block; S steps (at most W); N = U·W positions of the blocks.
+A program owns the memory that it reads and writes. It is captured once for its shape and replayed for any content.
+Shapes: U units of Q tokens, of which W are the block; S steps (at most W); N = U·W positions of the blocks.
 """
 
 import functools
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,64 +12,28 @@ import torch
 from torch import Tensor
 
 from qwen3llada.sampling import keyed_gumbel as noise
-from qwen3llada.sampling.cuda.commit_kernels import SPLITS, commit_likeliest, likeliest
-from qwen3llada.sampling.cuda.layer_kernels import Blocks, Range
+from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
+from qwen3llada.sampling.cuda.captured_function import CapturedFunction
+from qwen3llada.sampling.cuda.commit_kernels import VOCABULARY_SPLITS, commit_likeliest, likeliest
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel, Write
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.proposals import Head
 from qwen3llada.sampling.remasking import annealed, commit
 
-WARMUP_RUNS = 2  # before recording: kernels are compiled and libraries allocate what they keep
-ROWS_OF_LOGITS = 256  # projected at a time: enough to fill a GPU, and all of the vocabulary that is ever held
-MOST_VARIANTS = 8  # of a step's program, by the number of positions that are still masked
+WARMUP_RUNS = 2  # before a capture: compiles kernels and lets libraries allocate workspaces
+ROWS_OF_LOGITS = 256  # projected at a time: enough to fill a GPU; no more logits are ever held
+MOST_VARIANTS = 8  # of a step program, by the number of positions that are still masked
 
 
 def chunks_for(masked: int, everything: int) -> int:
-    """Chunks of logits for so many masked positions of `everything`, rounded so that there are few variants."""
+    """Chunks of logits for `masked` of `everything` positions, rounded up to keep the number of variants small."""
     step = -(-everything // (ROWS_OF_LOGITS * MOST_VARIANTS))
     return -(-masked // (ROWS_OF_LOGITS * step)) * step
 
 
-class Recorded:
-    """A function without arguments as a CUDA graph; on a CPU, the function."""
-
-    def __init__(self, function: Callable[[], None], device: torch.device, pool: Any, *, warmup: int) -> None:
-        self._function, self._graph = function, None
-        if device.type != "cuda":
-            return
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(warmup):
-                function()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Freeing an older graph or its tensors on the way, as the garbage collector may at any time, ends a capture.
-        with _collector_at_rest(), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            function()
-
-    def __call__(self) -> None:
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._function()
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """No garbage collection until the end."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What a program is recorded for."""
+class ProgramShape:
+    """Shape for which a program is captured."""
 
     units: int
     queries: int
@@ -81,51 +42,53 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Units that the model sees: under guidance, each twice."""
+        """Rows of the model's input: units, twice as many under guidance."""
         return self.units * (2 if self.guided else 1)
 
 
 class Program:
-    """Where the units of a pass are, and what they see."""
+    """Input memory of a pass: the units' positions and what they see."""
 
-    def __init__(self, model: PackedModel, shape: Shape, store: KeyValues | None, device: torch.device) -> None:
+    def __init__(self, model: PackedModel, shape: ProgramShape, store: KeyValues | None, device: torch.device) -> None:
         self.model, self.shape, self.store = model, shape, store
-        self.spare = len(store.keys[0]) - 1 if store is not None else 0  # the prefix's row for units that are padding
+        self.spare = len(store.keys[0]) - 1 if store is not None else 0  # the prefix's row for padding units
         self.positions = torch.zeros(shape.rows, shape.queries, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(len(Range), shape.rows, dtype=torch.int32, device=device)
-        self.ranges[Range.OWN_HIGH] = shape.queries  # padding sees itself: its numbers stay finite
+        self.ranges[Range.OWN_HIGH] = shape.queries  # padding units see themselves, so that softmax stays finite
         self.ranges[Range.OWNER] = self.spare
-        self._recorded: dict[int, Recorded] = {}
+        self._recorded: dict[int, CapturedFunction] = {}
 
     def run(self, variant: int) -> None:
         raise NotImplementedError
 
     def record(self, variants: set[int], device: torch.device, pool: Any) -> None:
-        """Have these variants ready. What the program's memory holds is lost if one is new."""
+        """Capture those of `variants` that are missing. A new capture overwrites the program's memory."""
         for variant in sorted(variants - self._recorded.keys()):
-            warmup = 0 if self._recorded else WARMUP_RUNS  # the variants share their kernels
-            self._recorded[variant] = Recorded(functools.partial(self.run, variant), device, pool, warmup=warmup)
+            warmup = 0 if self._recorded else WARMUP_RUNS  # all variants use the same kernels, so one warm-up is enough
+            self._recorded[variant] = CapturedFunction(
+                functools.partial(self.run, variant), device, pool, warmup=warmup
+            )
 
     def replay(self, variant: int = 0) -> None:
         self._recorded[variant]()
 
     def place(self, first: int, positions: Tensor, ranges: Tensor) -> None:
-        """Put positions [R, Q] and ranges [7, R], int32 on the CPU, where the program has its units from `first` on."""
+        """Copy positions [R, Q] and ranges [7, R], both int32 on the CPU, to the program's units from `first` on."""
         at = slice(first, first + len(positions))
         self.positions[at].copy_(positions, non_blocking=True)
         self.ranges[:, at].copy_(ranges, non_blocking=True)
 
 
 class FillProgram(Program):
-    """A pass whose keys and values are stored for others to read.
+    """A pass that stores keys and values for other passes to read.
 
-    reads: whether the units see what is stored already. blocks: how they see themselves, where they are made of blocks.
+    reads: whether the units see keys and values stored earlier. blocks: for units of whole blocks, see `Blocks`.
     """
 
     def __init__(
         self,
         model: PackedModel,
-        shape: Shape,
+        shape: ProgramShape,
         store: KeyValues,
         *,
         reads: bool,
@@ -153,12 +116,12 @@ class FillProgram(Program):
 
 
 class StepProgram(Program):
-    """One step: the pass, a proposal for every masked position of the block, the commits."""
+    """One step: the forward pass, a proposal for every masked position of the block, and the commits."""
 
     def __init__(
         self,
         model: PackedModel,
-        shape: Shape,
+        shape: ProgramShape,
         prefix: KeyValues | None,
         head: Head,
         params: DecodeParams,
@@ -176,7 +139,7 @@ class StepProgram(Program):
         self.counts, self.shares, self.keys = zeros(units, width, dtype=torch.int32), zeros(units), zeros(units)
         self.column, self.step = zeros(dtype=torch.int32), zeros(dtype=torch.int32)
         self.threshold = torch.tensor(params.confidence_threshold, device=device)
-        size = units * width, SPLITS
+        size = units * width, VOCABULARY_SPLITS
         self.parts = (
             zeros(*size, dtype=torch.float32),
             zeros(*size, dtype=torch.int32),
@@ -185,11 +148,11 @@ class StepProgram(Program):
 
     @property
     def greedy(self) -> bool:
-        """Whether the step is what the fused kernels do: the likeliest tokens, the most confident first."""
+        """Whether the fused kernels cover this step: likeliest tokens, most confident first, no guidance."""
         return self.params.temperature == 0 and self.params.remasking == "low_confidence" and not self.shape.guided
 
     def run(self, variant: int) -> None:
-        """The step, where at most `variant` times ROWS_OF_LOGITS positions are still masked."""
+        """Run the step. At most `variant` · ROWS_OF_LOGITS positions may still be masked."""
         seen = self.canvas
         if self.shape.guided:
             seen = torch.cat([seen, seen.masked_fill(self.given, self.head.mask_token_id)])
@@ -203,20 +166,20 @@ class StepProgram(Program):
         self.step.add_(1)
 
     def _chosen(self, chunks: int) -> Tensor:
-        """Which of the N positions meet the vocabulary: all of them, or the masked ones, as far as there is room."""
+        """Positions to project to the vocabulary: all N, or the masked ones padded to whole chunks."""
         everything, room = self.masked.numel(), chunks * ROWS_OF_LOGITS
         positions = torch.arange(everything, device=self.masked.device)
         if room >= everything:
             return positions
         masked = self.masked.flatten()
-        # What does not belong goes to the end and is cut off; room that is left holds position 0 over and over.
+        # Unmasked positions go to the extra last slot, which is cut off. Unused slots repeat position 0.
         target = torch.where(masked, masked.cumsum(0) - 1, everything)
         return torch.zeros(everything + 1, dtype=torch.int64, device=masked.device).scatter_(0, target, positions)[
             :room
         ]
 
     def _rows(self, chosen: Tensor) -> Tensor | None:
-        """Their indices among all tokens that the model sees, None where they are all there is."""
+        """Indices of the `chosen` positions among all tokens of the model's input; None if they are all of them."""
         units, queries, width = self.shape.units, self.shape.queries, self.shape.width
         if queries == width and len(chosen) == units * width:
             return None

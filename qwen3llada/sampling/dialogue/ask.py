@@ -20,12 +20,12 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.lean_import import import_model_code
 from qwen3llada.sampling.params import SampleParams, SampleRequest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and what is wrong with a request is said before
+if TYPE_CHECKING:  # torch takes seconds to import; errors in a request are reported before that
     from qwen3llada.sampling.dialogue.text_model import Answer, Trace
 
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
-    """Answer the prompts of a request: print the answers or write them to `request.out`, and the page `request.trace`.
+    """Answer a request's prompts: print the answers or write them to `request.out`; write the page `request.trace`.
 
     Raises: InputError in one line if a prompt or the model is missing or wrong.
     """
@@ -52,14 +52,14 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
 
 
 def check_request(request: SampleRequest, model: Path) -> None:
-    """Raises InputError if the answers or the page would be written where they must not be."""
+    """Raises InputError if the answers or the page must not be written to their paths."""
     given: dict[str, tuple[Path | None, Kind]] = {"out": (request.out, ANSWERS), "trace": (request.trace, PAGE)}
     writes = {knob: (path, kind) for knob, (path, kind) in given.items() if path is not None}
     check_destinations(writes, {"model": model, "prompts": request.prompts})
 
 
 def print_answers(asked: Sequence[Exchange], answers: Iterable[Answer]) -> None:
-    """The answers on stdout, each below its question if there are several, and on stderr what each took."""
+    """Print the answers on stdout, each below its question if there are several, and its cost on stderr."""
     for question, answer in zip(asked, answers, strict=True):
         if len(asked) > 1:
             print(f"> {question.human}", flush=True)
@@ -68,9 +68,9 @@ def print_answers(asked: Sequence[Exchange], answers: Iterable[Answer]) -> None:
 
 
 def read_questions(request: SampleRequest) -> Iterator[Exchange]:
-    """The questions of a request, in order. Fields of a file that no question uses are named on stderr at the end.
+    """The questions of a request, in order. Unused fields of the prompts file are named on stderr at the end.
 
-    Raises: InputError naming the line of a file that holds none.
+    Raises: InputError naming the first line without a question.
     """
     for prompt in request.prompt:
         yield Exchange(prompt, "", request.system)
@@ -95,11 +95,11 @@ def as_question(row: Any, system: str | None) -> Exchange:
 
 
 def read_question(row: Any, system: str | None) -> tuple[Exchange, Lost]:
-    """One prompt and what of its line is not asked: a text, a question with or without an answer, or a conversation.
+    """One prompt and the unused parts of its line. A line is a text, a question with or without answer, or a
+    conversation.
 
-    Of a conversation the last turn of human is asked, with all turns before it; an answer that follows is not shown
-    to the model. `system` is for lines without a system prompt. An object with a question and no answer can have
-    `"system": ""`: it is asked without one.
+    The last human turn of a conversation is asked, with all turns before it. A later answer is not shown to the model.
+    `system` applies to lines without a system prompt; `"system": ""` on a question without answer means none.
 
     Raises: InputError unless there is a question, turns alternate up to it, and all of it is text.
     """

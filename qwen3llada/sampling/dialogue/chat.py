@@ -1,4 +1,4 @@
-"""A conversation in the terminal, whose answers are shown while they are denoised."""
+"""A conversation in the terminal. Answers are shown while they are denoised."""
 
 import sys
 import time
@@ -18,9 +18,9 @@ from qwen3llada.sampling.decoding import Step
 from qwen3llada.sampling.dialogue.terminal import View, piped, printable, typed
 from qwen3llada.sampling.dialogue.text_model import TextModel, Trace
 from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.sampler import run, stream
+from qwen3llada.sampling.sampler import exhaust, stream
 from qwen3llada.sampling.trace.page import write_trace_page
-from qwen3llada.sampling.trace.recording import Recorder
+from qwen3llada.sampling.trace.recording import TraceRecorder
 
 HELP = {
     "/help": "this list",
@@ -34,7 +34,7 @@ HELP = {
 
 
 class ChatParams(DecodeParams):
-    """What `/set` can change."""
+    """Parameters that `/set` can change."""
 
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seed of the noise, 0 to below 2^63; the turn's number is mixed in"
@@ -42,12 +42,12 @@ class ChatParams(DecodeParams):
 
 
 class Chat:
-    """One conversation: what was said, and how answers are decoded."""
+    """One conversation: its history and its decoding parameters."""
 
     def __init__(
         self, text: TextModel, name: str, params: ChatParams, *, system: str | None = None, console: Console
     ) -> None:
-        """`name` of the model is shown on the pages that `/trace` writes."""
+        """`name`: the model's name on pages that `/trace` writes."""
         self.text, self.name, self.params, self.system, self.console = text, name, params, system, console
         self.history: list[tuple[str, str]] = []
         self.last: Trace | None = None
@@ -62,7 +62,7 @@ class Chat:
         }
 
     def run(self, lines: Iterator[str]) -> None:
-        """Answer lines until there are no more or one is /quit; what goes wrong with one is one line."""
+        """Answer lines until they end or one is /quit. An error in a line is reported in one line."""
         for line in lines:
             line = line.strip()
             if line.split(maxsplit=1)[:1] in (["/quit"], ["/exit"]):
@@ -75,7 +75,7 @@ class Chat:
                 self.say(f"error: {' '.join(str(error).split())}", "red")
 
     def take(self, line: str) -> None:
-        """Do what a line asks for: a command, or a question. Raises: InputError or OSError in one line."""
+        """Carry out a line: a command or a question. Raises: InputError or OSError in one line."""
         if not line.startswith("/"):
             if line:
                 self.ask(line)
@@ -86,10 +86,10 @@ class Chat:
         self.commands[name](rest.strip())
 
     def ask(self, question: str) -> None:
-        """Answer a question, and remember both for those that follow. An answer that is stopped leaves no trace."""
+        """Answer a question and append both to the history. An interrupted answer is not remembered."""
         prompt = self.text.encode([Exchange(question, "", self.system, tuple(self.history))])
         params = DecodeParams(**self.params.model_dump(exclude={"seed"}))
-        recorder, view = Recorder(), View(self.text, len(prompt[0]), self.console)
+        recorder, view = TraceRecorder(), View(self.text, len(prompt[0]), self.console)
         begin = time.perf_counter()
         steps = stream(
             self.text.model,
@@ -105,7 +105,7 @@ class Chat:
             view(step)
 
         with view.live:
-            generation = run(steps, see)
+            generation = exhaust(steps, see)
         (answer,) = self.text.describe(prompt, generation, time.perf_counter() - begin)
         (self.last,) = self.text.traces([answer], prompt, recorder)
         self.history.append((question, answer.answer))
@@ -154,12 +154,12 @@ class Chat:
 
 
 def shown(value: Any) -> str:
-    """A setting as YAML, and `/set`, write it."""
+    """A setting as it is written in YAML and in `/set`."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def chat(model: Path, params: DecodeParams, *, seed: int, system: str | None = None, bf16: bool = False) -> None:
-    """Talk with the model in `model` until the input ends. Raises: InputError in one line if it is not one."""
+    """Chat with the model in folder `model` until the input ends. Raises: InputError in one line if it is no model."""
     console = Console(highlight=False)
     text = TextModel.load(model, bf16=bf16)
     settings = ChatParams(**{name: getattr(params, name) for name in DecodeParams.model_fields}, seed=seed)

@@ -13,14 +13,14 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import SampleParams
 
-MACHINE_DEPENDENT = ("seconds", "backend")  # kept out of the reports that have to be reproducible
+MACHINE_DEPENDENT = ("seconds", "backend")  # left out of the reports, which must be reproducible
 
 
 def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams, *, seed: int) -> dict[str, Any]:
     """Answer held-out prompts and compare with their reference answers.
 
     Writes `reports`/samples.jsonl (prompt, answer, reference, match, counts), sample.json (exact_match and totals) and
-    sample_throughput.json, which alone depends on the machine.
+    sample_throughput.json, the only one that depends on the machine.
 
     Args:
         model: folder of the checkpoint. data: folder of tokenized prompts and answers.

@@ -18,12 +18,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load(
     path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "float32"
 ) -> TextModel:
-    """The checkpoint in the folder `path`, ready to answer: `.model` is the network, `.tokenizer` its tokenizer.
+    """Load the checkpoint in folder `path`. The result's `.model` is the network, `.tokenizer` its tokenizer.
 
     Args:
-        path: a folder that convert, pretrain or sft wrote; `~` is the home folder.
+        path: a folder written by convert, pretrain or sft; `~` is the home folder.
         device: "cpu", "cuda", "cuda:1" or a `torch.device`; None: the GPU if there is one.
-        dtype: "float32", "bfloat16", or torch's object of that name.
+        dtype: "float32", "bfloat16", or torch's dtype of that name.
 
     Raises: InputError for a folder without such a checkpoint, and for another device or dtype.
     """
@@ -47,14 +47,14 @@ def generate(
     """Answer text with text. For token ids there is `qwen3llada.sampling.sampler.generate`.
 
     Args:
-        model: what `load` returned.
-        prompts: a question, or a list of them. Each is asked in the form in which the model was taught.
-        system: the system prompt of all of them.
+        model: the result of `load`.
+        prompts: a question, or a list of them. Each is formatted with the model's prompt template.
+        system: the system prompt of all questions.
         seed: of all noise. Equal seeds give equal answers.
-        knobs: the fields of `AnswerParams`: steps, gen_length, block_length, temperature, cfg_scale, remasking, ….
-            What is not given has the default of its field.
+        knobs: fields of `AnswerParams` (steps, gen_length, block_length, temperature, cfg_scale, remasking, …). Others
+            keep their defaults.
 
-    Returns: the `Answer` to one question, with `.text`, `.answer_tokens`, `.forward_passes` and `.seconds`; for a list
+    Returns: for one question its `Answer`, with `.text`, `.answer_tokens`, `.forward_passes` and `.seconds`; for a list
         of questions the list of their answers.
     Raises: InputError for a question that is not text or too long for the model, a knob that does not exist (naming
         those that do), and a value outside its range.
@@ -76,7 +76,7 @@ def generate(
 
 
 def _texts(prompts: Any) -> list[str]:
-    """A question, or several, as a list. Raises InputError for anything that is not text."""
+    """Questions as a list. Raises InputError for anything that is not text."""
     asked = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
     for prompt in asked:
         if not isinstance(prompt, str):
@@ -88,10 +88,10 @@ def _texts(prompts: Any) -> list[str]:
 
 
 def _usable(device: str | torch.device) -> torch.device:
-    """A device that is there. Raises InputError."""
+    """The device, after a test allocation. Raises InputError if it cannot be used."""
     try:
-        torch.zeros(1, device=device).item()  # also where "meta" has no values
+        torch.zeros(1, device=device).item()  # fails on "meta", whose tensors have no values
         return torch.device(device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch: an unknown name, a GPU that is not there
+    except (RuntimeError, AssertionError, TypeError) as error:  # PyTorch's errors for an unknown name or a missing GPU
         said = " ".join(str(error).splitlines()[:1])
         raise InputError(f"device={str(device)!r} cannot be used here: {said}") from error

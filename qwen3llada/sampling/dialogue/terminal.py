@@ -1,4 +1,4 @@
-"""What a chat draws in a terminal, and where its lines come from."""
+"""The terminal side of a chat: drawing answers and reading lines."""
 
 import contextlib
 import sys
@@ -13,14 +13,14 @@ from rich.text import Text
 from qwen3llada.sampling.decoding import Step
 from qwen3llada.sampling.dialogue.text_model import END, MASK, TextModel
 
-FRAME_SECONDS = 0.05  # drawing takes longer than a step does on a GPU
+FRAME_SECONDS = 0.05  # on a GPU, drawing takes longer than a step
 
 
 class View:
-    """The answer while it is denoised, drawn in place; nothing where the output is no terminal."""
+    """Draws the answer in place while it is denoised. Draws nothing if the output is no terminal."""
 
     def __init__(self, text: TextModel, start: int, console: Console) -> None:
-        """`start`: tokens of the prompt, which are not shown."""
+        """`start`: number of prompt tokens, which are not shown."""
         self.text, self.start, self.drawn = text, start, 0.0
         self.live = Live(console=console, auto_refresh=False, transient=True)
 
@@ -32,15 +32,15 @@ class View:
         self.live.update(self.frame(step), refresh=True)
 
     def frame(self, step: Step) -> Text:
-        """As much of the end of the answer as fits the window, and below it the number of the step."""
+        """The last lines of the answer that fit the window, and the number of the step below."""
         console = self.live.console
         lines = self.canvas(step, console.width).wrap(console, console.width)[2 - console.height :]
         return Text("\n").join([*lines, Text(f"step {step.index + 1}", style="dim")])
 
     def canvas(self, step: Step, masks: int) -> Text:
-        """The answer as it stands: masks and ends dim, what the step decided standing out.
+        """The current answer: masks and end tokens dim, newly committed tokens bold.
 
-        Of the masks at its end at most so many are shown: blocks that are not reached yet would fill the window.
+        Shows at most `masks` of the trailing masks; otherwise blocks not yet reached would fill the window.
         """
         tokens, new = step.canvas[0, self.start :].tolist(), step.committed[0, self.start :].tolist()
         pieces = self.text.pieces(tokens)
@@ -52,14 +52,14 @@ class View:
 
 
 def printable(text: str) -> str:
-    """A model's or a user's text without what a terminal would take for a command."""
+    """Replace control characters, which a terminal could take for commands."""
     return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def typed(console: Console) -> Iterator[str]:
-    """Lines from the keyboard until Ctrl-D, with editing and a history; Ctrl-C only empties the line."""
+    """Lines from the keyboard until Ctrl-D, with editing and history. Ctrl-C clears the line."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - `input` uses it once it is loaded
+        import readline  # noqa: F401 - `input` uses it once it is imported
     while True:
         try:
             line = input("> ")
@@ -73,7 +73,7 @@ def typed(console: Console) -> Iterator[str]:
 
 
 def piped(console: Console) -> Iterator[str]:
-    """Lines of standard input, shown as if they had been typed."""
+    """Lines of standard input, echoed as if typed."""
     for line in sys.stdin:
         console.print(Text(printable(f"> {line.rstrip()}")), soft_wrap=True)
         yield line

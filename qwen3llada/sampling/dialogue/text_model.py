@@ -1,4 +1,4 @@
-"""From text to text: loading a checkpoint, asking it in the form in which it was taught, reading its answers."""
+"""Text to text: load a checkpoint, format prompts with its template, decode its answers."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,42 +16,42 @@ from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.request import check_request, end_tokens
 from qwen3llada.sampling.sampler import Generation, generate
-from qwen3llada.sampling.trace.recording import Decided, Recorder
+from qwen3llada.sampling.trace.recording import Decided, TraceRecorder
 
-MASK, END = "▒", "∎"  # how a position that is still masked, and the end of an answer, are shown
+MASK, END = "▒", "∎"  # how a masked position and the end of an answer are shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer, and what it took."""
+    """One answer, and how it was made."""
 
     prompt: str
     answer: str
     prompt_tokens: int
-    answer_tokens: int  # with its EOS
-    forward_passes: int  # of the batch that it was decoded in
-    seconds: float  # of that batch
+    answer_tokens: int  # including its EOS
+    forward_passes: int  # of its batch
+    seconds: float  # of its batch
     backend: str
 
     @property
     def text(self) -> str:
-        """The answer alone, as `answer` in files."""
+        """The answer's text; the same as `answer`, which is the name in files."""
         return self.answer
 
     @property
     def effort(self) -> str:
-        """What it took, for people."""
+        """Cost of the answer, for people."""
         plural = "" if self.answer_tokens == 1 else "s"
         return f"{self.answer_tokens} token{plural}, {self.forward_passes} forward passes, {self.seconds:.2f} s"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One answer, and how it came about."""
+    """One answer and the record of its decoding."""
 
     answer: Answer
-    tokens: list[tuple[str, Decided]]  # the text that each token adds; after the answer's own the rest of its block
-    steps: int  # forward passes of unmasking that its batch took
+    tokens: list[tuple[str, Decided]]  # text added by each token; the rest of its last block follows the answer
+    steps: int  # forward passes of its batch
 
 
 @dataclass(frozen=True)
@@ -63,33 +63,33 @@ class TextModel:
 
     @classmethod
     def load(cls, folder: Path, *, bf16: bool = False, device: torch.device | None = None) -> "TextModel":
-        """The checkpoint in `folder`, by default on the GPU if there is one. Raises InputError if it is not one."""
+        """Load the checkpoint in `folder`, by default onto the GPU if there is one. Raises InputError if it is none."""
         model = load_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         model.to(device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
         return cls(model, load_tokenizer(folder))
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Ids that end an answer: what the config names, and what the tokenizer closed the answers in training with."""
+        """Token ids that end an answer: those of the config, and the tokenizer's EOS that ended answers in training."""
         eos = self.tokenizer.eos_token_id
         return tuple(dict.fromkeys([*end_tokens(self.model), *([] if eos is None else [eos])]))
 
     def encode(self, exchanges: Sequence[Exchange]) -> list[list[int]]:
-        """Token ids of prompts, by the template stored with the checkpoint."""
+        """Token ids of prompts, formatted with the checkpoint's template."""
         return encode_prompts(self.tokenizer, self.model.config.prompt_template, exchanges)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """Text of token ids, without control tokens and surrounding white space."""
+        """Text of token ids, without control tokens and without surrounding white space."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text that each token adds to those before it, `MASK` and `END` for what is masked and what ends answers.
+        """The text that each token adds to the tokens before it; `MASK` and `END` for masks and end tokens.
 
-        A character that spans tokens appears with its last one.
+        A character that spans several tokens is shown with its last token.
         """
         marks = {self.model.config.mask_token_id: MASK} | dict.fromkeys(self.ends, END)
         shown: list[str] = []
-        start = read = 0  # the text of tokens[start:read] is shown, and decides how what follows is decoded
+        start = read = 0  # text of tokens[start:read] is already shown; it is the context for decoding the next tokens
         for number, token in enumerate(tokens, start=1):
             if token in marks:
                 shown.append(marks[token])
@@ -112,19 +112,19 @@ class TextModel:
         progress: bool = False,
         on_trace: Callable[[Trace], None] | None = None,
     ) -> Iterator[Answer]:
-        """Answer encoded prompts in batches, in their order; a prompt's number is its key, so batches do not matter.
+        """Answer encoded prompts in batches, in order. The noise key is the prompt's number, so batching has no effect.
 
-        `on_trace` is called for each answer, in their order, with how it came about.
+        `on_trace` is called with each answer's trace, in order.
         """
         from tqdm import tqdm
 
-        check_request(self.model, prompts, params)  # the last prompt too, before the first is answered
+        check_request(self.model, prompts, params)  # checks all prompts before the first is answered
         starts = range(0, len(prompts), params.batch_size)
         with tqdm(total=len(prompts), unit="prompt", disable=None if progress else True) as bar:
             for start in starts:
                 batch = prompts[start : start + params.batch_size]
                 begin = time.perf_counter()
-                recorder, keys = Recorder() if on_trace else None, range(start, start + len(batch))
+                recorder, keys = TraceRecorder() if on_trace else None, range(start, start + len(batch))
                 generation = generate(
                     self.model, batch, params, seed=seed, row_keys=keys, eos_token_ids=self.ends, on_step=recorder
                 )
@@ -151,9 +151,9 @@ class TextModel:
         ]
 
     def traces(
-        self, answers: Sequence[Answer], prompts: Sequence[Sequence[int]], recorder: Recorder
+        self, answers: Sequence[Answer], prompts: Sequence[Sequence[int]], recorder: TraceRecorder
     ) -> Iterator[Trace]:
-        """How the answers to a batch of prompts came about, from what a recorder saw of it."""
+        """Traces of a batch of answers, from the recorder that watched their generation."""
         start = max(map(len, prompts))
         for row, answer in enumerate(answers):
             decided = recorder.row(row, start)

@@ -1,1 +1,1 @@
-"""The canvas after each step, and the page that plays it."""
+"""Traces: which step decided each token, and the page that plays them."""

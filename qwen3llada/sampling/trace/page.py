@@ -1,4 +1,4 @@
-"""A page that plays how answers were denoised: self-contained, for any browser, without a network."""
+"""A page that plays how answers were denoised. Self-contained: runs in any browser without a network."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +12,8 @@ from qwen3llada.sampling.dialogue.text_model import Trace
 TEMPLATES = Path(__file__).parent
 
 
-def environment(*folders: Path) -> Environment:
-    """Jinja for pages with templates in `folders`, which may import the player's; what is put in a page is escaped."""
+def page_templates(*folders: Path) -> Environment:
+    """The Jinja environment for pages. Templates in `folders` may import the player's; inserted values are escaped."""
     return Environment(
         loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=select_autoescape(["html.jinja"], default_for_string=False),
@@ -24,13 +24,13 @@ def environment(*folders: Path) -> Environment:
 
 
 def write_trace_page(path: Path, traces: Sequence[Trace], settings: Mapping[str, Any]) -> None:
-    """Write one page on which the denoising of answers can be played, step by step.
+    """Write a page that plays the denoising of answers, step by step.
 
     Args:
-        settings: how they were decoded (name -> value), shown on the page.
+        settings: decoding parameters (name -> value), shown on the page.
 
     Raises: OSError if it cannot be written.
     """
-    page = environment().get_template("trace.html.jinja").render(traces=traces, settings=settings)
+    page = page_templates().get_template("trace.html.jinja").render(traces=traces, settings=settings)
     with new_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How an answer came about: the step that decided each token, and how sure the model was of it then."""
+"""Record of a generation: which step decided each token, and with what confidence."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from qwen3llada.sampling.decoding import Step
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """One position of a canvas."""
+    """One decoded position of a canvas."""
 
     token: int
-    step: int  # number of the forward pass that committed it, from 1
-    confidence: float  # probability that the token had then
+    step: int  # number of the forward pass that committed the token, from 1
+    confidence: float  # probability of the token in that pass
 
 
-class Recorder:
-    """Remembers what each step of one generation decided; give it as `on_step`, or call it with every step."""
+class TraceRecorder:
+    """Records what each step of one generation decided. Pass it as `on_step`, or call it with every step."""
 
     def __init__(self) -> None:
-        self.steps = 0  # forward passes of unmasking seen so far
+        self.steps = 0  # forward passes seen so far
         self._at: Tensor  # [B, L] int64, 0 where nothing was decided
         self._tokens: Tensor  # [B, L] int64
         self._confidence: Tensor  # [B, L] float32
@@ -36,7 +36,7 @@ class Recorder:
         self._confidence = torch.where(step.committed, step.confidence, self._confidence)
 
     def row(self, row: int, start: int) -> list[Decided]:
-        """What was decided of a row from column `start` on: its answer, and what its last block holds after that."""
+        """The decoded positions of a row from column `start` on: its answer and the rest of its last block."""
         at = self._at[row, start:].tolist()
         tokens, confidence = self._tokens[row, start:].tolist(), self._confidence[row, start:].tolist()
         return [

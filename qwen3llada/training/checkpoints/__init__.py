@@ -1,1 +1,1 @@
-"""What a run saves, and how another goes on from it."""
+"""Checkpoints of a run, and resuming from them."""

@@ -1,4 +1,4 @@
-"""What a checkpoint was made from: the parameters that matter, and hashes of the data, the first model and the code."""
+"""Fingerprint of a run: the parameters that affect weights, and hashes of the data, the first model and the code."""
 
 import ast
 import hashlib
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from qwen3llada.batches.settings import BatchSettings
 
 PACKAGE = Path(__file__).parents[2]
-# The code that decides which weights come out of a run: the order of the data, noise, loss, model, optimiser, and what
-# a checkpoint stores of them. A test follows the imports of the loop: each module is here, or in its list of those that
-# decide nothing.
+# Code that determines the resulting weights: data order, noise, loss, model, optimiser, and what a checkpoint stores.
+# A test follows the imports of the loop. Each module must be here, or in the test's list of modules without effect.
 CODE = (
     "batches",
     "corpus/tokens/mapped_tokens.py",
@@ -46,11 +45,11 @@ CODE = (
     "training/checkpoints/whole_tensors.py",
     "training/start/start.py",
 )
-# The code that makes tokens while training. Data that were tokenized before are compared as files.
+# Code that tokenizes a stream during training. Data tokenized earlier are compared as files.
 STREAM_CODE = tuple(f"corpus/{name}.py" for name in STREAM_MODULES)
 
-# Knobs that change nothing in the weights: where files go, how often something is saved, shown or measured, and how
-# the work of a step is divided and computed (the number of samples in a step is compared in their place).
+# Knobs that do not affect the weights: paths, how often to save, log and evaluate, and how the work of a step is
+# divided and computed. The number of samples in a step is compared instead.
 FREE = {
     *("model", "data", "dst", "output_dir", "reports"),
     *("save_steps", "save_total_limit", "resume_from", "logging_steps", "peak_tflops", "telemetry.trackers"),
@@ -62,13 +61,13 @@ FREE = {
 Fingerprint = dict[str, Any]
 
 
-def fingerprint(params: TrainParams, *, batches: "BatchSettings", total_steps: int, template: str) -> Fingerprint:
-    """What a run's weights depend on, flat. Equal fingerprints: the one may go on from the other's checkpoints.
+def run_fingerprint(params: TrainParams, *, batches: "BatchSettings", total_steps: int, template: str) -> Fingerprint:
+    """Everything that a run's weights depend on, as a flat dict. Equal fingerprints: checkpoints are interchangeable.
 
     Args:
-        batches: of training; the seed, the samples in an optimiser step, over all micro-batches and processes, and the
-            special tokens that are put into sequences are compared.
-        total_steps: optimiser steps of the whole run, which the learning rate depends on.
+        batches: batch settings of training. Compared are the seed, the samples in an optimiser step (over all
+            micro-batches and ranks), and the special tokens that are put into sequences.
+        total_steps: optimiser steps of the whole run, because the learning rate depends on it.
         template: prompt template of the data.
     """
     decisive = {key: value for key, value in knobs(params).items() if key not in FREE}
@@ -121,7 +120,7 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def hash_code(paths: Iterable[Path]) -> str:
-    """SHA-256 over what the modules at and under `paths` do: comments, docstrings and layout do not count."""
+    """SHA-256 over the code of the modules at and under `paths`, without comments, docstrings and layout."""
     digest = hashlib.sha256()
     for root in paths:
         for file in [root] if root.is_file() else sorted(root.rglob("*.py")):
@@ -132,12 +131,12 @@ def hash_code(paths: Iterable[Path]) -> str:
 
 @cache
 def bare_code(source: str) -> str:
-    """`source` without comments, docstrings, descriptions of fields, and imports for type checkers, in one layout."""
+    """`source` without comments, docstrings, field descriptions and imports for type checkers, in normalised layout."""
     return ast.unparse(_Bare().visit(ast.parse(source)))
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out what computes nothing."""
+    """Removes statements that compute nothing."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -156,13 +155,13 @@ class _Bare(ast.NodeTransformer):
 
 
 def _does_nothing(statement: ast.AST) -> bool:
-    """Whether it is a docstring or `pass`."""
+    """Whether `statement` is a docstring or `pass`."""
     text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     return text or isinstance(statement, ast.Pass)
 
 
 def _hash_stream(path: Path) -> str:
-    """Of what is streamed. The code that makes the tokens is compared as the other code is."""
+    """Hash of the description of a stream. The code that tokenizes it is part of the code hash."""
     described = {key: value for key, value in read_json(path).items() if key != "code_sha256"}
     return text_digest(json.dumps(described, sort_keys=True))
 

@@ -1,17 +1,17 @@
-"""Checkpoints: written whole or not at all, and checked before they are read.
+"""Checkpoint folders: written completely or not at all, and verified before they are read.
 
     {output_dir}/checkpoints/{run}/          run: twelve digits of the fingerprint, so that runs never share a folder
-        outcome.json         what became of the run, once it is known
+        outcome.json         how the run ended, once it has
         step-{N}/
             config.json, *.safetensors, tokenizer …   the model in Hugging Face format (under LoRA: the adapters)
             optimizer.pt         moments by parameter name, the LR schedule, the loss scaler
-            random.pt            state of each process's random generators
+            random.pt            state of each rank's random generators
             curves.jsonl         all points of the curves so far
             trainer_state.json   epoch, global_step, epoch_batch, cursors, best, fingerprint, size and SHA-256 of each
                                  file, and its own SHA-256
 
-Tensors are stored whole, by parameter name, however they are spread over processes, so a checkpoint can be resumed by
-another number of processes and under another strategy.
+Tensors are stored unsharded by parameter name. A checkpoint can be resumed with another number of ranks and another
+strategy.
 """
 
 import hashlib
@@ -34,28 +34,28 @@ log = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 OUTCOME_FILE = "outcome.json"
 STEP = "step-"
-HASH_THREADS = 4  # hashing is bound by memory and disk; more gain nothing
+HASH_THREADS = 4  # hashing is bound by memory and disk: more threads do not help
 
 # finished: the final model was exported. left: another run in the same output_dir finished later.
 Outcome = Literal["finished", "left"]
 
 
 class CheckpointError(InputError):
-    """A checkpoint is damaged, or belongs to another run. One line that names it and the reason."""
+    """A checkpoint is damaged or belongs to another run. The one-line message names it and the reason."""
 
 
 @dataclass(kw_only=True)
 class TrainerState:
-    """Where a run stands, after `global_step` optimiser steps."""
+    """Position and state of a run after `global_step` optimiser steps."""
 
     global_step: int = 0
     epoch: int = 0  # of the next step, from 0
     epoch_batch: int = 0  # optimiser steps done in this epoch
-    cursors: dict[str, Any] = field(default_factory=dict)  # where a stream of data goes on: position -> cursor
+    cursors: dict[str, Any] = field(default_factory=dict)  # of streamed data: position -> where it goes on
     best: dict[str, float] | None = None  # {"step", "eval_loss"} of the lowest evaluation loss
     processes: int = 1
     fingerprint: Fingerprint = field(default_factory=dict)
-    telemetry: dict[str, Any] = field(default_factory=dict)  # what `Monitor.state` gave
+    telemetry: dict[str, Any] = field(default_factory=dict)  # result of `Monitor.state`
 
 
 def run_folder(output_dir: Path, fingerprint: Fingerprint) -> Path:
@@ -68,18 +68,18 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was saved, by the name of its folder."""
+    """The step after which a checkpoint was saved, from its folder's name."""
     return int(checkpoint.name.removeprefix(STEP))
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run's folder, oldest step first."""
+    """The checkpoints in a run's folder, by step."""
     found = [p for p in run.glob(f"{STEP}*") if p.name.removeprefix(STEP).isdecimal()]
     return sorted(found, key=step_of)
 
 
 def runs(output_dir: Path) -> Iterator[Path]:
-    """The folders of all runs that have checkpoints, the one that saved last first."""
+    """Folders of all runs with checkpoints, most recently saved first."""
     found = [folder for folder in output_dir.glob("checkpoints/*") if checkpoints(folder)]
     yield from sorted(found, key=lambda run: max(p.stat().st_mtime for p in checkpoints(run)), reverse=True)
 
@@ -89,8 +89,8 @@ def write_checkpoint(
 ) -> None:
     """Let `write_files(folder)` fill a temporary folder, add the state with all hashes, and rename it to `folder`.
 
-    `size`: about how many bytes will be written, for the error of a full disk.
-    Raises: OSError in one line when the disk is full or refuses; what was there before is untouched then.
+    `size`: approximate number of bytes, for the message about a full disk.
+    Raises: OSError in one line if the disk is full or fails. An existing `folder` is then unchanged.
     """
     with new_folder(folder, size=size) as temporary:
         write_files(temporary)
@@ -102,11 +102,11 @@ def write_checkpoint(
 
 
 def read_state(folder: Path, *, whole: bool = True) -> TrainerState:
-    """The state of a checkpoint whose files are all there, with the bytes that were written.
+    """The state of a checkpoint, after checking that all files have the bytes that were written.
 
-    `whole=False`: of the files, only that of the state is looked at.
+    `whole=False`: check only the state file.
 
-    Raises: CheckpointError naming the folder and what is missing, cut off or changed.
+    Raises: CheckpointError naming the folder and the file that is missing, cut off or changed.
     """
     tree = _state_tree(folder)
     files: dict[str, dict[str, Any]] = tree.pop("files")
@@ -116,15 +116,15 @@ def read_state(folder: Path, *, whole: bool = True) -> TrainerState:
 
 
 def read_outcome(run: Path) -> Outcome | None:
-    """What became of a run; None as long as it is to go on."""
+    """How a run ended; None while it can still go on."""
     try:
         return read_json(run / OUTCOME_FILE)["outcome"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged note says nothing: the run's checkpoints then block others until somebody decides
+        return None  # with a damaged note, the run counts as unfinished until a user decides
 
 
 def finish(output_dir: Path, ours: Fingerprint) -> None:
-    """Note that our run has finished, and that earlier ones, which were never finished, were left for it."""
+    """Mark our run as finished, and all unfinished runs in the same folder as left."""
     own = run_folder(output_dir, ours)
     for run in runs(output_dir):
         if run == own or read_outcome(run) is None:
@@ -132,7 +132,7 @@ def finish(output_dir: Path, ours: Fingerprint) -> None:
 
 
 def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
-    """Remove the checkpoints in a run's folder but the newest `keep` and that of `best_step`."""
+    """Remove a run's checkpoints except the newest `keep` and that of `best_step`."""
     own = checkpoints(run)
     for folder in own[:-keep]:
         if step_of(folder) != best_step:
@@ -140,7 +140,7 @@ def rotate(run: Path, *, keep: int, best_step: int | None) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint. Killed halfway, this leaves a folder of another name, which `collect_remains` removes."""
+    """Remove a checkpoint. If killed midway, this leaves a renamed folder, which `collect_remains` removes."""
     aside = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
@@ -148,9 +148,9 @@ def remove(folder: Path) -> None:
 
 
 def collect_remains(output_dir: Path) -> None:
-    """Remove what processes that were killed while they saved or removed a checkpoint have left."""
+    """Clean up after processes that were killed while they wrote or removed a checkpoint."""
     for run in [folder for folder in output_dir.glob("checkpoints/*") if folder.is_dir()]:
-        for old in run.glob(f".{STEP}*.old"):  # stepped aside for a new one, which may not have come
+        for old in run.glob(f".{STEP}*.old"):  # set aside for a new checkpoint, which may not exist
             name = old.name.removeprefix(".").removesuffix(".old")
             if not (run / name).exists():
                 os.rename(old, run / name)
@@ -161,7 +161,7 @@ def collect_remains(output_dir: Path) -> None:
 
 
 def describe_others(output_dir: Path, ours: Fingerprint) -> str:
-    """What the checkpoints of other runs take, in one line; "" if there are none. Only their owner removes them."""
+    """Checkpoints of other runs and their sizes, in one line; "" if there are none. Only their owner removes them."""
     own = run_folder(output_dir, ours)
     sizes = {
         run: sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) for run in runs(output_dir) if run != own
@@ -173,7 +173,7 @@ def describe_others(output_dir: Path, ours: Fingerprint) -> str:
 
 
 def _state_tree(folder: Path) -> dict[str, Any]:
-    """The content of the state's file, which is as it was written. Raises: CheckpointError."""
+    """Content of the state file, verified by its hash. Raises: CheckpointError."""
     if not (folder / STATE_FILE).is_file():
         raise CheckpointError(f"{folder}: damaged or no checkpoint: there is no {STATE_FILE}")
     try:
@@ -187,7 +187,7 @@ def _state_tree(folder: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Raises: CheckpointError naming the first of `files` that is not as it was written."""
+    """Raises: CheckpointError naming the first of `files` that differs from what was written."""
     for name, written in files.items():
         path = folder / name
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from. A run never starts anew in silence where an unfinished one could go on."""
+"""Which checkpoint a run resumes from. If an unfinished run could be resumed, none is silently started anew."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from qwen3llada.training.start.optimizer import warmup_and_decay
 
 log = logging.getLogger(__name__)
 
-# What may differ from a checkpoint that is named: what is stored means the same, and training goes on otherwise.
+# Fingerprint entries that may differ from an explicitly named checkpoint: its content keeps its meaning.
 CHANGEABLE = {"code", "loss_impl", "loss_smoothing", "max_grad_norm"}
 CHANGEABLE |= {"optim.lr", "optim.betas", "optim.eps", "optim.weight_decay"}
 CHANGEABLE_SECTIONS = ("noise.", "attention.")
@@ -28,10 +28,10 @@ ANEW = "resume_from: '' starts anew"
 
 
 def find_checkpoint(resume_from: str, output_dir: Path, ours: Fingerprint) -> tuple[Path, TrainerState] | None:
-    """The checkpoint to go on from, checked; None to start anew. Its state has our fingerprint.
+    """The verified checkpoint to resume from, with our fingerprint in its state; None to start anew.
 
-    "": none. A path: that one, see `named`. "latest": see `latest`.
-    Raises: CheckpointError as these two do.
+    "": none. A path: see `named`. "latest": see `latest`.
+    Raises: CheckpointError as `named` and `latest`.
     """
     if not resume_from:
         return None
@@ -42,12 +42,12 @@ def find_checkpoint(resume_from: str, output_dir: Path, ours: Fingerprint) -> tu
 
 
 def latest(output_dir: Path, ours: Fingerprint) -> tuple[Path, TrainerState] | None:
-    """The newest checkpoint in `output_dir` that is whole and of this run, or of the same run with fewer steps.
+    """The newest intact checkpoint in `output_dir` of this run, or of the same run with fewer total steps.
 
-    None where there is no checkpoint, and where what is there belongs to runs that have finished: their models were
-    exported, so this one trains anew. Damaged checkpoints are named in the log and passed over.
-    Raises: CheckpointError naming the reason and the ways on if this run's checkpoints are all damaged, if the one with
-    fewer steps cannot go on under the learning-rate schedule, and if another run was not finished.
+    None if there is no checkpoint, or if all belong to finished runs: their models were exported, so this run trains
+    anew. Damaged checkpoints are skipped with a warning.
+    Raises: CheckpointError, with the reason and the options, if all of this run's checkpoints are damaged, if the
+    learning-rate schedule does not allow more steps, or if another run was not finished.
     """
     own = run_folder(output_dir, ours)
     if checkpoints(own):
@@ -74,9 +74,9 @@ def latest(output_dir: Path, ours: Fingerprint) -> tuple[Path, TrainerState] | N
 
 
 def named(folder: Path, ours: Fingerprint) -> tuple[Path, TrainerState]:
-    """The checkpoint in `folder`. Changed code, loss, noise, attention or optimiser settings are said and accepted.
+    """The checkpoint in `folder`. Changes of code, loss, noise, attention or optimiser settings only cause a warning.
 
-    Raises: CheckpointError if it is none or damaged, if what is stored there means nothing to our run (other data,
+    Raises: CheckpointError if `folder` is no checkpoint or damaged, if its content does not fit our run (other data,
     another step size, another optimiser …), or if the learning-rate schedule does not allow another number of steps.
     """
     head = read_state(folder, whole=False)
@@ -87,12 +87,12 @@ def named(folder: Path, ours: Fingerprint) -> tuple[Path, TrainerState]:
     changed = [name for name in differing(ours, theirs) if name != "total_steps"]
     if changed:
         log.warning("%s: goes on with changes: %s", folder, differences(ours, theirs))
-        state.best = None  # a loss that is measured in another way cannot be compared with it
+        state.best = None  # not comparable with a loss measured in another way
     return folder, state
 
 
 def lasting_differences(theirs: Fingerprint, ours: Fingerprint, step: int) -> str:
-    """What forbids going on from a checkpoint after `step` even if it is named, in one line; "" if nothing does."""
+    """Differences that forbid resuming even from a named checkpoint at `step`, in one line; "" if there are none."""
     names = [n for n in differing(ours, theirs) if n not in CHANGEABLE and not n.startswith(CHANGEABLE_SECTIONS)]
     schedule = ""
     if "total_steps" in names and "optim.scheduler" not in names:
@@ -103,10 +103,10 @@ def lasting_differences(theirs: Fingerprint, ours: Fingerprint, step: int) -> st
 
 
 def schedule_conflict(ours: Fingerprint, theirs: Fingerprint, step: int) -> str:
-    """Why a run of so many steps cannot go on as one of ours, "" if it can: the learning rate must be at its peak.
+    """Why a run with another number of steps cannot be continued as ours from `step`; "" if it can.
 
-    That is so in all of constant_with_warmup and in the stable part of warmup_stable_decay, after warm-up in both runs.
-    Warm-up that is over stays as it was, though a share of more steps would have been longer.
+    It can while the learning rate is at its peak in both runs: after warm-up under constant_with_warmup, and in the
+    stable part of warmup_stable_decay. A completed warm-up is not repeated, even if more steps would mean a longer one.
     """
     scheduler = ours["optim.scheduler"]
     steps = f"total_steps is {theirs['total_steps']} there and {ours['total_steps']} here"
@@ -123,7 +123,7 @@ def schedule_conflict(ours: Fingerprint, theirs: Fingerprint, step: int) -> str:
 
 
 def _stable_part(run: Fingerprint) -> tuple[int, float]:
-    """First and last step after which the learning rate is at its peak."""
+    """First and last step at which the learning rate is at its peak."""
     total, scheduler = run["total_steps"], run["optim.scheduler"]
     warmup, decay = warmup_and_decay(scheduler, run["optim.warmup_ratio"], run["optim.decay_ratio"], total)
     return warmup, math.inf if scheduler == "constant_with_warmup" else total - decay
@@ -134,7 +134,7 @@ def _is_shorter(theirs: Fingerprint, ours: Fingerprint) -> bool:
 
 
 def _newest_whole(folders: list[Path]) -> tuple[Path, TrainerState]:
-    """The last of `folders` that is whole. Raises: CheckpointError if none is."""
+    """The newest intact checkpoint of `folders`. Raises: CheckpointError if there is none."""
     for folder in reversed(folders):
         try:
             return folder, read_state(folder)
@@ -145,7 +145,7 @@ def _newest_whole(folders: list[Path]) -> tuple[Path, TrainerState]:
 
 
 def _unfinished(run: Path, theirs: Fingerprint, ours: Fingerprint, *, others: int) -> str:
-    """The error for a run that was not finished and is not ours: what differs, and the ways on."""
+    """Error message for an unfinished run that is not ours: what differs, and the options."""
     newest = checkpoints(run)[-1]
     ways = f"{ANEW}, and so does removing {run}"
     if not lasting_differences(theirs, ours, step_of(newest)):
@@ -155,7 +155,7 @@ def _unfinished(run: Path, theirs: Fingerprint, ours: Fingerprint, *, others: in
 
 
 def _fingerprint(run: Path) -> Fingerprint | None:
-    """That of a run's newest checkpoint that has one; None, and a warning, if none has."""
+    """Fingerprint of a run's newest readable checkpoint; None, with a warning, if there is none."""
     for folder in reversed(checkpoints(run)):
         try:
             return read_state(folder, whole=False).fingerprint

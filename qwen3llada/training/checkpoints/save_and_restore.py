@@ -1,4 +1,4 @@
-"""A run's checkpoints and its final model: written by all processes together, and read at the start."""
+"""Saving and restoring of checkpoints, and export of the final model. All ranks take part."""
 
 import json
 import pickle
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 def save(run: Run, points: list[dict[str, Any]]) -> None:
-    """Write a checkpoint of the run's present state, and remove those that are no longer to be kept. By all processes.
+    """Write a checkpoint of the run's current state and remove those beyond the limit. All ranks must call this.
 
-    Raises: OSError in one line if the disk is full; earlier checkpoints are untouched then.
+    Raises: OSError in one line if the disk is full; earlier checkpoints are then unchanged.
     """
     from accelerate.utils import gather_object
 
@@ -45,11 +45,11 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
     weights = model_state(run.adapted or run.model, keep=main)
     optimizer = {
         "optimizer": optimizer_state(run.inner_optimizer, run.model, keep=main),
-        "schedule": run.schedule.state_dict(),
+        "schedule": run.lr_schedule.state_dict(),
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
     }
     random = _gather_random(run.accelerator)
-    if run.state.cursors:  # of this process's part of a stream
+    if run.state.cursors:  # each rank knows the cursors of its own part of a stream
         gathered = gather_object([run.state.cursors])
         run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
 
@@ -57,7 +57,7 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
         (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save_pretrained(temporary)
         for name, content in (("optimizer.pt", optimizer), ("random.pt", random)):
-            # Torch would hide the system's error where it opens the file, and keeps it as the context where it writes.
+            # Given a path, torch.save would replace the system's error on opening; given a file, it keeps the error.
             with open(temporary / name, "wb") as file:
                 torch.save(content, file)
         lines = "".join(json.dumps(point) + "\n" for point in points)
@@ -65,7 +65,7 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
 
     if main:
         for later in (c for c in checkpoints(own) if step_of(c) > run.began_after and not run.has_saved):
-            remove(later)  # of an earlier attempt, which this one takes the place of
+            remove(later)  # leftovers of an earlier attempt, which this run replaces
         write_checkpoint(folder, run.state, write_files, size=_checkpoint_bytes(run))
         (own / OUTCOME_FILE).unlink(missing_ok=True)
         best = int(run.state.best["step"]) if run.state.best else None
@@ -75,7 +75,7 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
 
 
 def export(run: Run) -> None:
-    """Write the final model to `dst` in Hugging Face format, with the tokenizer. By all processes."""
+    """Write the final model to `dst` in Hugging Face format, with the tokenizer. All ranks must call this."""
     main = run.accelerator.is_main_process
     reshard(run.objective)
     weights = model_state(run.adapted or run.model, keep=main)
@@ -98,17 +98,17 @@ def export(run: Run) -> None:
 
 
 def restore(run: Run, checkpoint: Path) -> None:
-    """Put the run where `checkpoint` was saved: everything but the weights, which were loaded with the model.
+    """Restore the run's state from `checkpoint`. The weights were already loaded with the model.
 
-    The optimiser's settings and the learning rate are those of the run's own parameters.
-    Raises: CheckpointError in one line if a file holds other things than tensors and plain values.
+    The optimiser's settings and the learning rate follow the run's own parameters.
+    Raises: CheckpointError in one line if a file contains anything but tensors and plain values.
     """
     stored = _load(checkpoint / "optimizer.pt")
     settings = [{k: v for k, v in group.items() if k != "params"} for group in run.inner_optimizer.param_groups]
     load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"])
     for group, own in zip(run.inner_optimizer.param_groups, settings, strict=True):
         group.update(own)
-    set_schedule(run.schedule, run.state.global_step)
+    set_schedule(run.lr_schedule, run.state.global_step)
     if run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(stored["scaler"])
     random = _load(checkpoint / "random.pt")
@@ -118,14 +118,14 @@ def restore(run: Run, checkpoint: Path) -> None:
         if run.device.type == "cuda" and mine["cuda"] is not None:
             torch.cuda.set_rng_state(mine["cuda"], run.device)
     else:
-        # Only dropout draws from these generators, and with other processes its draws are others in any case.
+        # Only dropout uses these generators, and with another number of ranks its draws differ anyway.
         torch.manual_seed(run.data.settings.seed + run.state.global_step)
     run.points = list(read_jsonl(checkpoint / "curves.jsonl"))
     run.state.processes = run.accelerator.num_processes
 
 
 def _load(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU. Nothing in the file is run. Raises: CheckpointError, one line."""
+    """Load a `torch.save` file onto the CPU without executing anything in it. Raises: CheckpointError in one line."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -141,6 +141,6 @@ def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:
 
 
 def _checkpoint_bytes(run: Run) -> int:
-    """About what a checkpoint takes: the weights that are saved, and two moments of those that are trained."""
+    """Approximate size of a checkpoint: the saved weights, and two moments of the trained ones."""
     saved = run.model.parameters() if run.adapted is None else run.parameters()
     return sum(p.numel() * p.element_size() for p in [*saved, *run.parameters(), *run.parameters()])

@@ -1,4 +1,4 @@
-"""Tensors by parameter name, whole, from and to however they are spread over processes (not at all, DDP, FSDP2)."""
+"""Unsharded tensors by parameter name, from and to any strategy (one process, DDP, FSDP2)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from qwen3llada.errors import InputError
 
 
 def whole(tensor: Tensor, *, keep: bool) -> Tensor | None:
-    """`tensor` on the CPU with all its shards; every process must take part, only those with `keep` get it."""
+    """The unsharded `tensor` on the CPU. All ranks must call this; only those with `keep` get the result."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(tensor, DTensor):
@@ -19,18 +19,18 @@ def whole(tensor: Tensor, *, keep: bool) -> Tensor | None:
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value`, a whole tensor of the parameter's shape, cut and placed as `parameter` is."""
+    """Shard `value`, an unsharded tensor of the parameter's shape, like `parameter`."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor):
         return value
     value = value.to(parameter.device)
-    # each process has read the whole tensor itself, so nothing needs to be sent
+    # src_data_rank=None: every rank has read the whole tensor, so nothing is sent
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def reshard(model: nn.Module) -> None:
-    """Spread gathered parameters again: after a forward pass without a backward pass some FSDP groups stay whole."""
+    """Shard gathered parameters again. After a forward pass without a backward pass some FSDP groups are unsharded."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -39,7 +39,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def model_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor] | None:
-    """Parameters, tied ones once, whole and on the CPU; None where nothing is spread, so that there is no copy."""
+    """Unsharded parameters on the CPU, tied ones once; None, which avoids a copy, if nothing is sharded."""
     from torch.distributed.tensor import DTensor
 
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -49,9 +49,9 @@ def model_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor] | None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, keep: bool) -> dict[str, Any]:
-    """{"moments": {parameter name: {"exp_avg": …}}, "groups": settings of each group}, whole and on the CPU.
+    """{"moments": {parameter name: {"exp_avg": …}}, "groups": settings of each group}, unsharded and on the CPU.
 
-    Every process must take part; only those with `keep` get the moments.
+    All ranks must call this; only those with `keep` get the moments.
     """
     moments: dict[str, dict[str, Any]] = {}
     for name, parameter in _named(optimizer, model):
@@ -64,7 +64,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, *, keep:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Any]) -> None:
-    """Put back what `optimizer_state` gave. Raises InputError if its parameters are not this optimiser's."""
+    """Load the result of `optimizer_state`. Raises InputError if its parameters are not this optimiser's."""
     moments = state["moments"]
     names = [name for name, _ in _named(optimizer, model)]
     if set(names) != moments.keys():

@@ -1,4 +1,4 @@
-"""A layer's attention with norm and rotation of queries and keys in one kernel, for training on a GPU."""
+"""Attention of a decoder layer for training on a GPU, with norm and rotation of queries and keys in one kernel."""
 
 from types import MethodType
 from typing import Any
@@ -11,7 +11,7 @@ from qwen3llada.training.cuda.rotary_kernels import norm_rotate
 
 
 def fuse_attention(model: Any) -> None:
-    """Replace `forward` of each layer's attention in `model`, in place. Parameters and their names stay."""
+    """Replace each attention module's `forward` in `model`, in place. Parameters and their names stay the same."""
     for layer in model.model.layers:
         layer.self_attn.forward = MethodType(attention, layer.self_attn)
 
@@ -24,9 +24,9 @@ def attention(
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`Qwen3Attention.forward` [B, L, D] for training, which has no cache. Raises ValueError if given one.
+    """`Qwen3Attention.forward` [B, L, D] for training. Raises ValueError if given a key-value cache.
 
-    Queries and keys are rounded once, after the rotation, where Qwen3's own rounds after each operation.
+    Queries and keys are rounded once, after the rotation. Qwen3's own forward rounds after each operation.
     """
     if past_key_values is not None:
         raise ValueError("past_key_values must be None in training")

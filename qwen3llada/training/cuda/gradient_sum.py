@@ -1,4 +1,4 @@
-"""How DDP's processes add up their gradients: where these lie in memory, and what of a card the sums take."""
+"""Summation of gradients across DDP ranks: where the gradients are stored, and how many SMs the all-reduce takes."""
 
 import os
 from collections.abc import Iterator
@@ -9,38 +9,37 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# Matrix products work on a power of two of tiles at a time and leave 4 of an H100's or H200's multiprocessors idle.
+# Matrix products run a power of two of tiles at a time: they leave 4 of the 132 SMs of an H100 or H200 idle.
 HOPPER_MULTIPROCESSORS, SPARED = 132, 4
-# Tokens of a micro-batch whose backward pass is longer than sums on so few: some 5,000 by reckoning, whatever the
-# model's size; this many were measured.
+# Smallest micro-batch, in tokens, at which SMs are shared. On 4 SMs the all-reduce must still finish within the
+# backward pass: an estimate says from about 5,000 tokens on, for any model size; 16,384 is the size that was measured.
 ENOUGH_TOKENS = 16_384
 
 
 class GradientSum:
-    """Lets DDP sum gradients over processes; by itself it averages, which scales each gradient in a pass of its own.
+    """Make DDP sum gradients over ranks. By default DDP averages, which scales each gradient in an extra pass.
 
-    Must be made before the first backward pass, once.
+    Create one per wrapped model, before the first backward pass.
     """
 
     def __init__(self, wrapped: DistributedDataParallel):
         self.places: dict[nn.Parameter, Tensor] = {}
-        """For each parameter, where DDP wants its gradient: part of a bucket that is sent as a whole. What computes the
-        gradient there saves copying it. Empty until the second reduction; DDP arranges its buckets after the first."""
-        self.narrow_group: dist.ProcessGroup | None = None  # for sums beside the backward pass
+        """Parameter -> the view of DDP's all-reduce bucket that its gradient belongs in. A backward graph that writes
+        there saves a copy. Empty until the second reduction, because DDP rebuilds its buckets after the first."""
+        self.narrow_group: dist.ProcessGroup | None = None  # for all-reduces that overlap with the backward pass
         self._arranged = False
         wrapped.register_comm_hook(None, self._reduce)
 
     def share_processors(self, tokens: int) -> bool:
-        """Sum on few multiprocessors while the backward pass goes on, and let its products leave these out.
+        """Run overlapping all-reduces on few SMs, and keep matrix products off those SMs.
 
-        A product is launched for all multiprocessors; where a sum holds some, it takes two rounds, which is twice as
-        long. Done where it was measured, on H100s of one host, or H200s, which have as many. All processes must call
-        it.
+        A product is launched for all SMs. If an all-reduce occupies some of them, the product needs a second wave and
+        takes twice as long. Enabled only where it was measured: one host with H100s or H200s. All ranks must call this.
 
         Args:
-            tokens: of a micro-batch.
+            tokens: in a micro-batch.
 
-        Returns: whether it is done.
+        Returns: whether SMs are shared.
         """
         one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(dist.get_world_size())
         multiprocessors = torch.cuda.get_device_properties().multi_processor_count
@@ -49,22 +48,22 @@ class GradientSum:
         if not (measured and known):
             return False
         options = dist.ProcessGroupNCCL.Options()
-        options.config.min_ctas = options.config.max_ctas = SPARED  # a thread block holds a multiprocessor
+        options.config.min_ctas = options.config.max_ctas = SPARED  # one thread block occupies one SM
         self.narrow_group = dist.new_group(backend="nccl", pg_options=options)
         return True
 
     @contextmanager
     def sparing_processors(self) -> Iterator[None]:
-        """Products that are launched or recorded in here leave `SPARED` multiprocessors, if processors are shared.
+        """Products launched or captured in this context leave `SPARED` SMs free, if `share_processors` enabled it.
 
-        Torch warns once that these settings are experimental.
+        PyTorch warns once that these settings are experimental.
         """
         if self.narrow_group is None:
             yield
             return
         before = torch.backends.cuda.preferred_blas_library()
         torch.backends.cuda.preferred_blas_library("cublaslt")
-        torch._C._set_sm_carveout_experimental(SPARED)  # cuBLASLt's alone
+        torch._C._set_sm_carveout_experimental(SPARED)  # only cuBLASLt honours it
         try:
             yield
         finally:
@@ -75,7 +74,7 @@ class GradientSum:
         if self._arranged and bucket.parameters()[0] not in self.places:
             self.places.update(zip(bucket.parameters(), bucket.gradients(), strict=True))
         self._arranged = self._arranged or bucket.is_last()
-        # Nothing is computed beside the last one.
+        # No backward computation is left to overlap with the last bucket, so its all-reduce may use all SMs.
         group = None if bucket.is_last() else self.narrow_group
         work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
         return work.get_future().then(lambda future: future.value()[0])

@@ -1,4 +1,4 @@
-"""CUDA graphs of layers that share their memory: recording them, and what is recorded for a shape of the batch."""
+"""Capture of decoder layers as CUDA graphs that share one memory pool, and what is kept for each batch shape."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +9,25 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Recorded:
-    """A graph, the memory [B, L, D] that it reads, and the memory [B, L, D] that it writes."""
+class LayerGraph:
+    """A CUDA graph, its static input [B, L, D] and its static output [B, L, D]."""
 
     graph: torch.cuda.CUDAGraph
     given: Tensor
     result: Tensor
 
     def replay(self, given: Tensor) -> Tensor:
-        """What the graph makes of `given`, which is copied unless it is there already."""
+        """The graph's output for `given`. `given` is copied into the static input unless it already is that memory."""
         if given.data_ptr() != self.given.data_ptr():
-            # Unnoticed by autograd, which has saved it until the backward pass is recorded.
+            # `.data` hides the copy from autograd, which holds this tensor until the backward pass is captured.
             self.given.data.copy_(given)
         self.graph.replay()
         return self.result.detach()
 
 
 class Inputs(NamedTuple):
-    """What all layers of a forward pass see alike: angles [B or 1, L, d], and a mask that broadcasts to [B,1,L,L]."""
+    """What all layers of a forward pass share: rotary cos and sin [B or 1, L, d], and a mask that broadcasts to
+    [B, 1, L, L]."""
 
     cos: Tensor
     sin: Tensor
@@ -35,32 +36,32 @@ class Inputs(NamedTuple):
 
 @dataclass
 class Pair:
-    """The two passes of a layer for one shape."""
+    """Forward and backward graph of one layer for one batch shape."""
 
-    forward: Recorded  # its result holds what the backward pass needs, until that is recorded
-    parameters: list[nn.Parameter]  # the layer's, in the same memory, for that
-    backward: Recorded | None = None
+    forward: LayerGraph  # until `backward` is captured, its result holds the autograd graph
+    parameters: list[nn.Parameter]  # aliases of the layer's parameters, needed to capture `backward`
+    backward: LayerGraph | None = None
 
 
-class Shape:
+class GraphShape:
     """The graphs of all layers for one shape of the batch."""
 
     def __init__(self, inputs: Inputs):
         self.inputs = Inputs(*(None if tensor is None else tensor.clone() for tensor in inputs))
-        self.pairs: dict[int, Pair] = {}  # by the layer's number
+        self.pairs: dict[int, Pair] = {}  # layer number -> its graphs
 
 
 class Pool(NamedTuple):
-    """The memory that graphs share, in bytes."""
+    """The graphs' shared memory pool, in bytes."""
 
     total: int
-    idle: int  # holds no tensor now; nothing but the graphs can use it
+    idle: int  # holds no tensor now; only the graphs can use it
 
 
-class Recorder:
-    """Records what is launched, on a stream of its own and into one memory for all graphs.
+class GraphRecorder:
+    """Captures CUDA graphs on a side stream, all into one memory pool.
 
-    They may therefore only be replayed in an order in which none is needed any more when another overwrites it.
+    Sharing a pool restricts the order of replays: no graph may overwrite memory that another one still needs.
     """
 
     def __init__(self) -> None:
@@ -69,16 +70,16 @@ class Recorder:
         self.recorded = 0
 
     def record(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """Record what `work` launches without running it; its result lies in memory that each replay fills anew.
+        """Capture what `work` launches, without running it. Each replay overwrites the memory of its result.
 
-        Raises: RuntimeError in one line if something in it cannot be recorded.
+        Raises: RuntimeError in one line if `work` cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())
         self.recording = True
         try:
             with torch.cuda.stream(self.stream):
-                # Other threads (of the loader, of NCCL) may use the device as they like.
+                # thread_local: other threads (data loader, NCCL) may call CUDA during the capture.
                 graph.capture_begin(pool=self.pool_id, capture_error_mode="thread_local")
                 result = work()
                 graph.capture_end()
@@ -96,7 +97,7 @@ class Recorder:
         return graph, result
 
     def pool(self) -> Pool:
-        """What the graphs' memory is now."""
+        """Current size of the pool."""
         segments = [s for s in torch.cuda.memory_snapshot() if s["segment_pool_id"] == self.pool_id]
         total = sum(segment["total_size"] for segment in segments)
         return Pool(total, total - sum(segment["allocated_size"] for segment in segments))

@@ -1,7 +1,7 @@
-"""RMSNorm of each head and rotary embedding as one Triton kernel forward and one backward.
+"""RMSNorm of each head plus rotary embedding: one Triton kernel forward, one backward.
 
-A compiler makes about ten kernels of these for a layer's queries and keys, forward and backward, which read and write
-each tensor several times. These read and write it once. Sums are in float32, and the result is rounded once.
+torch.compile generates about ten kernels for a layer's queries and keys, forward and backward, and each tensor is read
+and written several times. These kernels read and write it once. Sums are in float32, and the result is rounded once.
 """
 
 import torch
@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-ROWS = 16  # heads of tokens that a program holds at a time
-PROGRAMS = 1320  # at most, in the backward pass, each with a part of the weight's gradient: two rounds on a Hopper GPU
+ROWS = 16  # heads of tokens per program and iteration
+# Most programs of the backward pass: two waves on a Hopper GPU. Each sums its own part of the weight's gradient.
+PROGRAMS = 1320
 
 
 @triton.jit
@@ -30,7 +31,7 @@ def _load_normed(x_ptr, weight_ptr, row, rows, EPS: tl.constexpr, HALF: tl.const
 
 @triton.jit
 def _load_angles(cos_ptr, sin_ptr, token, length, stride, keep, HALF: tl.constexpr, BLOCK: tl.constexpr):
-    """cos and sin [R, E/2] of the tokens' positions; the second half of a head turns like the first."""
+    """cos and sin [R, E/2] of the tokens' positions. Both halves of a head use the same angles."""
     at = ((token // length) * stride + (token % length) * (2 * HALF))[:, None] + tl.arange(0, BLOCK)[None, :]
     cos = tl.load(cos_ptr + at, mask=keep, other=0.0).to(tl.float32)
     return cos, tl.load(sin_ptr + at, mask=keep, other=0.0).to(tl.float32)
@@ -70,11 +71,11 @@ def _backward(
         at = (token // length) * batch_stride + (token % length) * token_stride + (row % H) * head_stride
         low_grad = tl.load(grad_ptr + at[:, None] + e, mask=keep, other=0.0).to(tl.float32)
         high_grad = tl.load(grad_ptr + at[:, None] + e + HALF, mask=keep, other=0.0).to(tl.float32)
-        # through the rotation, by its transpose
+        # backward through the rotation: its transpose
         low_grad, high_grad = low_grad * cos + high_grad * sin, high_grad * cos - low_grad * sin
         low_sum += low_grad * low
         high_sum += high_grad * high
-        # through the norm: what changes its length alone changes nothing
+        # backward through the norm: a change along x itself has no effect
         low_grad, high_grad = low_grad * low_weight, high_grad * high_weight
         along = ((tl.sum(low_grad * low, 1) + tl.sum(high_grad * high, 1)) / (2 * HALF))[:, None]
         at_x = grad_x_ptr + row[:, None] * (2 * HALF) + e
@@ -87,8 +88,8 @@ def _backward(
 
 @triton_op("qwen3llada::norm_rotate", mutates_args=())
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """RMSNorm of each head (Zhang and Sennrich, arXiv 1910.07467), then the rotation of its halves by the angle of its
-    position (Su et al., arXiv 2104.09864), as Qwen3 does to queries and keys.
+    """RMSNorm of each head (Zhang and Sennrich, arXiv 1910.07467), then rotary embedding (Su et al., arXiv 2104.09864),
+    as Qwen3 applies them to queries and keys.
 
     Args:
         x: [B, L, H, E] on a GPU, contiguous. weight: [E] of the norm. eps: added to the mean square.
@@ -105,7 +106,7 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float)
 def _norm_rotate_backward(
     grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x, and of the weight in parts [programs, E] float32 to be summed."""
+    """Gradient of x, and partial gradients of the weight [programs, E] float32 for the caller to sum."""
     grad_x = torch.empty_like(x)
     parts = torch.empty(programs_for(x), x.shape[-1], dtype=torch.float32, device=x.device)
     launch_backward(wrap_triton(_backward), grad, x, weight, cos, sin, grad_x, parts, eps)
@@ -113,7 +114,7 @@ def _norm_rotate_backward(
 
 
 def launch_forward(kernel, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor, eps: float) -> None:
-    """Launch `_forward`, in whatever wrapping."""
+    """Launch `_forward`. `kernel` is the Triton kernel or a wrapper around it."""
     grid = (triton.cdiv(_rows(x), ROWS),)
     kernel[grid](x, weight, cos, sin, out, _rows(x), x.shape[1], _angle_stride(cos), **_constants(x, eps))
 
@@ -121,7 +122,7 @@ def launch_forward(kernel, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, 
 def launch_backward(
     kernel, grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, grad_x: Tensor, parts: Tensor, eps: float
 ) -> None:
-    """Launch `_backward`, in whatever wrapping."""
+    """Launch `_backward`. `kernel` is the Triton kernel or a wrapper around it."""
     kernel[(parts.shape[0],)](
         grad, x, weight, cos, sin, grad_x, parts, _rows(x), x.shape[1], _angle_stride(cos),
         grad.stride(0), grad.stride(1), grad.stride(2), parts.shape[0], **_constants(x, eps),
@@ -129,7 +130,7 @@ def launch_backward(
 
 
 def programs_for(x: Tensor) -> int:
-    """Programs of the backward pass."""
+    """Number of programs of the backward kernel."""
     return min(PROGRAMS, triton.cdiv(_rows(x), ROWS))
 
 
@@ -138,12 +139,12 @@ def _rows(x: Tensor) -> int:
 
 
 def _angle_stride(cos: Tensor) -> int:
-    """Elements from one row of the batch to the next; 0 where all have the same positions."""
+    """Elements from one batch row to the next; 0 if all rows share the same positions."""
     return 0 if cos.shape[0] == 1 else cos.shape[1] * cos.shape[2]
 
 
 def _constants(x: Tensor, eps: float) -> dict[str, float]:
-    # eps too: as an argument a compiler may make a float64 of it, and of all sums with it
+    # eps is a constexpr too: as an argument the compiler may treat it as float64, and all sums with it.
     half = x.shape[-1] // 2
     sizes = {"H": x.shape[2], "HALF": half, "BLOCK": triton.next_power_of_2(half), "R": ROWS}
     return {"EPS": eps, **sizes, "num_warps": 4}

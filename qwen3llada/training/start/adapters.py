@@ -1,4 +1,4 @@
-"""LoRA and QLoRA through peft: a few added weights are trained, over base weights that stay as they are."""
+"""LoRA and QLoRA through peft: train a few added weights; the base weights are frozen."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,7 @@ ADAPTER_FOLDER = "adapter"
 
 
 def check_adapters(params: AdapterParams, device: torch.device) -> None:
-    """Raises InputError if what the method needs is not there."""
+    """Raises InputError if a package or device that the method needs is missing."""
     needed = {"none": (), "lora": ("peft",), "qlora": ("peft", "bitsandbytes")}[params.method]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -24,9 +24,9 @@ def check_adapters(params: AdapterParams, device: torch.device) -> None:
 
 
 def quantization(params: AdapterParams, compute_dtype: torch.dtype) -> Any:
-    """How the base weights are stored under QLoRA: 4-bit normal floats, their scales quantised too; None otherwise.
+    """Storage of the base weights under QLoRA: 4-bit NormalFloat with double quantisation. None for other methods.
 
-    Dettmers et al., arXiv 2305.14314, sections 3 (NF4, double quantisation).
+    Dettmers et al., arXiv 2305.14314, section 3.
     """
     if params.method != "qlora":
         return None
@@ -41,11 +41,11 @@ def quantization(params: AdapterParams, compute_dtype: torch.dtype) -> Any:
 
 
 def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path | None, checkpointed: bool) -> Any:
-    """Put adapters into the linear layers of `model`, in place, and freeze everything else.
+    """Add adapters to the linear layers of `model`, in place, and freeze all other weights.
 
-    With `resume_from`, a folder that `save_pretrained` of the result wrote, the adapters are those stored there.
+    `resume_from`: a folder with saved adapters to load instead of new ones.
     Returns: the peft model around `model`, for saving and merging; None for method "none".
-    Raises InputError if a target module is in no layer.
+    Raises InputError if no linear layer has the name of a target module.
     """
     if params.method == "none":
         return None
@@ -66,15 +66,15 @@ def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path |
         )
         wrapped = get_peft_model(model, config)
     if checkpointed:
-        # The first layer's input needs a gradient, or nothing of the layer is computed again in the backward pass.
+        # Checkpointing recomputes a layer only if its input requires a gradient; without this the first one's does not.
         model.enable_input_require_grads()  # type: ignore[operator]
     return wrapped
 
 
 def save_adapters(adapted: Any, model: Any, folder: Path, *, base: Path, weights: Any) -> None:
-    """Write the adapters of `adapted` alone, the config of `model` around them, and the folder of their base.
+    """Write only the adapters of `adapted`, with the config of `model` and the folder of the base model.
 
-    `qwen3llada.modeling.loading.load_pretrained` makes a model of them again.
+    `qwen3llada.modeling.loading.load_pretrained` builds the model from them.
     """
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder, state_dict=weights)

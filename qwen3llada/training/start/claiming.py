@@ -1,4 +1,4 @@
-"""What a run writes is checked and its working folder locked, by the main process and for all of them."""
+"""Checks of the destinations of a run and the lock of its working folder, by rank 0 for all ranks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def claim_destinations(params: TrainParams, accelerator: "Accelerator", *, started: bool = False) -> None:
-    """Check `dst`, `output_dir` and `reports`, and take the lock of `output_dir`. By all processes.
+    """Check `dst`, `output_dir` and `reports`, and lock `output_dir`. All ranks must call this.
 
-    Called twice. At the beginning the lock is taken only if another run may be there; nothing is written, as inputs
-    may still turn out wrong. With `started`, when all of them are known to be good, the folder is made and locked.
-    Raises: InputError in all processes, with the line of the main one.
+    Called twice. The first call takes the lock only if a lock file exists, and writes nothing, because inputs may
+    still turn out to be wrong. The second call (`started`), after all input checks, makes the folder and locks it.
+    Raises: InputError on all ranks, with rank 0's message.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -36,9 +36,9 @@ def claim_destinations(params: TrainParams, accelerator: "Accelerator", *, start
 
 
 def check_training(params: TrainParams, section: str = "") -> None:
-    """`check_destinations` of what a training run writes; `section` (`sft.`) goes before the knobs in an error."""
+    """`check_destinations` for a training run. `section`, such as `sft.`, prefixes the knobs in error messages."""
     model, reports = {f"{section}dst": (params.dst, MODEL)}, {f"{section}reports": (params.reports, REPORTS)}
     work = {f"{section}output_dir": (params.output_dir, WORK)}
     check_destinations(model | work | reports, {f"{section}model": params.model, f"{section}data": params.data})
-    if params.resume_from not in ("", "latest"):  # a checkpoint lies in output_dir, as a rule
+    if params.resume_from not in ("", "latest"):  # it usually lies in output_dir: no conflict with that
         check_destinations(model | reports, {f"{section}resume_from": Path(params.resume_from)})

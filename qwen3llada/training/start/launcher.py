@@ -1,8 +1,8 @@
-"""What a launcher may say through the environment: processes and strategy, but nothing that changes the arithmetic.
+"""Checks of the launcher's environment variables: they may set ranks and strategy, but not change the arithmetic.
 
-Accelerate reads settings from variables that `accelerate launch` sets and that a shell may hold from elsewhere. Those
-that would change a result behind the parameters are refused by name. Read: Accelerate 1.15, `accelerator.py`,
-`state.py`, `utils/dataclasses.py` (the plug-ins) and `utils/launch.py` (what the launcher sets).
+Accelerate reads settings from variables that `accelerate launch` sets, or that are left over in a shell. Variables that
+would change results without the parameters showing it are refused by name. Based on Accelerate 1.15: `accelerator.py`,
+`state.py`, `utils/dataclasses.py` (plug-ins) and `utils/launch.py` (what the launcher sets).
 """
 
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 OFF = ("", "0", "false", "no", "none")
-# Where a run computes, what it prints, and FSDP, which has a check of its own.
+# Device, logging, and FSDP, which is checked separately.
 HARMLESS = {
     "ACCELERATE_CPU_AFFINITY",
     "ACCELERATE_DEBUG_MODE",
@@ -26,10 +26,10 @@ HARMLESS = {
     "ACCELERATE_USE_CPU",
     "ACCELERATE_USE_FSDP",
 }
-# How torch.compile would run the whole model; without a backend none of them has an effect.
+# Options of torch.compile for the whole model. They have no effect without a backend.
 DYNAMO_DETAILS = {f"ACCELERATE_DYNAMO_{name}" for name in ("MODE", "USE_FULLGRAPH", "USE_DYNAMIC")}
 DYNAMO_DETAILS |= {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"}
-# Why a variable is refused, or which knob takes its place.
+# Variable -> the reason for refusing it, or the knob to use instead.
 INSTEAD = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; use launch/fsdp2.yaml",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; use launch/fsdp2.yaml",
@@ -62,9 +62,9 @@ def check_launcher(params: TrainParams, environ: Mapping[str, str] = os.environ)
 
 
 def launched_processes(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """The variable that says how many processes were launched, and the number: ("WORLD_SIZE", 1) without a launcher.
+    """The variable with the number of launched processes, and that number; ("WORLD_SIZE", 1) without a launcher.
 
-    Raises InputError for a number that is none.
+    Raises InputError if its value is not a number of processes.
     """
     name = next((name for name in WORLD_SIZES if name in environ), WORLD_SIZES[0])
     text = environ.get(name, "1")
@@ -76,10 +76,10 @@ def launched_processes(environ: Mapping[str, str] = os.environ) -> tuple[str, in
 def check_processes(
     accelerator: "Accelerator", name: str, launched: int, environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Raises InputError if the launcher's processes did not meet, or do not run under the strategy asked for.
+    """Raises InputError if the launched processes did not form one group, or lack the requested strategy.
 
-    Each would train alone into the same folders, or under DDP instead of FSDP2. `name` and `launched` are what
-    `launched_processes` gave before Accelerate was started, which may set WORLD_SIZE itself.
+    Otherwise each would train alone into the same folders, or with DDP instead of FSDP2. `name` and `launched` are the
+    result of `launched_processes` before Accelerate started, because Accelerate may set WORLD_SIZE itself.
     """
     if accelerator.num_processes != launched:
         raise InputError(f"{name}={launched} processes were launched, of which {accelerator.num_processes} met")
@@ -97,7 +97,7 @@ def asks_for_fsdp(environ: Mapping[str, str]) -> bool:
 
 def _allowed(name: str, value: str, params: TrainParams) -> bool:
     if name == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS":
-        return value == "1"  # gradients are divided by it
+        return value == "1"  # Accelerate divides gradients by it
     if name == "ACCELERATE_MIXED_PRECISION":
         return {"no": True, "bf16": params.bf16, "fp16": params.fp16}.get(value.lower(), False)
     return name in HARMLESS or name in DYNAMO_DETAILS or _off(value)

@@ -1,4 +1,4 @@
-"""How much device memory a run takes, told before it starts, and what to do when there is not enough."""
+"""Estimate of a run's device memory before it starts, and advice for when it is not enough."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ QLORA = "adapter.method=qlora (4-bit base weights; not under FSDP2)"
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on each device, without the allocator's slack and the libraries' own (one to two GiB on a GPU)."""
+    """Bytes on each device, without fragmentation and library workspaces (one to two GiB on a GPU)."""
 
     weights: int
     gradients: int
     moments: int
-    activations: int  # of one micro-batch, kept for the backward pass
-    projection: int  # of the vocabulary: a chunk of logits, and the weight's gradient in float32
+    activations: int  # of one micro-batch, saved for the backward pass
+    projection: int  # vocabulary projection: a chunk of logits, and the weight's gradient in float32
 
     @property
     def total(self) -> int:
@@ -37,12 +37,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str) -> MemoryEstimate:
-    """What training `model` takes, computed from its shapes. `shards`: processes that parameters are spread over.
+    """Estimate training memory from the model's shapes. `shards`: ranks over which the parameters are sharded.
 
-    A compiled layer keeps for its backward pass, for each token, the elements of four vectors of the hidden size (the
-    residual stream before and inside the layer, both normalised inputs), queries and keys before and after norm and
-    rotation, values, the attention's output, and gate, up and their product. With checkpointing it keeps its input, and
-    all of these exist for one layer at a time. Under autocast the rounded weights are kept as well.
+    Elements that a compiled layer saves per token for its backward pass: four vectors of the hidden size (the residual
+    stream before and inside the layer, both normalised inputs), queries and keys before and after norm and rotation,
+    values, the attention output, gate, up and their product. With checkpointing a layer saves only its input, and the
+    rest exists for one layer at a time. Autocast also keeps the rounded weights.
     """
     config, computed = model.config, 2 if params.bf16 or params.fp16 else 4
     stored = {"float32": 4, "bfloat16": 2}[params.param_dtype]
@@ -73,18 +73,18 @@ def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str
 
 
 class OutOfDeviceMemoryError(InputError):
-    """The device is out of memory. One line with the knobs that save memory."""
+    """The device is out of memory. The one-line message names the knobs that save memory."""
 
 
 @contextmanager
 def explain_out_of_memory(params: TrainParams, *, loading: bool = False) -> Iterator[None]:
-    """Turn the device's out-of-memory error into one line that names the knobs to turn, the cheapest first.
+    """Turn an out-of-memory error into one line that names the knobs to change, cheapest first.
 
-    `loading`: the error comes while the model is loaded and prepared, before a batch is there.
+    `loading`: the error arose while loading and preparing the model, before the first batch.
     """
     try:
         yield
-    except RuntimeError as error:  # torch's allocator has a class of its own, CUDA's and bitsandbytes' errors have not
+    except RuntimeError as error:  # torch's allocator has an error class; errors from CUDA and bitsandbytes are plain
         if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
             raise
         where = " while the model is loaded" if loading else ""
@@ -93,7 +93,7 @@ def explain_out_of_memory(params: TrainParams, *, loading: bool = False) -> Iter
 
 
 def advice(params: TrainParams) -> str:
-    """The knobs that save memory in a step and are not turned yet, the cheapest first."""
+    """Unused knobs that save memory in a step, cheapest first."""
     half = max(1, params.micro_batch_size // 2)
     doubled = params.gradient_accumulation_steps * 2
     ways = []
@@ -115,7 +115,7 @@ def advice(params: TrainParams) -> str:
 
 
 def loading_advice(params: TrainParams) -> str:
-    """The knobs that make the model itself smaller on each device and are not turned yet."""
+    """Unused knobs that make the model itself smaller on each device."""
     ways = []
     if params.param_dtype == "float32" and params.adapter.method != "qlora":
         ways.append("param_dtype=bfloat16 with bf16=true (rounds small updates)")
@@ -125,7 +125,7 @@ def loading_advice(params: TrainParams) -> str:
 
 
 def _more_gpus(params: TrainParams) -> str:
-    """FSDP2, and what has to be changed for it."""
+    """FSDP2, and the knobs that must change with it."""
     changes = ["optim.name=adamw"] if OPTIMIZERS[params.optim.name].bitsandbytes else []
     changes += ["adapter.method=lora"] if params.adapter.method == "qlora" else []
     return "more GPUs with launch/fsdp2.yaml" + (f" and {' and '.join(changes)}" if changes else "")

@@ -1,4 +1,4 @@
-"""Everything a run needs before its first step: processes and device, model, optimiser, data."""
+"""Parts of the start of a run: Accelerate, the model, compilation and CUDA graphs."""
 
 import os
 from pathlib import Path
@@ -26,10 +26,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def make_accelerator(params: TrainParams) -> "Accelerator":
-    """Accelerate with the precision asked for; processes and strategy come from `accelerate launch`.
+    """Accelerate with the requested precision; `accelerate launch` gives ranks and strategy.
 
-    Raises InputError for a precision that the device does not have, and where the launcher's environment would change
-    the arithmetic, or its processes do not find each other (see `launcher.py`), and as `accelerator_options`.
+    Raises InputError for a precision that the device lacks, and as `launcher.py`'s checks, `check_adapters` and
+    `accelerator_options`.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -37,14 +37,14 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
 
     pure_bf16 = params.param_dtype == "bfloat16"
     precision = "fp16" if params.fp16 else "bf16" if params.bf16 and not pure_bf16 else "no"
-    # The gradients live in DDP's communication buffers, so that they are there once.
+    # Gradients are views of DDP's buckets, so that they are stored once.
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    AcceleratorState._reset_state()  # an earlier run in this process may have set another precision
     if params.fp16 and not torch.cuda.is_available():
         raise InputError("fp16=true needs a CUDA device, and there is none; bf16=true or neither works here")
     check_launcher(params)
     variable, launched = launched_processes()
-    # Left to itself Accelerate joins processes only where there is a device for each.
+    # By default Accelerate joins processes only if there is a device for each.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     options = accelerator_options(params.telemetry, params.output_dir)
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[ddp], **options)
@@ -66,16 +66,16 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
 
 
 def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") -> TrainParams:
-    """`params` with the optimiser that runs here, which the fingerprint, the estimate and the summary then hold.
+    """`params` with the name of the optimiser that actually runs, for fingerprint, memory estimate and summary.
 
-    Raises InputError, as `optimizer_that_runs`.
+    Raises InputError as `optimizer_that_runs`.
     """
     name = optimizer_that_runs(params.optim, accelerator.device, sharded=accelerator.is_fsdp2)
     return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
 
 
 def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
-    """The model of `folder` as it is trained: dtype, attention kernel, checkpointing, what the sampler must know."""
+    """Load the model of `folder` for training: dtype, attention kernel, checkpointing, and config for the sampler."""
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
     if is_adapters_alone(folder):
@@ -101,18 +101,18 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
 
 
 def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
-    """torch.compile the forward function of each decoder layer and of the last norm, if asked for. Returns whether.
+    """torch.compile `forward` of each decoder layer and of the last norm, if requested. Returns whether it was.
 
-    All layers share one compilation. The hooks around a layer (FSDP's gathering) stay outside of it; checkpointing is
-    where Transformers has it, and saves the same either way.
+    All layers share one compilation. Hooks around a layer, such as FSDP's all-gather, are not compiled. Transformers
+    applies checkpointing around the layer, so it saves the same memory.
     """
     wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
     if wanted:
-        # Under DDP it would cut a layer where a bucket of gradients ends, and fuse nothing across the cuts. A layer is
-        # small enough: its gradients travel while the one before it is computed.
+        # DDPOptimizer would split a layer at bucket boundaries and prevent fusion across them. It is not needed:
+        # with one compiled function per layer, a layer's all-reduce overlaps with the previous layer's backward pass.
         torch._dynamo.config.optimize_ddp = False
-        # Masks or none, gradients or none, sizes that vary or are 1: more variants than the 8 that it allows before it
-        # runs what is new uncompiled.
+        # Masks or none, gradients or none, sizes that vary or are 1: more variants than the default limit of 8, after
+        # which torch runs new variants uncompiled.
         torch._dynamo.config.recompile_limit = 64
         if device.type == "cuda":
             from qwen3llada.training.cuda.fused_attention import fuse_attention  # needs Triton
@@ -126,7 +126,7 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
 def graph_layers(
     model: Any, params: TrainParams, accelerator: "Accelerator", reduction: "GradientSum | None"
 ) -> "LayerGraphs | None":
-    """CUDA graphs of the compiled layers, where all that is needed for them is so; they are recorded in the steps."""
+    """CUDA graphs of the compiled layers, captured later during the steps. None if the run does not allow them."""
     whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
     fixed = model.config.attention_dropout == 0 and accelerator.device.type == "cuda"
     if params.cuda_graphs == "never" or not (whole and fixed):
@@ -139,9 +139,9 @@ def graph_layers(
 
 
 def set_fsdp_precision(accelerator: "Accelerator", params: TrainParams) -> None:
-    """Compute in 16 bits, sum gradients over processes in float32, and round no input or loss on the way.
+    """Compute in 16 bits, reduce gradients in float32, and cast neither inputs nor loss.
 
-    Accelerate's own policy would cast the loss weights and the loss itself to 16 bits.
+    Accelerate's default policy would cast the loss weights and the loss to 16 bits.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

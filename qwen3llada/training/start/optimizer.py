@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices, which decay, and the rest, which does not.
+    """Trainable parameters in two groups: matrices with weight decay, the others without.
 
-    The rest is everything with fewer than two dimensions (norms, biases) and the embeddings, input and output alike: a
-    row of a rare token would shrink with every step in which the token does not occur.
+    The others are those with fewer than two dimensions (norms, biases), and the input and output embeddings: decay
+    would shrink a rare token's row in every step in which the token does not occur.
     """
     embeddings = {id(module.weight) for module in _embeddings(model)}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -30,17 +30,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, params: OptimParams) -> torch.optim.Optimizer:
-    """The optimiser of `params.name` over the trainable parameters of `model`."""
+    """The optimiser `params.name` over the trainable parameters of `model`."""
     groups = parameter_groups(model, params.weight_decay)
     return OPTIMIZERS[params.name].build(groups, params.lr, params.betas, params.eps)
 
 
 def optimizer_that_runs(params: OptimParams, device: torch.device, *, sharded: bool) -> str:
-    """The name of the optimiser that runs on `device` for `params.name`; `sharded`: under FSDP2.
+    """Name of the optimiser that runs on `device` when `params.name` is requested. `sharded`: under FSDP2.
 
-    Without a GPU, adamw runs in place of bitsandbytes' optimisers, which is logged once. The caller records the name.
-    Raises InputError where one of them was asked for under FSDP2 (its kernels do not take DTensors), and where
-    bitsandbytes is not installed.
+    Without a GPU, adamw replaces bitsandbytes' optimisers, with a warning. The caller records the name. Raises
+    InputError for bitsandbytes' optimisers under FSDP2, because their kernels do not take DTensors, and if bitsandbytes
+    is not installed.
     """
     name = params.name
     if not OPTIMIZERS[name].bitsandbytes:
@@ -61,7 +61,7 @@ def optimizer_that_runs(params: OptimParams, device: torch.device, *, sharded: b
 def build_schedule(
     optimizer: torch.optim.Optimizer, params: OptimParams, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate as a function of the step, by transformers' formulas; `total_steps` counts optimiser steps."""
+    """Learning rate as a function of the optimiser step, of `total_steps`, by Transformers' formulas."""
     from transformers import get_scheduler
 
     warmup, decay = warmup_and_decay(params.scheduler, params.warmup_ratio, params.decay_ratio, total_steps)
@@ -76,7 +76,7 @@ def build_schedule(
 
 
 def set_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
-    """Put a new schedule, and the learning rate of its optimiser, after so many steps."""
+    """Move a new schedule, and its optimiser's learning rate, to the state after `step` steps."""
     rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
@@ -84,7 +84,7 @@ def set_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None
 
 
 def warmup_and_decay(scheduler: str, warmup_ratio: float, decay_ratio: float, total_steps: int) -> tuple[int, int]:
-    """How many of `total_steps` have a rising, and how many a falling learning rate."""
+    """Number of warm-up and of decay steps among `total_steps`."""
     warmup = round(warmup_ratio * total_steps)
     if scheduler == "constant_with_warmup":
         return warmup, 0
@@ -94,7 +94,7 @@ def warmup_and_decay(scheduler: str, warmup_ratio: float, decay_ratio: float, to
 
 
 def _embeddings(model: nn.Module) -> Iterator[nn.Module]:
-    """Input embeddings, and the vocabulary projection of a transformers model, tied to them or not."""
+    """Input embeddings and the vocabulary projection of a Transformers model, tied or not."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             yield module

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the optimisers' names
+if TYPE_CHECKING:  # torch takes seconds to import; the parameters need only the names of the optimisers
     import torch
 
 Groups = list[dict[str, Any]]
@@ -14,11 +14,11 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How an optimiser is made, and what it keeps for each parameter.
+    """How to make an optimiser, and the state it keeps per parameter.
 
-    build: (parameter groups, lr, betas, eps) to the optimiser. moments: averages that it keeps of each parameter.
-    moment_bytes: of one of them; None: they have the parameter's dtype. bitsandbytes: its kernels come from there,
-    which takes a CUDA device and whole parameters.
+    build: (parameter groups, lr, betas, eps) -> optimiser. moments: number of moving averages per parameter.
+    moment_bytes: bytes per element of one; None: the parameter's dtype. bitsandbytes: needs that package, a CUDA device
+    and unsharded parameters.
     """
 
     build: Callable[[Groups, float, tuple[float, float], float], torch.optim.Optimizer]
@@ -28,7 +28,7 @@ class Optimizer:
 
 
 def adamw(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), in one kernel where torch has one."""
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); the fused kernel if torch has one for the device."""
     import torch
 
     fused = groups[0]["params"][0].device.type in ("cuda", "cpu", "mps")
@@ -36,14 +36,14 @@ def adamw(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> 
 
 
 def adamw8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """AdamW with moments of 8 bits (Dettmers et al., arXiv 2110.02861)."""
+    """AdamW with 8-bit moments (Dettmers et al., arXiv 2110.02861)."""
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, lr=lr, betas=betas, eps=eps)
 
 
 def lion8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Lion (Chen et al., arXiv 2302.06675) with its one moment of 8 bits. It has no `eps`."""
+    """Lion (Chen et al., arXiv 2302.06675) with an 8-bit moment. `eps` is not used."""
     import bitsandbytes
 
     return bitsandbytes.optim.Lion8bit(groups, lr=lr, betas=betas)
@@ -54,4 +54,4 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adamw8bit": Optimizer(build=adamw8bit, moments=2, moment_bytes=1, bitsandbytes=True),
     "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True),
 }
-FALL_BACK = "adamw"  # what runs in place of bitsandbytes' optimisers where there is no GPU
+FALL_BACK = "adamw"  # replaces bitsandbytes' optimisers without a GPU

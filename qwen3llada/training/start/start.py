@@ -1,4 +1,4 @@
-"""The start of a run: what was given is checked, and all that training works on is made."""
+"""The start of a run: check the inputs and build everything that the training loop works on."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our model type, which AutoTokenizer asks for
+import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our model type for AutoTokenizer
 from qwen3llada.batches.samples import Spread, TokenDataset, TokenStream
 from qwen3llada.batches.settings import batch_settings
 from qwen3llada.batches.source import Source
@@ -19,7 +19,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.positions import check_positions
 from qwen3llada.objective.batch_loss import batch_loss
 from qwen3llada.objective.objective import MaskedDiffusionObjective
-from qwen3llada.training.checkpoints.fingerprint import Fingerprint, fingerprint
+from qwen3llada.training.checkpoints.fingerprint import Fingerprint, run_fingerprint
 from qwen3llada.training.checkpoints.folder import TrainerState, collect_remains, describe_others
 from qwen3llada.training.checkpoints.resuming import find_checkpoint
 from qwen3llada.training.checkpoints.save_and_restore import restore
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 
 def start(params: TrainParams, *, seed: int, template: str) -> Run:
-    """Check what was given, and set up a run at its beginning or at the checkpoint it goes on from.
+    """Check the inputs and set up a run, at its beginning or at the checkpoint to resume from.
 
-    Raises: InputError in one line for inputs that are missing or do not fit, and as `find_checkpoint`.
+    Raises: InputError in one line for inputs that are missing or do not fit together, and as `find_checkpoint`.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of every file that is loaded or saved
+    disable_progress_bar()  # for loading and saving files
     accelerator = make_accelerator(params)
     claim_destinations(params, accelerator)
     params = with_optimizer_that_runs(params, accelerator)
@@ -61,7 +61,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     data, held_out = _data(params, tokenizer, accelerator, seed)
     _check_data(params, tokenizer, template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
-    ours = fingerprint(params, batches=data.settings, total_steps=total_steps, template=template)
+    ours = run_fingerprint(params, batches=data.settings, total_steps=total_steps, template=template)
     checkpoint, state = _checkpoint(params, accelerator, ours)
 
     torch.manual_seed(seed)
@@ -74,7 +74,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         accelerator=accelerator,
         model=model,
         adapted=adapted,
-        schedule=build_schedule(prepared.optimizer.optimizer, params.optim, total_steps),
+        lr_schedule=build_schedule(prepared.optimizer.optimizer, params.optim, total_steps),
         loss=batch_loss(params, tokenizer, model.config, accelerator.device),
         data=data.in_run(total_steps),
         held_out=held_out,
@@ -95,9 +95,9 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
 
 
 def _check_attention(params: TrainParams, accelerator: "Accelerator") -> None:
-    """Raises InputError where the attention kernel does not run, or the model knows fewer positions than are asked for.
+    """Raises InputError if the attention kernel cannot run, or the model has too few positions.
 
-    Without a config.json, loading the model says so.
+    A missing config.json is reported later, when the model is loaded.
     """
     if params.attention.implementation == "flex_attention" and accelerator.device.type != "cuda":
         raise InputError(
@@ -110,7 +110,7 @@ def _check_attention(params: TrainParams, accelerator: "Accelerator") -> None:
 
 
 def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
-    """The checkpoint to go on from and its state; None and a new state to start anew. By all processes."""
+    """The checkpoint to resume from and its state; None and a new state to start anew. All ranks must call this."""
     if accelerator.is_main_process:
         collect_remains(params.output_dir)
         if others := describe_others(params.output_dir, ours):
@@ -121,7 +121,7 @@ def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerpri
 
 
 def _data(params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int) -> tuple[Source, Source | None]:
-    """Training and held-out data, the latter None where no loss is measured on it."""
+    """Training and held-out data; None for the latter if no held-out loss is measured."""
     layout = {
         "seed": seed,
         "micro_batch_size": params.micro_batch_size,
@@ -139,9 +139,9 @@ def _data(params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed:
 
 
 def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
-    """Raises InputError unless the data were made with the model's tokenizer and template.
+    """Raises InputError unless the data were tokenized with the model's tokenizer and template.
 
-    A stream is encoded by the model's tokenizer while training.
+    A stream needs no check: the model's tokenizer encodes it during training.
     """
     streamed = (params.data / "train" / STREAM_FILE).is_file()
     for split in [*([] if streamed else ["train"]), *(["heldout"] if params.do_eval_loss else [])]:
@@ -167,7 +167,7 @@ def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStre
 def _model(
     params: TrainParams, accelerator: "Accelerator", template: str, checkpoint: Path | None, mask_token_id: int
 ) -> tuple[Any, Any]:
-    """The model, with the checkpoint's weights if there is one, and the peft model around it or None."""
+    """The model, with the checkpoint's weights if there is one; and the peft model around it, or None."""
     folder = checkpoint if checkpoint and params.adapter.method == "none" else params.model
     model = load_model(params, folder, accelerator)
     if model.config.mask_token_id != mask_token_id:
@@ -178,7 +178,7 @@ def _model(
 
 
 def _estimates(params: TrainParams, model: Any, accelerator: "Accelerator") -> tuple[FlopCounter, MemoryEstimate]:
-    """Operations of a step, and its memory, which is printed."""
+    """FLOPs of a step, and the memory estimate, which is printed."""
     shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
     memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
     accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
@@ -196,7 +196,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Prepared:
-    """Compile what is compiled, build the optimiser, and hand both to Accelerate's strategy."""
+    """Compile the layers, build the optimiser, and let Accelerate prepare objective and optimiser."""
     compiled = compile_layers(model, params, accelerator.device)
     objective = MaskedDiffusionObjective(model)
     if not accelerator.is_fsdp2:

@@ -1,1 +1,1 @@
-"""What a run tells: curves, speed, memory."""
+"""Telemetry of a run: curves, speed, memory."""

@@ -1,8 +1,8 @@
-"""What a run reports: curves through DVCLive (or a file where it is not installed), speed, and a progress bar.
+"""Reports of a run: curves through DVCLive (or a file if it is not installed), speed, and a progress bar.
 
-What code, parameters and data decide goes to plots/ and summary.json, which DVC tracks: the same run writes the same
-bytes, interrupted or not. What the machine and the moment decide goes to speed.json and speed.jsonl, which DVC does not
-track.
+Results that depend only on code, parameters and data go to plots/ and summary.json, which DVC tracks: the same run
+writes the same bytes, interrupted or not. Results that depend on the machine go to speed.json and speed.jsonl, which
+DVC does not track.
 """
 
 import importlib.util
@@ -19,15 +19,15 @@ SUMMARY = "summary.json"
 SPEED = "speed.json"
 SPEED_CURVES = "speed.jsonl"
 MACHINE_CURVES = frozenset({"train/tokens_per_second", "train/peak_memory_gib", "train/mfu"})  # never in plots/
-TERMINAL_REFRESH = 0.5  # seconds between two states of the progress bar on a terminal,
-LOG_REFRESH = 30.0  # and in a log, where each state is a line
+TERMINAL_REFRESH = 0.5  # seconds between updates of the progress bar on a terminal
+LOG_REFRESH = 30.0  # and in a log, where each update is a line
 
 
 class Curves:
-    """Points of named curves over the optimiser step.
+    """Named curves over the optimiser step.
 
-    All points are kept (a few hundred bytes each) and travel in the checkpoints: a resumed run writes the curves anew
-    from the checkpoint's points, so no step is missing or there twice, whatever a killed run had written after it.
+    All points stay in memory (a few hundred bytes each) and are saved in checkpoints. A resumed run rewrites the curves
+    from the checkpoint's points, so no step is missing or doubled, whatever a killed run wrote after its checkpoint.
     `MACHINE_CURVES` are written to speed.jsonl, all others to plots/.
     """
 
@@ -37,8 +37,8 @@ class Curves:
         self._file = folder / "metrics.jsonl"
         self._speed_file = folder / SPEED_CURVES
         with full_disk_named(folder / "plots"):
-            # A file of an earlier run may be hard-linked into DVC's cache, so it is removed and not written to again.
-            # DVCLive does the same with its own.
+            # An earlier run's file may be a hard link into DVC's cache, so it is removed instead of overwritten.
+            # DVCLive does the same with its own files.
             for old in (self._file, folder / SUMMARY, self._speed_file, folder / SPEED):
                 old.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class Curves:
                 self._write(point)
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Append one point to each curve in `values`; names with a slash are grouped in folders."""
+        """Append one point to each curve in `values`. A slash in a name makes a folder."""
         with full_disk_named(self.folder / "plots"):
             self._write({"step": step, **values})
             if self._live:
@@ -75,10 +75,10 @@ class Curves:
 
 
 class Speed:
-    """Tokens and floating-point operations per second over windows of steps, pauses left out."""
+    """Tokens and FLOPs per second over windows of steps, without pauses."""
 
     def __init__(self, total: Mapping[str, float] | None = None) -> None:
-        """`total`: what `so_far` gave, of the same run before it was resumed."""
+        """`total`: result of `so_far` from before the run was resumed."""
         self._start = time.perf_counter()
         self._paused = 0.0
         self._window = {"tokens": 0.0, "flops": 0.0}
@@ -89,11 +89,11 @@ class Speed:
         self._window["flops"] += flops
 
     def pause(self, since: float) -> None:
-        """Leave out the time from `since` (of `time.perf_counter`) to now, spent on an evaluation or a checkpoint."""
+        """Exclude the time from `since` (of `time.perf_counter`) until now: an evaluation or a checkpoint."""
         self._paused += time.perf_counter() - since
 
     def window(self) -> tuple[float, float]:
-        """(tokens/s, FLOP/s) since the last call."""
+        """(tokens/s, FLOP/s) since the last call. Starts a new window."""
         seconds = self._seconds()
         rates = self._window["tokens"] / seconds, self._window["flops"] / seconds
         self.total = self.so_far()
@@ -101,7 +101,7 @@ class Speed:
         return rates
 
     def so_far(self) -> dict[str, float]:
-        """Tokens, operations and seconds of the run, the window that is open included."""
+        """Tokens, FLOPs and seconds of the run, including the current window."""
         window = self._window | {"seconds": self._seconds()}
         return {name: value + window[name] for name, value in self.total.items()}
 
@@ -110,7 +110,7 @@ class Speed:
 
 
 def progress_bar(total: int, done: int, *, name: str, shown: bool) -> Any:
-    """A bar over optimiser steps that tells the remaining time; in a log it prints a line now and then."""
+    """A progress bar over optimiser steps with the remaining time. In a log it prints a line now and then."""
     from tqdm import tqdm
 
     refresh = TERMINAL_REFRESH if sys.stderr.isatty() else LOG_REFRESH
@@ -120,9 +120,9 @@ def progress_bar(total: int, done: int, *, name: str, shown: bool) -> Any:
 
 
 def write_summary(folder: Path, outcome: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-    """Write the outcome of a run to summary.json, and what was measured on the machine to speed.json.
+    """Write the outcome of a run to summary.json, and machine-dependent measurements to speed.json.
 
-    speed.json names the summary it belongs to (`of`): DVC may replace the one and knows nothing of the other.
+    speed.json holds the digest of its summary (`of`), because DVC may replace the summary but never speed.json.
     """
     write_json(folder / SUMMARY, outcome)
     write_json(folder / SPEED, {"of": file_digest(folder / SUMMARY), **measured})
@@ -138,5 +138,5 @@ def _dvclive(folder: Path) -> Any:
         return None
     from dvclive import Live
 
-    # The stage declares its outputs in dvc.yaml itself, and saving experiments is up to `dvc exp run`.
+    # dvc.yaml declares the stage's outputs, and `dvc exp run` saves experiments.
     return Live(str(folder), save_dvc_exp=False, dvcyaml=False, report=None)

@@ -1,4 +1,4 @@
-"""Floating-point operations that a training step executes, and what the device could do in that time."""
+"""FLOPs of a training step, and the device's peak rate."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Dense bf16 matrix rate in TFLOP/s by the vendors' data sheets, without sparsity; the first name that matches counts.
+# Dense bf16 matrix rate in TFLOP/s from the vendors' data sheets, without sparsity. The first matching name applies.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "GH200": 989.0,
@@ -26,28 +26,28 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FlopCounter:
-    """Operations of forward and backward passes, a multiplication and an addition counted as two.
+    """FLOPs of forward and backward passes. A multiply-add counts as two.
 
-    Executed operations are counted, whatever they are good for: padding, and what gradient checkpointing does again.
+    All executed operations count, including padding and the recomputation of gradient checkpointing.
 
-    A position costs 2 operations for each weight of the body's linear layers in the forward pass, the same for the
-    gradient of the layer's input and, where the weight is trained, for that of the weight. Only corrupted positions
-    reach the vocabulary projection. Attention multiplies queries with keys and weights with values, 4·A for each pair
-    that its kernel looks at, A = heads · head dimension; its backward pass takes 2.5 times as much, since it computes
-    the scores again (Dao, arXiv 2307.08691, section 4.1).
+    In the forward pass a position costs 2 FLOPs per weight of the body's linear layers. The backward pass costs the
+    same for the gradient of the layer's input and, if the weight is trained, again for the gradient of the weight. Only
+    corrupted positions reach the vocabulary projection. Attention multiplies queries with keys and weights with values:
+    4·A for each pair that its kernel computes, A = heads · head dimension. Its backward pass costs 2.5 times as much,
+    because it recomputes the scores (Dao, arXiv 2307.08691, section 4.1).
     """
 
     body: int  # weights of the body's linear layers
-    trained_body: int  # those of them that get a gradient
+    trained_body: int  # of these, the weights that get a gradient
     head: int  # weights of the vocabulary projection
     trained_head: bool
     attention: int  # layers · heads · head dimension
     checkpointed: bool
 
     def step(self, tokens: int, *, pairs: int, corrupted: int) -> float:
-        """Operations for `tokens` columns of all rows, clean copies included, of which `corrupted` are in the loss.
+        """FLOPs for `tokens` columns over all rows, clean copies included, of which `corrupted` are in the loss.
 
-        pairs: of a query and a key that are multiplied, in one head of one layer, over all rows.
+        pairs: query-key pairs that are computed in one head of one layer, over all rows.
         """
         forward = 2 * self.body * tokens
         attention = 4 * self.attention * pairs
@@ -57,7 +57,7 @@ class FlopCounter:
 
 
 def flop_counter(model: Any, *, checkpointed: bool) -> FlopCounter:
-    """The counter of a Qwen3LLadaForMaskedLM, adapters included."""
+    """The counter for a Qwen3LLadaForMaskedLM, including adapters."""
     head = model.get_output_embeddings()
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     config = model.config
@@ -72,7 +72,7 @@ def flop_counter(model: Any, *, checkpointed: bool) -> FlopCounter:
 
 
 def peak_flops(device: torch.device, given_tflops: float) -> float | None:
-    """Operations per second at the device's peak: what was given, else from the table, else None: not known."""
+    """Peak FLOP/s of the device: the given value, else from the table, else None (unknown)."""
     if given_tflops:
         return given_tflops * 1e12
     if device.type != "cuda":
@@ -82,6 +82,6 @@ def peak_flops(device: torch.device, given_tflops: float) -> float | None:
 
 
 def _weights(weight: torch.Tensor) -> int:
-    """Number of weights, of 4-bit ones too, which are stored two to a byte."""
+    """Number of weights; also for 4-bit weights, which are stored two per byte."""
     shape = getattr(getattr(weight, "quant_state", None), "shape", None) or weight.shape
     return torch.Size(shape).numel()

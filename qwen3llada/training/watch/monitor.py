@@ -1,4 +1,4 @@
-"""Looks at the results of steps: draws the curves, watches for numbers that are not finite, and sums up the run."""
+"""Monitor of a run: draws curves, stops on numbers that are not finite, writes the summary."""
 
 import time
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from qwen3llada.training.watch.trackers import Trackers
 
 
 class NonFiniteError(InputError):
-    """The loss or the gradient is not a finite number. One line with the step, its samples and the last checkpoint."""
+    """The loss or gradient is not finite. The one-line message names the step, its samples and the last checkpoint."""
 
 
 @dataclass
 class Window:
-    """Sums over the steps since the last point of the curves; goes into checkpoints."""
+    """Sums over the steps since the last point of the curves. Saved in checkpoints."""
 
     steps: int = 0
     loss: float = 0.0
@@ -42,7 +42,7 @@ class Window:
 
 
 class Monitor:
-    """Takes each step's result but reads its numbers one step later, so that the device always has work waiting."""
+    """Reads each step's numbers one step late, so that the device always has queued work."""
 
     def __init__(self, run: Run, stop: StopRequest):
         params = run.params
@@ -62,7 +62,7 @@ class Monitor:
         self._stop_agreed = False
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, so that the summary of a resumed run is that of the whole run."""
+        """State for a checkpoint, so that the summary of a resumed run covers the whole run."""
         return {
             "window": asdict(self.window),
             "speed": self.speed.so_far(),
@@ -76,18 +76,18 @@ class Monitor:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal came; with several processes, what they agreed on in the last step that was looked at."""
+        """Whether a signal arrived. With several ranks: whether they agreed on it in the last step that was read."""
         return self._stop_agreed if self.run.accelerator.num_processes > 1 else self.stop.signal is not None
 
     def take(self, result: StepResult) -> None:
-        """Look at the result before this one; keep this one for later, unless a point of the curves is due."""
+        """Read the previous result and hold this one back, unless a point of the curves is due."""
         self.flush()
         self._pending = result
         if result.step % self.run.params.logging_steps == 0 or result.step == self.run.total_steps:
             self._draw(result, self.flush())
 
     def flush(self) -> StepValues | None:
-        """Wait for the result in hand and look at it. Raises NonFiniteError."""
+        """Wait for the held result and process it. Raises NonFiniteError."""
         if self._pending is None:
             return None
         result, self._pending = self._pending, None
@@ -101,14 +101,14 @@ class Monitor:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Look at all results so far, and leave the time of what follows out of the speed."""
+        """Process all results so far, and exclude the time of this context from the speed."""
         self.flush()
         began = time.perf_counter()
         yield
         self.speed.pause(began)
 
     def evaluated(self, loss: float, by_level: dict[str, float]) -> bool:
-        """Draw the held-out loss of the present step; whether it is the lowest of the run. Raises NonFiniteError."""
+        """Draw the held-out loss of the current step. Returns whether it is the run's lowest. Raises NonFiniteError."""
         state = self.run.state
         if not isfinite(loss):
             raise NonFiniteError(f"held-out loss {loss} after step {state.global_step} is not a finite number")
@@ -122,7 +122,7 @@ class Monitor:
         return improved
 
     def finish(self) -> dict[str, Any]:
-        """Close the curves; write the outcome, and apart from it what was measured. Returns both together."""
+        """Close the curves; write outcome and measurements to separate files. Returns both together."""
         outcome, measured = self._outcome(), self._measured()
         self.bar.close()
         if self.curves and self.trackers:
@@ -132,7 +132,7 @@ class Monitor:
         return outcome | measured
 
     def _outcome(self) -> dict[str, Any]:
-        """What code, parameters and data decide: the same on every machine of one kind, interrupted or not."""
+        """Results that depend only on code, parameters and data: reproducible, interrupted or not."""
         run, best = self.run, self.run.state.best or {}
         return {
             "settings": settings_hash(run.params, seed=run.data.settings.seed),
@@ -147,7 +147,7 @@ class Monitor:
         }
 
     def _measured(self) -> dict[str, Any]:
-        """What machine, launch and interruptions decide. Rates are None where nothing was trained."""
+        """Results that depend on machine, launch and interruptions. Rates are None if nothing was trained."""
         run, total = self.run, self.speed.total
         trained = total["tokens"] > 0 and total["seconds"] > 0
         return {
@@ -163,7 +163,7 @@ class Monitor:
         }
 
     def _draw(self, result: StepResult, values: StepValues | None) -> None:
-        """One point of each curve, over the steps since the last."""
+        """Add one point to each curve, over the steps since the last point."""
         assert values is not None
         tokens_per_second, flops_per_second = self.speed.window()
         loss = self.window.loss / self.window.steps
@@ -185,13 +185,13 @@ class Monitor:
         self._add(result.step, point)
 
     def _add(self, step: int, point: dict[str, float]) -> None:
-        if self.curves and self.trackers:  # in the main process
+        if self.curves and self.trackers:  # on rank 0
             self.curves.add(step, point)
             self.trackers.add(step, point)
 
     def _check(self, result: StepResult, values: StepValues) -> None:
         scaler = self.run.accelerator.scaler
-        # Under fp16 an update whose gradient overflows is left out and the scale lowered; below 1 that is no remedy.
+        # fp16 skips an update whose gradient overflows and lowers the scale. At a scale below 1 this does not help.
         overflow_expected = scaler is not None and scaler.get_scale() >= 1
         if isfinite(values.loss) and (isfinite(values.grad_norm) or overflow_expected):
             return
@@ -203,11 +203,11 @@ class Monitor:
         )
 
     def _peak_bytes(self) -> int:
-        """Of the processes before it was resumed, too."""
+        """Peak memory, including processes before the run was resumed."""
         return max(self._peak_before, self.peak_memory.read())
 
     def _utilisation(self, flops_per_second: float) -> float | None:
-        """Share of the peak of all devices, None where that is not known."""
+        """Share of all devices' peak; None if the peak is unknown."""
         if self._peak is None:
             return None
         return round(flops_per_second / (self._peak * self.run.accelerator.num_processes), 4)

@@ -1,4 +1,4 @@
-"""The most memory that a run has taken."""
+"""Peak memory of a run."""
 
 import resource
 import sys
@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from qwen3llada.training.cuda.graph_recorder import Recorder
+    from qwen3llada.training.cuda.graph_recorder import GraphRecorder
     from qwen3llada.training.cuda.layer_graphs import LayerGraphs
 
 
 class PeakMemory:
-    """On a GPU what tensors took and CUDA graphs keep for themselves; on a CPU what the process took, as a whole.
+    """On a GPU: memory of tensors and of CUDA graphs. On a CPU: resident memory of the process.
 
-    Torch counts a graph's memory only while it records the graph, though nothing else may use it later. So whenever
-    graphs have come or gone its own maximum is begun anew, and what the present ones keep is added to it.
+    PyTorch counts a graph's memory only during capture, although nothing else may use it afterwards. So whenever graphs
+    were captured or released, the peak statistics are reset, and the memory that the current graphs hold is added.
     """
 
     def __init__(self, device: torch.device, graphs: "LayerGraphs | None" = None):
         self.device, self.graphs = device, graphs
         self._most = 0
         self._kept = 0
-        self._recorded: tuple[Recorder, int] | None = None
+        self._recorded: tuple[GraphRecorder, int] | None = None
 
     def read(self) -> int:
-        """Bytes, since the beginning of the process."""
+        """Bytes since the start of the process."""
         if self.device.type != "cuda":
             unit = 1 if sys.platform == "darwin" else 1024
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

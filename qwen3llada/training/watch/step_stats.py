@@ -1,4 +1,4 @@
-"""What a step measures, kept on the device until someone looks, so that the device never waits for the host."""
+"""Measurements of a step, kept on the device until they are read, so that the device never waits for the host."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
 
 @dataclass(frozen=True)
 class StepValues:
-    """The numbers of one optimiser step, over all its micro-batches and processes."""
+    """Numbers of one optimiser step, over all micro-batches and ranks."""
 
     loss: float
     grad_norm: float
-    stop: bool  # a process was asked to stop
+    stop: bool  # whether any rank was asked to stop
     cross_entropy: list[float]  # sums over corrupted positions, by noise level
-    corrupted: list[float]  # their numbers
+    corrupted: list[float]  # number of these positions, by noise level
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What an optimiser step did. The device may still be at it: `read` waits for this step, and for no later one."""
+    """Result of an optimiser step. The device may still be computing it; `read` waits for this step only."""
 
-    step: int  # optimiser steps done, this one included
+    step: int  # optimiser steps done, including this one
     epoch: int
     epoch_batch: int  # number of this step in its epoch, from 0
     lr: float
-    tokens: int  # real tokens of all processes
-    flops: float  # executed by this process
+    tokens: int  # real tokens of all ranks
+    flops: float  # executed by this rank
     read: Callable[[], StepValues]
 
 
@@ -42,12 +42,12 @@ class StepStats:
         self.buckets = torch.zeros(2, BUCKETS, device=device)
 
     def add(self, loss: LossSum, denominator: float) -> None:
-        """Count one micro-batch of a step whose summed loss is divided by `denominator`."""
+        """Add one micro-batch, whose summed loss is divided by `denominator`."""
         self.loss += loss.total.detach() / denominator
         self.buckets += bucket_sums(loss)
 
     def finish(self, grad_norm: Tensor, stop: bool, reduce: Callable[[Tensor], Tensor]) -> Callable[[], StepValues]:
-        """Sum over the processes by `reduce`, and start copying to the host. Returns what waits for the numbers."""
+        """Sum over ranks by `reduce` and start the copy to the host. Returns a function that waits for the numbers."""
         stopping = torch.full((1,), float(stop), device=self.loss.device)
         packed = reduce(torch.cat([self.loss[None], stopping, self.buckets.flatten()]))
         packed = torch.cat([packed, grad_norm.detach().to(packed)[None]])

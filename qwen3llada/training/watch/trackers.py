@@ -1,4 +1,4 @@
-"""The curves in TensorBoard, Weights & Biases and MLflow, beside DVCLive, through Accelerate's trackers."""
+"""Curves in TensorBoard, Weights & Biases and MLflow, beside DVCLive, through Accelerate's trackers."""
 
 import importlib.util
 import os
@@ -15,12 +15,12 @@ from qwen3llada.section import Section, one_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PROJECT = "qwen3llada"  # of W&B; the experiment of MLflow, a folder of TensorBoard
-FOLDER = "trackers"  # in output_dir, which DVC does not track
+PROJECT = "qwen3llada"  # W&B project, MLflow experiment, TensorBoard folder
+FOLDER = "trackers"  # in output_dir; not tracked by DVC
 
-# Name of a tracker, which is that of its package -> environment variables for it, by the folder of the run. The user's
-# own values win. With these, files stay in output_dir/trackers and nothing is sent anywhere. Of Accelerate's other
-# trackers DVCLive is always on, and the rest need an account or a server.
+# Tracker (named after its package) -> environment variables, given the run's folder. Variables that the user set win.
+# The defaults keep files in output_dir/trackers and send nothing. Of Accelerate's other trackers, DVCLive is always on;
+# the rest need an account or a server.
 TRACKERS: dict[str, Callable[[Path], dict[str, str]]] = {
     "tensorboard": lambda folder: {},
     "wandb": lambda folder: {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_DIR": str(folder)},
@@ -49,9 +49,9 @@ class TelemetryParams(Section):
 
 
 def accelerator_options(telemetry: TelemetryParams, output_dir: Path) -> dict[str, Any]:
-    """What `Accelerator(...)` must be told, {} without trackers.
+    """Arguments for `Accelerator(...)`; {} without trackers.
 
-    Raises InputError for a tracker whose package is not installed, of which Accelerate would only leave it out.
+    Raises InputError if a tracker's package is not installed. Accelerate itself would silently leave that tracker out.
     """
     if not telemetry.trackers:
         return {}
@@ -68,18 +68,18 @@ def accelerator_options(telemetry: TelemetryParams, output_dir: Path) -> dict[st
 
 
 class Trackers:
-    """Sends points to the trackers that `accelerator` was made with, none by default.
+    """Sends points to the trackers of `accelerator`, by default none.
 
-    To be used by the main process alone, which is the only one for which Accelerate begins a run.
+    Use it on rank 0 only: Accelerate starts trackers for no other rank.
     """
 
     def __init__(self, accelerator: "Accelerator", name: str, config: Mapping[str, Any], points: Iterable[dict] = ()):
-        """Begin a run, named after `name` and the time, with `config` as its hyperparameters.
+        """Start a tracker run, named after `name` and the time, with `config` as its hyperparameters.
 
         Args:
-            config: flat; what is no number, text or truth value is stored as text.
-            points: of the run before it was resumed. A resumed run is a new one for the trackers, with all points: no
-                step is missing or there twice, whatever a killed run had sent after its last checkpoint.
+            config: flat. Values other than numbers, text and booleans are stored as text.
+            points: points from before the run was resumed. Trackers see a resumed run as a new one with all points, so
+                no step is missing or doubled, whatever a killed run sent after its last checkpoint.
         """
         self.accelerator = accelerator
         if not accelerator.log_with:
@@ -97,11 +97,11 @@ class Trackers:
             self.add(point["step"], {key: value for key, value in point.items() if key != "step"})
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve in `values`."""
+        """Add one point to each curve in `values`."""
         if self.accelerator.trackers:
             self.accelerator.log(dict(values), step=step)
 
     def close(self) -> None:
-        # Not `end_training`, which would also end the communication between processes.
+        # `end_training` would also destroy the process group.
         for tracker in self.accelerator.trackers:
             tracker.finish()

@@ -17,7 +17,7 @@ from qwen3llada.corpus.builtin.source import (
     write_builtin_text,
 )
 from qwen3llada.corpus.builtin.tables import ANIMAL, CRAFT, PERSON, TOWN
-from qwen3llada.corpus.builtin.text import documents
+from qwen3llada.corpus.builtin.wording import documents
 from qwen3llada.corpus.builtin.world import hold_out
 
 PARAMS = BuiltinParams(people=12, documents=3000, heldout_documents=300)

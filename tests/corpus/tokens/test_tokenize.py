@@ -434,7 +434,7 @@ def test_both_corpora_are_tokenized_whole_or_not_at_all(tmp_path, tokenizer):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    from qwen3llada.corpus.tokens.tokenize import load_tokenizer
+    from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 
     with pytest.raises(ValueError, match="nowhere: no such folder; it must hold a model with its tokenizer"):
         load_tokenizer(tmp_path / "nowhere")

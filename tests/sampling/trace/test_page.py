@@ -163,9 +163,9 @@ def test_texts_cannot_become_markup(text, tmp_path):
 
 def test_a_row_that_nothing_was_decided_of_is_empty(text):
     from qwen3llada.sampling.decoding import Step
-    from qwen3llada.sampling.trace.recording import Recorder
+    from qwen3llada.sampling.trace.recording import TraceRecorder
 
-    recorder = Recorder()
+    recorder = TraceRecorder()
     committed = torch.tensor([[False, True, True], [False, False, False]])
     recorder(Step(index=0, canvas=torch.full((2, 3), 5), committed=committed, confidence=committed.float()))
     assert [position.step for position in recorder.row(0, 1)] == [1, 1]

@@ -17,8 +17,8 @@ from qwen3llada.training.checkpoints.fingerprint import (
     STREAM_CODE,
     bare_code,
     differences,
-    fingerprint,
     hash_code,
+    run_fingerprint,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -70,7 +70,7 @@ def mark(params, *, seed=1, total_steps=6, template="plain", **layout):
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size} | layout
     layout["gradient_accumulation_steps"] = params.gradient_accumulation_steps
     batches = batch_settings(params, tokenizer, training=True, **layout)
-    return fingerprint(params, batches=batches, total_steps=total_steps, template=template)
+    return run_fingerprint(params, batches=batches, total_steps=total_steps, template=template)
 
 
 def test_fingerprint_tells_runs_apart(pretraining, tmp_path):

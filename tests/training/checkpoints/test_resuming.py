@@ -166,7 +166,7 @@ def test_a_named_checkpoint_goes_on_with_a_changed_learning_rate(pretraining):
     assert [group["lr"] for group in groups] == [0.005, 0.005]
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert [tuple(group["betas"]) for group in groups] == [(0.8, 0.9), (0.8, 0.9)]
-    assert run.schedule.get_last_lr() == [0.005, 0.005]
+    assert run.lr_schedule.get_last_lr() == [0.005, 0.005]
     assert run.state.global_step == 3
     assert run.inner_optimizer.state_dict()["state"], "the moments are those of the checkpoint"
 

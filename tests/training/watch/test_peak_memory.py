@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from qwen3llada.training.cuda.graph_recorder import Pool, Recorder
+from qwen3llada.training.cuda.graph_recorder import GraphRecorder, Pool
 from qwen3llada.training.watch.peak_memory import PeakMemory
 
 
@@ -84,4 +84,4 @@ def test_the_pool_is_the_graphs_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: own)
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
-    assert Recorder().pool() == Pool(total=570, idle=170)
+    assert GraphRecorder().pool() == Pool(total=570, idle=170)
