@@ -10,7 +10,7 @@ import torch
 from bench.measure import MIB
 from qwen3llada.artifacts import write_json
 from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
-from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer
+from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer, template_identity
 
 GIB = 1024 * MIB
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,15 +56,17 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
     clean()
 
 
-def write_data(folder: Path, config: dict[str, Any], samples: int, length: int) -> None:
-    """Random sequences."""
+def write_data(folder: Path, config: dict[str, Any], samples: int, length: int, *, prompts: str = "") -> None:
+    """Random sequences in `folder`/data; with `prompts` in the folder of that name, half of each a prompt."""
     tokens = np.random.default_rng(0).integers(FIRST_WORD, config["vocab_size"], samples * length, dtype=np.int32)
-    (folder / "data" / "train").mkdir(parents=True, exist_ok=True)
-    with new_sequences(folder / "data" / "train") as writer:
-        writer.add(tokens, np.full(samples, length))
+    train = folder / (prompts or "data") / "train"
+    train.mkdir(parents=True, exist_ok=True)
+    with new_sequences(train, prompts=bool(prompts)) as writer:
+        writer.add(tokens, np.full(samples, length), np.full(samples, length // 2, np.int32) if prompts else None)
         writer.close()
     tokenizer = load_tokenizer(folder / "model")
-    write_json(folder / "data" / "train" / MANIFEST, identity(tokenizer) | {"template": None})
+    template = template_identity(tokenizer, "plain" if prompts else None)
+    write_json(train / MANIFEST, identity(tokenizer) | template)
 
 
 def clean() -> None:

@@ -2,7 +2,8 @@
 
     python -m bench.train                       a GPU: Qwen3-0.6B shapes at 16×1024 and 8×4096; a CPU: a tiny model
     python -m bench.train --only default plain  some of the candidates
-    python -m bench.train --profile             where the time of our step goes
+    python -m bench.train --only plain "plain blocks" default block_causal "two views" "sft full" "sft block_causal"
+    python -m bench.train --profile NAME        where the time of the step of a candidate goes
 
 The plain step is what the published training scripts of this model family do: an eager model, a dense additive
 attention mask, float32 logits of all positions, cross-entropy at the masked ones, AdamW on bf16 weights. Ours is
@@ -27,7 +28,7 @@ from bench.measure import synchronize
 from bench.plain_training import plain_step
 from bench.random_run import DEVICE, GIB, QWEN3_0_6B, TINY, clean, write_data, write_model
 from qwen3llada.training.loop import optimiser_step, training_steps
-from qwen3llada.training.params import PretrainParams
+from qwen3llada.training.params import PretrainParams, SftParams, TrainParams
 from qwen3llada.training.run import Run
 from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
@@ -36,6 +37,8 @@ from qwen3llada.training.watch.peak_memory import PeakMemory
 
 WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 40
 
+BLOCKS_OF_32 = {"policy": "block_causal", "block_length": 32}
+PLAIN = {"plain": 0, "plain blocks": 32}  # name -> block length of the published recipe, 0: full attention
 # Candidates: what differs from the default parameters.
 OURS: dict[str, dict[str, Any]] = {
     "default": {"bf16": DEVICE.type == "cuda"},
@@ -48,6 +51,15 @@ OURS: dict[str, dict[str, Any]] = {
     "adamw8bit": {"bf16": True, "optim": {"name": "adamw8bit"}},
     "lion8bit": {"bf16": True, "optim": {"name": "lion8bit"}},
     "random lengths": {"bf16": DEVICE.type == "cuda", "noise": {"random_length_prob": 0.01}},
+    "block_causal": {"bf16": DEVICE.type == "cuda", "attention": BLOCKS_OF_32},
+    "blocks of 4": {"bf16": DEVICE.type == "cuda", "attention": {"policy": "block_causal", "block_length": 4}},
+    "two views": {
+        "bf16": DEVICE.type == "cuda",
+        "attention": BLOCKS_OF_32,
+        "noise": {"random_length_prob": 0.0, "views": 2},
+    },
+    "sft full": {"bf16": DEVICE.type == "cuda"},
+    "sft block_causal": {"bf16": DEVICE.type == "cuda", "attention": BLOCKS_OF_32},
 }
 
 
@@ -55,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=["plain", "default", "bf16 weights", "whole loop"])
     parser.add_argument("--shapes", nargs="*", default=["16x1024", "8x4096"] if DEVICE.type == "cuda" else ["32x64"])
-    parser.add_argument("--profile", action="store_true", help="print the kernels of our default step by time")
+    parser.add_argument("--profile", metavar="NAME", choices=OURS, help="print the kernels of this candidate by time")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no candidate after this time")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     args = parser.parse_args()
@@ -66,6 +78,7 @@ def main() -> None:
         for shape in args.shapes:
             rows, length = map(int, shape.split("x"))
             write_data(Path(folder), config, (WARMUP + LOOP_STEPS) * rows, length)
+            write_data(Path(folder), config, (WARMUP + LOOP_STEPS) * rows, length, prompts="sft")
             for name in args.only:
                 if time.perf_counter() - began > args.seconds:
                     print(f"{shape} {name}: left out, {args.seconds:.0f} s are over", flush=True)
@@ -74,7 +87,7 @@ def main() -> None:
                 results.append(result)
                 show(result, results, rows * length)
             if args.profile:
-                profile(Path(folder), rows, length)
+                profile(Path(folder), args.profile, rows, length)
     if args.out:
         args.out.write_text(json.dumps(results, indent=1))
 
@@ -83,8 +96,8 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
     """Seconds of a step and peak memory of one candidate, or the error that it ends with."""
     clean()
     try:
-        if name == "plain":
-            return measure(plain_step(folder, rows, length), PeakMemory(DEVICE))
+        if name in PLAIN:
+            return measure(plain_step(folder, rows, length, block_length=PLAIN[name]), PeakMemory(DEVICE))
         if name == "whole loop":
             return whole_loop(folder, rows, length)
         with ours(folder, name, rows, length) as run:
@@ -137,10 +150,12 @@ def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
 def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
     """A run of the trainer with the changes of a candidate."""
     changes = {"deterministic": False, "noise": {"random_length_prob": 0.0}} | OURS[name]
-    params = PretrainParams.model_validate(
+    sft = name.startswith("sft")
+    section: type[TrainParams] = SftParams if sft else PretrainParams
+    params = section.model_validate(
         {
             "model": folder / "model",
-            "data": folder / "data",
+            "data": folder / ("sft" if sft else "data"),
             "output_dir": folder / "work",
             "reports": folder / "reports",
             "max_steps": 1000,
@@ -159,9 +174,9 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
     yield run
 
 
-def profile(folder: Path, rows: int, length: int) -> None:
-    """Kernels of our default step, the most expensive first."""
-    with ours(folder, "default", rows, length) as run:
+def profile(folder: Path, name: str, rows: int, length: int) -> None:
+    """Kernels of our step, the most expensive first."""
+    with ours(folder, name, rows, length) as run:
         batches, stop = cycle(list(islice(run.data.steps(epoch=0), 8))), StopRequest()
         for _ in range(WARMUP):
             optimiser_step(run, next(batches), stop)
@@ -178,12 +193,19 @@ def profile(folder: Path, rows: int, length: int) -> None:
     clean()
 
 
+def rival(name: str) -> str:
+    """The published recipe that a candidate is compared with."""
+    return "plain blocks" if "attention" in OURS.get(name, {}) else "plain"
+
+
 def show(result: dict[str, Any], results: list[dict[str, Any]], tokens: int) -> None:
     head = f"{result['shape']:>8} {result['name']:16}"
     if "error" in result:
         print(f"{head} {result['error']}", flush=True)
         return
-    plain = [r for r in results if r["name"] == "plain" and r["shape"] == result["shape"] and "seconds" in r]
+    plain = [
+        r for r in results if r["name"] == rival(result["name"]) and r["shape"] == result["shape"] and "seconds" in r
+    ]
     ratio = f"{plain[0]['seconds'] / result['seconds']:6.2f}x plain" if plain else ""
     print(
         f"{head} {result['seconds'] * 1e3:8.1f} ms {tokens / result['seconds']:9,.0f} tokens/s"

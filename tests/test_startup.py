@@ -60,8 +60,7 @@ import gc, sys
 from qwen3llada.sampling.lean_import import import_model_code
 import_model_code()
 assert gc.isenabled()
-frozen = gc.get_freeze_count() > 100_000
-assert frozen or "triton" in sys.modules, "the end of the process looks for garbage in all of it"
+assert gc.get_freeze_count() > 100_000 or "triton" in sys.modules, "the end looks for garbage in all of it"
 assert not {"scipy", "triton"} & {name for name, module in sys.modules.items() if module is None}
 from transformers import AutoModelForMaskedLM
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM

@@ -110,6 +110,9 @@ def schedule_conflict(ours: Fingerprint, theirs: Fingerprint, step: int) -> str:
     """
     scheduler = ours["optim.scheduler"]
     steps = f"total_steps is {theirs['total_steps']} there and {ours['total_steps']} here"
+    for knob in ("noise.stages", "attention.block_schedule"):
+        if ours.get(knob):
+            return f"{steps}, and {knob} changes at shares of it"
     if step >= ours["total_steps"]:
         return f"{steps}, and step {step} is not before its end"
     stable = [_stable_part(fingerprint) for fingerprint in (theirs, ours)]
