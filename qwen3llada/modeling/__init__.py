@@ -1,1 +1,1 @@
-"""The model: Qwen3's layers seen from both sides, conversion and comparison of checkpoints."""
+"""The model: Qwen3's layers with bidirectional attention; conversion and comparison of checkpoints."""

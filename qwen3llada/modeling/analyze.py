@@ -1,4 +1,4 @@
-"""Qwen3 against what it was converted to: every tensor bit by bit, the parameter counts, the mask token."""
+"""Comparison of a Qwen3 checkpoint with its conversion: every tensor bit by bit, parameter counts, the mask token."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from qwen3llada.modeling.shards import Shards, find_shards
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS_AT_ONCE = 4096  # of a tensor, so that two chunks are all that is in memory
+ROWS_AT_ONCE = 4096  # of a tensor: only two chunks are ever in memory
 
 Status = Literal["identical", "grown", "missing", "unexpected", "shape", "dtype", "value"]
 GOOD = ("identical", "grown")
@@ -22,9 +22,9 @@ GOOD = ("identical", "grown")
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """identical: in every bit; grown: identical in the source's rows, with rows added below them.
+    """identical: bitwise equal; grown: the source's rows are bitwise equal, and rows were added below them.
 
-    missing, unexpected: in the source only, in the converted checkpoint only; shape, dtype, value: what differs.
+    missing: only in the source; unexpected: only in the converted checkpoint; shape, dtype, value: these differ.
     """
 
     name: str
@@ -37,7 +37,7 @@ class TensorComparison:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """The mask token as the converted config and its tokenizer know it, and where its row lies."""
+    """The mask token in the converted config and tokenizer, and the rows of the embedding."""
 
     id: int | None
     token: str | None
@@ -50,7 +50,7 @@ class MaskFacts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcome of `compare_checkpoints`. Parameters are counted once where head and embedding are tied."""
+    """Result of `compare_checkpoints`. A tied head is not counted again."""
 
     source: str
     converted: str
@@ -71,13 +71,13 @@ class Comparison:
         return not self.mismatches and not self.problems
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON has it: a summary first, every tensor last."""
+        """The report for JSON: the summary first, the tensors last."""
         values = asdict(self)
         tensors = values.pop("tensors")
         return {"ok": self.ok, "summary": dict(Counter(t.status for t in self.tensors)), **values, "tensors": tensors}
 
     def raise_if_wrong(self) -> None:
-        """Raises InputError in one line that names the first differences."""
+        """Raises InputError in one line that names the first difference."""
         wrong = [f"{t.name}: {t.detail or t.status}" for t in self.mismatches] + self.problems
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -85,10 +85,11 @@ class Comparison:
 
 
 def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison:
-    """Compare the Qwen3 checkpoint `source` with the qwen3llada checkpoint `converted`, a piece of a tensor at a time.
+    """Compare the Qwen3 checkpoint `source` with the qwen3llada checkpoint `converted`, one chunk of a tensor at a
+    time.
 
-    Raises: FileNotFoundError, InputError naming a folder or file that is missing, broken or of another model.
-    Differences are not raised but reported.
+    Differences are reported, not raised. Raises: FileNotFoundError, InputError naming a folder or file that is missing,
+    broken or of another kind of model.
     """
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
@@ -108,7 +109,7 @@ def compare_checkpoints(source: str | Path, converted: str | Path) -> Comparison
     if all(tensor.status in GOOD for tensor in tensors):
         try:
             check_tensors(after, Qwen3LLadaForMaskedLM, config)
-        except ValueError as error:  # of the model's class, too, which refuses a config
+        except ValueError as error:  # includes errors of the model class, which validates its config
             problems.append(str(error))
     return Comparison(
         source=str(source),
@@ -153,9 +154,9 @@ def _grown(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 
 
 def _difference(name: str, before: Shards, after: Shards) -> str:
-    """What differs in the source's rows, empty if nothing does."""
+    """How the source's rows differ; "" if they do not."""
     count, largest = 0, 0.0
-    # The converted tensor may have more rows than the source's: the last pair of chunks is cut to the shorter.
+    # The converted tensor may have more rows than the source: cut its last chunk to the source's length.
     for old, new in zip(before.chunks(name, ROWS_AT_ONCE), after.chunks(name, ROWS_AT_ONCE), strict=False):
         new = new[: len(old)] if old.dim() else new
         differs = (_bits(old) != _bits(new)).any(-1)
@@ -167,7 +168,7 @@ def _difference(name: str, before: Shards, after: Shards) -> str:
 
 
 def _bits(tensor: "Tensor") -> "Tensor":
-    """[n, bytes of an element]: NaN equals the same NaN, and 0 is not -0."""
+    """Bytes [n, element size]: NaN equals the same NaN, and 0 differs from -0."""
     import torch
 
     return tensor.contiguous().flatten().view(torch.uint8).view(tensor.numel(), tensor.element_size())

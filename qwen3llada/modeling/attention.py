@@ -1,9 +1,9 @@
 """Attention policies: which query position sees which key position.
 
 A sequence is a prompt of P tokens (P = 0 in pretraining) and an answer, cut into blocks of `block_length` tokens. A
-policy compares the block numbers of a query and a key, broadcast over all pairs of positions at once. How blocks are
-counted, what a corrupted block sees in training, and which keys and values sampling may keep follow from the policy's
-other fields. To add a policy, write its comparison and enter it in `POLICIES`.
+policy compares the block numbers of a query and a key, broadcast over all pairs of positions. Its other fields decide
+how blocks are counted, what a corrupted block sees in training, and which keys and values sampling may keep. To add a
+policy, write its comparison and enter it in `POLICIES`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3llada.errors import InputError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the parameters need only the policies' names
+if TYPE_CHECKING:  # torch takes seconds to import; the parameters need only the names of the policies
     import torch
     from torch import Tensor
 
-PROMPT = -1  # the block number of every prompt position, under policies that count blocks from the prompt's end
-ALTERNATE = "alternate:"  # + two policies: the layers take them in turn
-STORED_ATTENTION = ("attention_policy", "block_length", "window_blocks", "layer_types")  # in a model's config
-LAYER_KINDS = ("full_attention", "sliding_attention")  # names that Transformers allows; they only tell masks apart
+PROMPT = -1  # block number of prompt positions, for policies that count blocks from the prompt's end
+ALTERNATE = "alternate:"  # followed by two policies, which the layers use in turn
+STORED_ATTENTION = ("attention_policy", "block_length", "window_blocks", "layer_types")  # keys of a model's config
+LAYER_KINDS = ("full_attention", "sliding_attention")  # names that Transformers allows; here they only select masks
 
 
 def full(query: Tensor, key: Tensor, window: int) -> Tensor:
-    """Every position sees every other (LLaDA, arXiv 2502.09992)."""
+    """Every position sees every position (LLaDA, arXiv 2502.09992)."""
     return (query == key) | True
 
 
 def block(query: Tensor, key: Tensor, window: int) -> Tensor:
-    """The prompt is seen by all; an answer block is seen by itself alone."""
+    """Every position sees the prompt; an answer block sees only the prompt and itself."""
     return (key == PROMPT) | (query == key)
 
 
 def block_causal(query: Tensor, key: Tensor, window: int) -> Tensor:
-    """A block is seen by itself and later ones (BD3-LM, arXiv 2503.09573; SDAR, arXiv 2510.06303)."""
+    """A block sees itself and all earlier blocks (BD3-LM, arXiv 2503.09573; SDAR, arXiv 2510.06303)."""
     return key <= query
 
 
 def block_window(query: Tensor, key: Tensor, window: int) -> Tensor:
-    """As `block_causal`, but a block sees no further back than `window` blocks before itself."""
+    """As `block_causal`, but a block sees only the last `window` blocks before itself."""
     return (key <= query) & (key >= query - window)
 
 
@@ -48,11 +48,11 @@ def block_window(query: Tensor, key: Tensor, window: int) -> Tensor:
 class Policy:
     """Who sees whom.
 
-    sees: (query's block number, key's block number, window_blocks), broadcastable -> True where the query sees the key.
-    causal: no block sees a later one. Three things follow. Blocks are counted from position 0, the prompt included.
-        Training shows a corrupted block the clean copies of the earlier blocks that it sees, since sampling does.
-        Sampling keeps the keys and values of finished blocks, since nothing later changes them.
-    keeps_prompt: nothing but the prompt itself changes the prompt's keys and values, so sampling keeps these.
+    sees: (query's block number, key's block number, window_blocks), broadcastable -> True if the query sees the key.
+    causal: no block sees a later one. This has three consequences. Blocks are counted from position 0, including the
+        prompt. In training a corrupted block sees clean copies of earlier blocks, as it does in sampling. Sampling
+        keeps the keys and values of finished blocks, because later tokens do not change them.
+    keeps_prompt: the prompt's keys and values depend only on the prompt, so sampling keeps them.
     """
 
     sees: Callable[[Tensor, Tensor, int], Tensor]
@@ -69,12 +69,13 @@ POLICIES: dict[str, Policy] = {
 
 
 def plan(policy: str | Sequence[str], layers: int | None = None) -> tuple[str, ...]:
-    """The policy of each of `layers` layers: one name for all, `alternate:A,B`, or a list with one name a layer.
+    """The policy of each of `layers` layers, from one name for all, `alternate:A,B`, or a list with one name per layer.
 
-    Without `layers` only what can be wrong at any number of layers is checked.
+    Without `layers` it checks only what does not depend on their number.
 
-    Raises: InputError for an unknown name, a list of another length, and policies that must not be mixed: after a layer
-    that shows a clean block later tokens, a layer that shows that block to an earlier corrupted one would leak them.
+    Raises: InputError for an unknown name, a list of another length, and for mixing causal with other policies: a
+    non-causal layer lets a clean block see later tokens, and a causal layer would leak them to an earlier corrupted
+    one.
     """
     if isinstance(policy, str) and policy.startswith(ALTERNATE):
         names = [name.strip() for name in policy.removeprefix(ALTERNATE).split(",")]
@@ -100,19 +101,19 @@ def plan(policy: str | Sequence[str], layers: int | None = None) -> tuple[str, .
 
 
 def is_causal(policy: str | Sequence[str]) -> bool:
-    """Whether a policy or plan is one whose blocks see no later one (see `Policy`)."""
+    """Whether the blocks of a policy or plan see no later block (see `Policy`)."""
     return POLICIES[plan(policy)[0]].causal
 
 
 def keeps_prompt(policy: str | Sequence[str]) -> bool:
-    """Whether every layer's keys and values of the prompt depend on the prompt alone (see `Policy`)."""
+    """Whether in every layer the prompt's keys and values depend only on the prompt (see `Policy`)."""
     return all(POLICIES[name].keeps_prompt for name in plan(policy))
 
 
 def layer_kinds(policy: str | Sequence[str], layers: int) -> list[str]:
-    """The type that each layer has in Transformers' terms (`config.layer_types`), so that masks go to their layers.
+    """Each layer's type in Transformers' terms (`config.layer_types`), which assigns masks to layers.
 
-    Raises: InputError as `plan`, and for more policies than there are types.
+    Raises: InputError as `plan`, and for more different policies than there are types.
     """
     names = plan(policy, layers)
     distinct = [name for name in POLICIES if name in names]
@@ -122,10 +123,10 @@ def layer_kinds(policy: str | Sequence[str], layers: int) -> list[str]:
 
 
 def mask_of_each_kind(policy: str | Sequence[str], config: Any, mask_of: Callable[[str], Any]) -> Any:
-    """`mask_of(policy)` where it is one for all layers, else a dict of these by type of layer, for the model.
+    """`mask_of(policy)` if all layers have the same policy, else a dict of masks by layer type.
 
-    config: the model's, whose layers have the types that `layer_kinds` gave them.
-    Raises: ValueError if they have others.
+    config: the model's, with the layer types of `layer_kinds`.
+    Raises: ValueError if it has other types.
     """
     names = plan(policy, config.num_hidden_layers)
     if len(set(names)) == 1:
@@ -137,7 +138,7 @@ def mask_of_each_kind(policy: str | Sequence[str], config: Any, mask_of: Callabl
 
 
 def block_numbers(policy: str, positions: Tensor, prompt_lengths: Tensor, block_length: int) -> Tensor:
-    """The block of each position; the tensors broadcast. Causal policies count from 0, others from the prompt's end."""
+    """Block number of each position (broadcast). Causal policies count from 0, others from the prompt's end."""
     import torch
 
     if POLICIES[policy].causal:
@@ -146,13 +147,13 @@ def block_numbers(policy: str, positions: Tensor, prompt_lengths: Tensor, block_
 
 
 def document_numbers(tokens: Tensor, end: int) -> Tensor:
-    """Which document of its row each token belongs to, from 0 on: [B,L] like `tokens`. `end` closes a document."""
+    """Number of each token's document within its row, from 0: [B,L] like `tokens`. `end` closes a document."""
     ends = tokens == end
     return ends.cumsum(1) - ends.long()
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """Positions counted anew from 0 in each document: [B,L], of their numbers [B,L]."""
+    """Positions [B,L] counted from 0 in each document, from document numbers [B,L]."""
     import torch
 
     columns = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
@@ -172,15 +173,14 @@ def attention_bias(
     documents: Tensor | None = None,
     window_blocks: int = 4,
 ) -> Tensor | None:
-    """The mask of a policy: 0 where a query sees a key and -inf where not, or True and False for `dtype=torch.bool`.
-    None is float32.
+    """The mask of a policy: 0 where a query sees a key, else -inf; for `dtype=torch.bool` True and False. None is
+    float32.
 
-    prompt_lengths [B], tokens before the answer, left padding included; valid [B,L], False at padding, never seen.
-    documents [B,L]: numbers; what the policy shows is seen within one document only, where blocks are counted anew.
-    A padding query may see no key at all; the model gives such rows finite numbers.
-    Returns [B,1,L,L] on the device of `prompt_lengths`, or None where the policy is full and neither `valid` nor
-    `documents` is given. Raises InputError for an unknown policy or a block length below 1, ValueError for shapes
-    that do not fit.
+    prompt_lengths [B]: tokens before the answer, including left padding. valid [B,L]: False at padding, which is never
+    seen. documents [B,L]: document numbers. If given, a query sees only keys of its own document, and blocks are
+    counted within each document. A padding query may see no key at all; the model still gives finite numbers for it.
+    Returns [B,1,L,L] on the device of `prompt_lengths`; None for policy `full` without `valid` and `documents`.
+    Raises InputError for an unknown policy or a block length below 1, ValueError for shapes that do not fit.
     """
     import torch
 
@@ -201,7 +201,7 @@ def attention_bias(
 def blocks_of_columns(
     policy: str, prompt_lengths: Tensor, length: int, block_length: int, documents: Tensor | None
 ) -> Tensor:
-    """Block numbers [B,L] of the columns of a batch, which start at position 0."""
+    """Block numbers [B,L] of a batch's columns, starting at position 0."""
     import torch
 
     columns, prompts = torch.arange(length, device=prompt_lengths.device)[None], prompt_lengths[:, None]
@@ -210,7 +210,7 @@ def blocks_of_columns(
     positions = document_positions(documents)
     if POLICIES[policy].causal:
         return block_numbers(policy, positions, prompts, block_length)
-    first = torch.maximum(prompts, columns - positions)  # of each document, its first column after the prompt
+    first = torch.maximum(prompts, columns - positions)  # first column of each document after the prompt
     return torch.where(columns < prompts, PROMPT, (columns - first) // block_length)
 
 
@@ -222,7 +222,7 @@ def check_arguments(
     valid: Tensor | None,
     documents: Tensor | None,
 ) -> None:
-    """Raises InputError or ValueError as `attention_bias` says."""
+    """Raises InputError or ValueError as described in `attention_bias`."""
     import torch
 
     if policy not in POLICIES:

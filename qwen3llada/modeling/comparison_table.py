@@ -1,4 +1,4 @@
-"""The comparison of two checkpoints as tables on the terminal."""
+"""The comparison of two checkpoints as terminal tables."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from qwen3llada.modeling.analyze import Comparison
 
 
 def show(report: Comparison, console: Console | None = None) -> None:
-    """Print the report: tensors counted by status, the facts, then every mismatch by name."""
+    """Print the report: tensor counts by status, the facts, then every mismatch by name."""
     console = console or Console()
     counts = Table("tensors", title=f"{report.source} -> {report.converted}", title_justify="left")
     for column in ("count", "parameters"):

@@ -1,6 +1,6 @@
-"""Qwen3's configuration, and what turns it into a masked diffusion model.
+"""Qwen3's configuration with the additions of a masked diffusion model.
 
-Saved beside every checkpoint for `trust_remote_code`, so this file imports Transformers alone.
+Saved beside every checkpoint for `trust_remote_code`, so this file imports only Transformers.
 """
 
 from transformers import Qwen3Config
@@ -13,13 +13,13 @@ REMOTE_CODE = {
 
 
 class Qwen3LLadaConfig(Qwen3Config):
-    """A `Qwen3Config` with the mask token, and what sampling needs to know of training.
+    """A `Qwen3Config` with the mask token and the facts about training that sampling needs.
 
-    mask_token_id: the id that stands for a corrupted token; in [0, vocab_size). None only where there is no model yet.
-    attention_policy, block_length, window_blocks: who saw whom in training (see `attention.plan`; a name, or one for
-        each layer), the tokens of a block, and how many blocks policy `window` sees before its own.
-    noise_type: what corrupted tokens became in that training (see `noise_types.NOISE_TYPES`).
-    prompt_template: how a question was turned into a prompt in training, `plain` or `chat`.
+    mask_token_id: id of a masked token, in [0, vocab_size). None only while no model exists.
+    attention_policy, block_length, window_blocks: attention in training (see `attention.plan`; one name, or one per
+        layer), tokens per block, and the number of blocks that policy `window` sees before its own.
+    noise_type: what corrupted tokens became in training (see `noise_types.NOISE_TYPES`).
+    prompt_template: how a question became a prompt in training, `plain` or `chat`.
     Raises ValueError for a mask id outside the vocabulary, a block length below 1, causal or sliding-window attention.
     """
 

@@ -1,7 +1,7 @@
-"""From a Qwen3 checkpoint to a qwen3llada one: the same tensors, a mask token, and the code that drops the causal mask.
+"""Conversion of a Qwen3 checkpoint to qwen3llada: the same tensors, a mask token, and code without the causal mask.
 
-Weight files are copied as they are, so memory does not grow with the model. Only a file that needs a new row for the
-mask token is rewritten, and then one file is in memory at a time.
+Weight files are copied, so memory does not grow with the model. Only files that need a new row for the mask token are
+rewritten, one at a time in memory.
 """
 
 import shutil
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig
 
-# Copied as they are; the tokenizer's other files are written with the mask token in them.
+# Copied unchanged. The tokenizer's other files are rewritten with the mask token.
 COPIED = ("generation_config.json", "vocab.json", "merges.txt", "LICENSE*", "NOTICE*")
-ROWS_AT_ONCE = 4096  # of the embedding, when its mean is taken in float64
+ROWS_AT_ONCE = 4096  # of the embedding, for its mean in float64
 
 
 class ConvertParams(Section):
-    """From which Qwen3 checkpoint to which folder, and which token is the mask."""
+    """Source checkpoint, destination folder and mask token."""
 
     src: str = Field("data/raw/model", min_length=1, description="folder of a Qwen3 checkpoint, or a hub model id")
     dst: str = Field("out/qwen3llada-converted", min_length=1, description="folder that is written, or replaced")
@@ -44,7 +44,7 @@ class ConvertParams(Section):
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was converted. Sizes in tensors, parameters and bytes; `rows_added` of the embedding."""
+    """Summary of a conversion. `rows_added`: to the embedding."""
 
     source: str
     destination: str
@@ -65,13 +65,13 @@ class ConversionReport:
 def convert_checkpoint(
     source: str | Path, destination: str | Path, mask_token: int | Literal["auto"] = "auto"
 ) -> ConversionReport:
-    """Write the Qwen3 checkpoint in folder `source` as a qwen3llada checkpoint to `destination`.
+    """Convert the Qwen3 checkpoint in folder `source` to a qwen3llada checkpoint in `destination`.
 
-    Every tensor is copied bit for bit with its type, into a file of the same name; embedding and head grow only if the
-    mask token finds no free row. `destination` is replaced when all is written, and only if it is empty or was written
-    by this project (`check_destinations`).
-    Raises: FileNotFoundError or InputError, before anything is written, naming what is wrong with the source, the mask
-    token or the destination; OSError when the disk is full. Then `destination` is as it was.
+    Every tensor is copied bit for bit with its dtype, into a file of the same name. Embedding and head grow only if
+    there is no free row for the mask token. `destination` is replaced once everything is written, and only if it is
+    empty or was written by this project (`check_destinations`).
+    Raises: FileNotFoundError or InputError, before anything is written, naming the problem with source, mask token or
+    destination; OSError if the disk is full. `destination` is then unchanged.
     """
     from transformers import Qwen3ForCausalLM
 
@@ -79,7 +79,7 @@ def convert_checkpoint(
     check_destinations({"dst": (destination, MODEL)}, {"src": source})
     qwen3 = read_qwen3_config(source)
     shards = find_shards(source)
-    check_dtypes(shards)  # first: the files of a quantised model have other tensors, too
+    check_dtypes(shards)  # checked first, because quantised models also have other tensors
     check_tensors(shards, Qwen3ForCausalLM, qwen3)
     tokenizer = load_any_tokenizer(source)
     mask = give_mask_token(tokenizer, mask_token, qwen3.vocab_size)
@@ -126,12 +126,12 @@ def _config(qwen3: "Qwen3Config", mask: MaskToken, source: Path) -> "Qwen3LLadaC
     for ours in ("model_type", "architectures", "use_cache", "auto_map", "transformers_version"):
         values.pop(ours, None)
     values |= {"vocab_size": mask.vocab_size, "mask_token_id": mask.id}
-    with files_blamed(source):  # a sliding window, for one, is an error of ours in the config's class
+    with files_blamed(source):  # the config class rejects a sliding window, for example
         return Qwen3LLadaConfig(**values, architectures=[Qwen3LLadaForMaskedLM.__name__])
 
 
 def _write_code(folder: Path) -> None:
-    """The two files that `trust_remote_code` runs."""
+    """Copy the two files that `trust_remote_code` runs."""
     from qwen3llada.modeling import configuration_qwen3llada, modeling_qwen3llada
 
     for module in (configuration_qwen3llada, modeling_qwen3llada):
@@ -139,11 +139,11 @@ def _write_code(folder: Path) -> None:
 
 
 def _write_weights(shards: Shards, folder: Path, added: int) -> None:
-    """Copy the weight files; `added` rows go to the embedding and, where the files have one, to the head."""
+    """Copy the weight files. `added` rows go to the embedding and to the head, if the files have one."""
     from safetensors.torch import save_file
 
     grown = [name for name in (EMBEDDING, HEAD) if added and name in shards.tensors]
-    sizes = {"total_size": 0, "total_parameters": 0}  # what growing adds to the numbers in the index
+    sizes = {"total_size": 0, "total_parameters": 0}  # increase of the index's numbers by growth
     for file in shards.files:
         here = [name for name in grown if shards.tensors[name].file == file]
         if not here:
@@ -155,7 +155,7 @@ def _write_weights(shards: Shards, folder: Path, added: int) -> None:
             sizes["total_size"] += tensors[name].nbytes - before.nbytes
             sizes["total_parameters"] += tensors[name].numel() - before.numel()
         save_file(tensors, folder / file, metadata=metadata)
-        del tensors, before  # so that one file is in memory at a time
+        del tensors, before  # keeps only one file in memory
     if shards.index is not None:
         known = shards.index.get("metadata") or {}
         known = {key: value + sizes.get(key, 0) if key in sizes else value for key, value in known.items()}
@@ -163,7 +163,7 @@ def _write_weights(shards: Shards, folder: Path, added: int) -> None:
 
 
 def with_mean_rows(weight: "Tensor", added: int) -> "Tensor":
-    """`weight` [V,D] with `added` rows more, each the mean of the V rows: no token in particular, at their scale."""
+    """`weight` [V,D] with `added` more rows, each the mean of all V rows: a neutral vector of the usual scale."""
     import torch
 
     rows, width = weight.shape

@@ -1,4 +1,4 @@
-"""Models of ours from their folders, whole ones and adapters beside their base, with one line about what is wrong."""
+"""Loading of our models from folders, complete or as adapters beside their base, with one-line errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.qwen3_checkpoint import model_type
 
 ADAPTER_CONFIG = "adapter_config.json"
-BAR_BYTES = 4 * 2**30  # weights of this size take some ten seconds from a disk
+BAR_BYTES = 4 * 2**30  # takes about ten seconds to read from disk
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_pretrained(folder: str | Path, **options: Any) -> Any:
-    """The Qwen3LLadaForMaskedLM of `folder`; adapters alone are added to the weights of the base that they name.
+    """The Qwen3LLadaForMaskedLM in `folder`. If the folder holds only adapters, they are merged into their base.
 
-    `options`: of Transformers' `from_pretrained` (dtype, attn_implementation). Code in the folder is never run.
-    Raises: InputError if there is no model, if the base of its adapters is not there, or if its config or weights
-    cannot be read or do not belong together. Transformers would draw random values for tensors that are missing or of
-    another shape. torch.OutOfMemoryError stays as it is.
+    `options`: for Transformers' `from_pretrained` (dtype, attn_implementation). Code in the folder is never run.
+    Raises: InputError if there is no model, if the adapters' base is missing, or if config or weights are unreadable or
+    do not fit together. (Transformers alone would initialise missing or misshapen tensors at random.)
+    torch.OutOfMemoryError passes through.
     """
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
@@ -30,7 +30,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
         base = Path(str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")))
         if not (base / "config.json").is_file():
             raise InputError(f"{folder}: adapters for the model {base}, which is not there; {ADAPTER_CONFIG} names it")
-        # What the sampler must know of the training (attention, template) is in the config beside the adapters.
+        # The config beside the adapters holds what the sampler needs to know about training (attention, template).
         with files_blamed(folder):
             config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
         return merged(base, folder, config=config, **options)
@@ -42,7 +42,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
 
 
 def check_is_ours(folder: Path) -> None:
-    """Raises InputError unless `folder` holds a model or adapters of this project; looks at config.json alone."""
+    """Raises InputError unless `folder` holds a model or adapters of this project. Reads only config.json."""
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig
 
     if not (folder / "config.json").is_file():
@@ -53,12 +53,12 @@ def check_is_ours(folder: Path) -> None:
 
 
 def is_adapters_alone(folder: Path) -> bool:
-    """Whether `folder` holds adapters (adapter.merge=false) and no whole model."""
+    """Whether `folder` holds adapters (adapter.merge=false) but no complete model."""
     return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in WHOLE)
 
 
 def merged(model_folder: Path, adapter_folder: Path, **options: Any) -> Any:
-    """The model of `model_folder`, unquantised, with the adapters of `adapter_folder` added to its weights.
+    """The model of `model_folder`, unquantised, with the adapters of `adapter_folder` merged into its weights.
 
     `options`: as in `load_pretrained`. Raises: InputError if peft is not installed, or as `load_pretrained`.
     """
@@ -74,7 +74,7 @@ def merged(model_folder: Path, adapter_folder: Path, **options: Any) -> Any:
 
 @contextmanager
 def _bar_for_large_weights(folder: Path) -> Iterator[None]:
-    """Transformers' progress bar while it loads weights, only where that takes long enough to look at one."""
+    """Show Transformers' progress bar only for weights that are large enough to take noticeable time."""
     from transformers.utils import logging
 
     small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < BAR_BYTES
@@ -100,10 +100,10 @@ def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
 
 @contextmanager
 def files_blamed(folder: str | Path) -> Iterator[None]:
-    """Around a call of Transformers that reads `folder`: its errors about the files there become an InputError.
+    """Turn Transformers' errors about files in `folder` into an InputError.
 
-    It raises OSError for files that are missing or no JSON, StrictDataclassError, ValueError, KeyError and TypeError
-    for values of a config, SafetensorError for weights, and RuntimeError for weights of another shape.
+    Transformers raises OSError for missing files or invalid JSON; StrictDataclassError, ValueError, KeyError and
+    TypeError for config values; SafetensorError for weights; RuntimeError for weights of another shape.
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
@@ -118,6 +118,6 @@ def files_blamed(folder: str | Path) -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library says, on one line; with the error's class where the text alone would be a mere name."""
+    """A library's error message on one line, with the error's class if the text alone says too little."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__} {text}" if isinstance(error, KeyError) or not text else text

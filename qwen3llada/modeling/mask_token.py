@@ -1,4 +1,4 @@
-"""Choosing the mask token's id and giving it a name in the tokenizer."""
+"""Choice of the mask token's id, and its name in the tokenizer."""
 
 import logging
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MASK = "<|mask|>"
-FILLER = "<|unused_{}|>"  # names the ids between the tokenizer's last and the mask, as its files have no gaps
-GROWTH_MULTIPLE = 64  # rows of a grown embedding, as matrix kernels like them
+FILLER = "<|unused_{}|>"  # names for ids between the tokenizer's last and the mask's: its files allow no gaps
+GROWTH_MULTIPLE = 64  # a grown embedding's rows are a multiple of this, for efficient matrix products
 
 OWN_CODE = (
     "its tokenizer needs code that lies in the folder (auto_map in tokenizer_config.json), which is never run; save it"
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaskToken:
-    """id: its row of the embedding; origin: the tokenizer had one, it was added, or its id was given.
+    """id: row of the embedding. origin: the tokenizer had a mask token, one was added, or an id was given.
 
-    shadowed: the token whose id it took, if any; vocab_size: rows that the embedding needs.
+    shadowed: the token that had this id, if any. vocab_size: rows that the embedding needs.
     """
 
     id: int
@@ -39,7 +39,7 @@ class MaskToken:
 
 
 def load_any_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a checkpoint folder, fast or not. Code that lies in the folder is never run.
+    """The tokenizer of a checkpoint folder, fast or slow. Code in the folder is never run.
 
     Raises InputError if there is no tokenizer, it is broken, or it needs code of its own.
     """
@@ -49,7 +49,7 @@ def load_any_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         raise InputError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception for files that it cannot read
+    except Exception as error:  # the tokenizers library raises a bare Exception for unreadable files
         if "trust_remote_code" in str(error):
             raise InputError(f"{folder}: {OWN_CODE}") from error
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
@@ -60,9 +60,9 @@ def give_mask_token(
 ) -> MaskToken:
     """Choose the mask token for an embedding of `vocab_size` rows, and add it to `tokenizer` in place.
 
-    `auto`: the tokenizer's own, else `<|mask|>` at the first id after its last; only if the embedding has no such row
-    must it grow. An explicit id has to be a row; a warning names the token that it shadows.
-    Raises: InputError for an id outside the embedding, or one that ends, begins or pads a text.
+    `auto`: the tokenizer's mask token, else `<|mask|>` at the first id after its last. The embedding grows only if it
+    has no such row. An explicit id must be a row; a warning names the token that it shadows.
+    Raises: InputError for an id outside the embedding, and for a token that ends, begins or pads texts.
     """
     taken = {number: token for token, number in tokenizer.get_vocab().items()}
     origin, number, name = _choose(tokenizer, taken, mask_token, vocab_size)
@@ -81,7 +81,7 @@ def give_mask_token(
 def _choose(
     tokenizer: "PreTrainedTokenizerBase", taken: dict[int, str], mask_token: int | Literal["auto"], vocab_size: int
 ) -> tuple[Origin, int, str]:
-    """Origin, id and name of the mask token; `taken` are the tokenizer's tokens by id."""
+    """Origin, id and name of the mask token. `taken`: the tokenizer's tokens by id."""
     if mask_token != "auto":
         if not 0 <= mask_token < vocab_size:
             raise InputError(f"{mask_token=} must be a row of the embedding, in [0, {vocab_size}), or auto")
@@ -100,7 +100,7 @@ def _check_role(tokenizer: "PreTrainedTokenizerBase", number: int, name: str) ->
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase", number: int, name: str, first_free: int) -> None:
-    """Make `name` the mask token with id `number`; ids are given out in order, so those before it get names, too."""
+    """Make `name` the mask token with id `number`. Ids are assigned in order, so free ids before it get names as well."""
     if number >= first_free:
         filler = [FILLER.format(i) for i in range(first_free, number)]
         if filler:

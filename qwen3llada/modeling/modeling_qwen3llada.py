@@ -1,7 +1,7 @@
 """Qwen3 without its causal mask: every position may see every other.
 
 Layers, weight names and fast paths are Qwen3's own; only the masks differ. Saved beside every checkpoint for
-`trust_remote_code`, so this file imports Transformers and torch alone.
+`trust_remote_code`, so this file imports only Transformers and torch.
 """
 
 from typing import TypeAlias
@@ -26,7 +26,7 @@ class Qwen3LLadaModel(Qwen3Model):
     """Qwen3's body with bidirectional attention: [B,Q] ids to [B,Q,D] hidden states."""
 
     config_class = Qwen3LLadaConfig
-    _supports_flash_attn = False  # its kernels take no [B,1,Q,K] mask; sdpa calls the same kernel where there is none
+    _supports_flash_attn = False  # flash_attn takes no [B,1,Q,K] mask; without a mask, sdpa calls the same kernel
 
     def __init__(self, config: Qwen3LLadaConfig):
         if config.mask_token_id is None:
@@ -34,7 +34,7 @@ class Qwen3LLadaModel(Qwen3Model):
         super().__init__(config)
         for module in self.modules():
             if isinstance(module, Qwen3Attention):
-                module.is_causal = False  # while it is True, sdpa takes "no mask" for "causal", silently
+                module.is_causal = False  # while True, sdpa would silently treat "no mask" as "causal"
 
     def forward(
         self,
@@ -51,9 +51,9 @@ class Qwen3LLadaModel(Qwen3Model):
         input_ids [B,Q], or inputs_embeds [B,Q,D].
         attention_mask: None (all see all); [B,K], 1 = real token, 0 = padding; [B,1,Q,K] boolean (True = visible) or
             additive (0 = visible, -inf = hidden); a FlexAttention `BlockMask`; or a dict of these, one per layer type.
-        position_ids [B,Q]: by default they count the real tokens of a [B,K] mask, else the columns.
-        past_key_values: keys and values of a prefix that the queries see before their own, so that K = prefix + Q; any
-            object with `update(keys, values, layer_index, ...)` and `get_seq_length()`.
+        position_ids [B,Q]: by default the count of real tokens in a [B,K] mask, else the columns.
+        past_key_values: keys and values of a prefix, which the queries see before their own: K = prefix + Q. Any object
+            with `update(keys, values, layer_index, ...)` and `get_seq_length()`.
         Raises ValueError for a mask of another kind or shape, and for `is_causal=True`.
         """
         if kwargs.get("is_causal"):
@@ -82,7 +82,7 @@ class Qwen3LLadaModel(Qwen3Model):
         )
 
     def _mask_of_each_type(self, attention_mask: Mask | dict[str, Mask]) -> dict[str, Mask]:
-        """The mask as it was given, for each type of layer that the model has."""
+        """The given mask for each of the model's layer types."""
         kinds = sorted(set(self.config.layer_types or ()))
         if not isinstance(attention_mask, dict):
             return dict.fromkeys(kinds, attention_mask)
@@ -94,13 +94,13 @@ class Qwen3LLadaModel(Qwen3Model):
 
 
 class Qwen3LLadaForMaskedLM(Qwen3ForCausalLM):
-    """The body and the vocabulary projection: logits [B,Q,V] of the token AT each position, not of the next one."""
+    """Body and vocabulary projection: logits [B,Q,V] of the token AT each position, not of the next one."""
 
     config_class = Qwen3LLadaConfig
     _supports_flash_attn = False
 
     def __init__(self, config: Qwen3LLadaConfig):
-        Qwen3PreTrainedModel.__init__(self, config)  # Qwen3ForCausalLM's would build the causal body first
+        Qwen3PreTrainedModel.__init__(self, config)  # not Qwen3ForCausalLM's, which would first build the causal body
         self.model = Qwen3LLadaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -117,17 +117,17 @@ class Qwen3LLadaForMaskedLM(Qwen3ForCausalLM):
 
 
 def count_positions(mask: Mask, queries: int) -> Tensor | None:
-    """Positions [B,Q] of the last Q columns of a [B,K] padding mask, its real tokens numbered from 0; else None."""
+    """Positions [B,Q] of the last Q columns of a [B,K] padding mask, counting real tokens from 0; None without one."""
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     return ((mask != 0).long().cumsum(-1) - 1).clamp(min=0)[:, -queries:]
 
 
 class MaskFor:
-    """Turns any accepted mask into what one attention implementation takes.
+    """Converts any accepted mask to the form that an attention implementation takes.
 
-    A query that would see no key at all (padding) sees every key instead: its output is then finite whatever the kernel
-    does with an empty softmax, and no other row looks at it.
+    A query that would see no key (padding) sees every key instead. Its output is then finite, whatever the kernel does
+    with an empty softmax, and no other row sees it.
     """
 
     def __init__(self, implementation: str, shape: tuple[int, int, int, int], dtype: torch.dtype):
@@ -136,7 +136,7 @@ class MaskFor:
         self.implementation, self.shape, self.dtype = implementation, shape, dtype
 
     def __call__(self, mask: Mask) -> Mask:
-        """The mask as a tensor that broadcasts to [B,1,Q,K] or, for flex_attention, a `BlockMask`; None stays None."""
+        """A tensor that broadcasts to [B,1,Q,K] or, for flex_attention, a `BlockMask`. None stays None."""
         if mask is None:
             return None
         if isinstance(mask, BlockMask):
@@ -151,12 +151,12 @@ class MaskFor:
         if mask.dtype == torch.bool:
             return self._from_visible(mask | ~mask.any(-1, keepdim=True))
         mask = mask.to(self.dtype)
-        hidden = mask <= torch.finfo(self.dtype).min  # a minimum of float32 is -inf in a narrower type
+        hidden = mask <= torch.finfo(self.dtype).min  # the minimum of float32 becomes -inf in a narrower type
         mask = mask.masked_fill(hidden.all(-1, keepdim=True), 0)
         return mask.expand(self.shape) if self.implementation == "flex_attention" else mask
 
     def _from_visible(self, visible: Tensor) -> Mask:
-        """From a boolean mask, True = visible, that broadcasts to [B,1,Q,K]."""
+        """Convert a boolean mask, True = visible, that broadcasts to [B,1,Q,K]."""
         if self.implementation == "sdpa":
             return visible
         if self.implementation == "eager":
@@ -183,7 +183,7 @@ class MaskFor:
 Qwen3LLadaModel.register_for_auto_class("AutoModel")
 Qwen3LLadaForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 
-if __package__ == "qwen3llada.modeling":  # not where Transformers runs a checkpoint's copy of this file
+if __package__ == "qwen3llada.modeling":  # not in a checkpoint's copy of this file, which Transformers runs
     AutoConfig.register(Qwen3LLadaConfig.model_type, Qwen3LLadaConfig)
     AutoModel.register(Qwen3LLadaConfig, Qwen3LLadaModel)
     AutoModelForMaskedLM.register(Qwen3LLadaConfig, Qwen3LLadaForMaskedLM)

@@ -1,4 +1,4 @@
-"""The knobs of attention: who sees whom, and how long blocks are."""
+"""Parameters of attention: the policy and the block length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_WINDOW = 65536
 
 
 class PolicyOrPlan(OneOf):
-    """A knob's value is a name in `POLICIES` or what `plan` takes."""
+    """The knob's value is a name in `POLICIES`, or a plan for the layers."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         checked = super().__get_pydantic_core_schema__(source, handler)
@@ -23,7 +23,7 @@ class PolicyOrPlan(OneOf):
 
     @staticmethod
     def _joined(value: Any) -> Any:
-        """A flag's value comes cut at its commas: one name, or `alternate:A` and `B`, is put together again."""
+        """Rejoin a flag's value that was split at commas: a single name, or `alternate:A` and `B`."""
         parts = list(value) if isinstance(value, list | tuple) else []
         whole = len(parts) == 1 or (parts and isinstance(parts[0], str) and parts[0].startswith(ALTERNATE))
         return ",".join(map(str, parts)) if whole else value
@@ -39,14 +39,14 @@ class PolicyOrPlan(OneOf):
 
 
 class BlockStage(Section):
-    """The block length in a part of the run."""
+    """The block length in one part of the run."""
 
     until: float = Field(gt=0, le=1, description="Share of the run's optimiser steps at which this ends, above 0 to 1")
     block_length: int = Field(ge=1, le=MAX_TOKENS, description="tokens of a block, 1 to 1,048,576")
 
 
 class AttentionParams(Section):
-    """Who sees whom in training. Stored with the checkpoint, and the sampler's default."""
+    """Attention policy in training. Stored with the checkpoint, and the sampler's default."""
 
     policy: Annotated[str | tuple[str, ...], PolicyOrPlan(POLICIES, ())] = Field(
         "full",
@@ -75,7 +75,7 @@ class AttentionParams(Section):
         return self
 
     def block_length_at(self, share: float) -> int:
-        """Tokens of a block after `share` of the run's optimiser steps, in [0, 1]."""
+        """Tokens per block after `share` (in [0, 1]) of the run's optimiser steps."""
         for stage in self.block_schedule:
             if share < stage.until:
                 return stage.block_length
@@ -83,22 +83,22 @@ class AttentionParams(Section):
 
     @property
     def last_block_length(self) -> int:
-        """That of the finished model."""
+        """Block length of the finished model."""
         return self.block_schedule[-1].block_length if self.block_schedule else self.block_length
 
     @property
     def causal(self) -> bool:
-        """Whether blocks are counted from position 0, and trained against clean earlier ones (see `Policy`)."""
+        """Whether blocks are counted from position 0 and trained against clean earlier ones (see `Policy`)."""
         return is_causal(self.policy)
 
     @property
     def keeps_within_documents(self) -> bool:
-        """Whether attention stops at the end of a document."""
+        """Whether attention ends at the end of a document."""
         return False
 
 
 def store_attention(config: Any, attention: AttentionParams) -> None:
-    """Enter in a model's config who saw whom in its training. Raises InputError where the plan has other layers."""
+    """Store the attention of training in a model's config. Raises InputError if the plan does not fit its layers."""
     plan(attention.policy, config.num_hidden_layers)
     policy = attention.policy
     config.attention_policy = policy if isinstance(policy, str) else list(policy)

@@ -1,4 +1,4 @@
-"""How long a sequence a model takes, and the refusal of a knob that asks for more."""
+"""The number of positions of a model, and the check of lengths against it."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ KEY = "max_position_embeddings"
 
 
 def positions(folder: Path) -> int | None:
-    """The number of positions of the model in `folder`, by its config.json; None where the model names none."""
+    """Number of positions of the model in `folder`, from its config.json; None if it gives none."""
     values = read_json(folder / "config.json")
     limit = values.get(KEY) if isinstance(values, dict) else None
     return limit if isinstance(limit, int) else None
 
 
 def check_positions(folder: Path, lengths: dict[str, int]) -> None:
-    """Raises InputError if a length, named by its knob, is beyond the positions of the model in `folder`."""
+    """Raises InputError if a length (knob -> tokens) exceeds the positions of the model in `folder`."""
     limit = positions(folder)
     for knob, length in lengths.items():
         if limit is not None and length > limit:

@@ -1,4 +1,4 @@
-"""Is this folder a Qwen3 checkpoint, whole and of the kind that can be converted?"""
+"""Checks that a folder holds a complete Qwen3 checkpoint that can be converted."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen3Config
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-#: Types of plain weights, as safetensors names them. Qwen3 keeps no buffer of integers in its files.
+#: Dtypes of plain weights, by safetensors' names. Qwen3 stores no integer buffers.
 PLAIN_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def model_type(folder: Path) -> str | None:
-    """What `config.json` says the model is. Raises FileNotFoundError where there is no such folder or file."""
+    """The model type in `config.json`. Raises FileNotFoundError if the folder or the file is missing."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; it must hold a checkpoint")
     if not (folder / "config.json").is_file():
@@ -47,7 +47,7 @@ def read_qwen3_config(folder: Path) -> "Qwen3Config":
 
 
 def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: "Qwen3Config") -> None:
-    """Raises InputError unless the files hold every tensor of the model, in its shape, and nothing else."""
+    """Raises InputError unless the files hold exactly the tensors of the model, in their shapes."""
     import torch
 
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def check_tensors(shards: Shards, model_class: type["PreTrainedModel"], config: 
 def check_dtypes(shards: Shards) -> None:
     """Raises InputError unless every tensor has one of `PLAIN_DTYPES`.
 
-    int8 and fp8 tensors are codes that mean nothing without their scales, and config.json need not say that they are.
+    int8 and fp8 tensors are meaningless without their scales, and config.json does not always mention quantisation.
     """
     wrong = [(name, tensor) for name, tensor in sorted(shards.tensors.items()) if tensor.dtype not in PLAIN_DTYPES]
     if wrong:

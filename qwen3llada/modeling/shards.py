@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: names, shapes and types from their headers, and values a piece at a time."""
+"""The safetensors files of a checkpoint: names, shapes and dtypes from their headers, values in chunks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is. `dtype` is safetensors' name for it (BF16, F32, …)."""
+    """File, shape and dtype of a tensor. `dtype` is safetensors' name (BF16, F32, …)."""
 
     file: str
     shape: tuple[int, ...]
@@ -31,11 +31,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Shards:
-    """A checkpoint's weight files, each with its tensors in the file's order."""
+    """The weight files of a checkpoint and their tensors, in the files' order."""
 
     folder: Path
     tensors: dict[str, TensorInfo]
-    index: dict[str, Any] | None  # what INDEX says, where there is one
+    index: dict[str, Any] | None  # content of INDEX, if there is one
 
     @property
     def files(self) -> list[str]:
@@ -51,7 +51,7 @@ class Shards:
             return {name: reader.get_tensor(name) for name in reader.keys()}, reader.metadata()  # noqa: SIM118
 
     def chunks(self, name: str, rows: int) -> "Iterator[Tensor]":
-        """The tensor in slices of at most `rows` along its first axis (whole, if it has none)."""
+        """The tensor in slices of at most `rows` along its first axis; a scalar as a whole."""
         tensor = self.tensors[name]
         with opened(self.folder / tensor.file) as reader:
             if not tensor.shape:
@@ -63,10 +63,10 @@ class Shards:
 
 
 def find_shards(folder: Path) -> Shards:
-    """Read the headers of the folder's safetensors files, one `model.safetensors` or those that the index names.
+    """Read the headers of the folder's safetensors files: one `model.safetensors`, or those named in the index.
 
-    Raises: FileNotFoundError for a missing file, InputError naming the file that is truncated or corrupt, or the tensor
-    that the index and the files do not agree on.
+    Raises: FileNotFoundError for a missing file; InputError naming a truncated or corrupt file, or a tensor on which
+    index and files disagree.
     """
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
@@ -100,7 +100,7 @@ def _header(folder: Path, file: str) -> list[tuple[str, TensorInfo]]:
 
 
 def opened(path: Path) -> Any:
-    """`safe_open`, a context manager. Raises InputError naming a file whose header or length is wrong."""
+    """`safe_open`, as a context manager. Raises InputError naming a file with an invalid header or length."""
     from safetensors import SafetensorError, safe_open
 
     try:
