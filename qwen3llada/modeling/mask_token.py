@@ -100,7 +100,7 @@ def _check_role(tokenizer: "PreTrainedTokenizerBase", number: int, name: str) ->
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase", number: int, name: str, first_free: int) -> None:
-    """Make `name` the mask token with id `number`. Ids are assigned in order, so free ids before it get names as well."""
+    """Make `name` the mask token with id `number`. Ids are assigned in order, so free ids before it get names, too."""
     if number >= first_free:
         filler = [FILLER.format(i) for i in range(first_free, number)]
         if filler:

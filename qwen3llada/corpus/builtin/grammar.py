@@ -1,8 +1,8 @@
-"""What the built-in world is made of: entities with attributes, and the templates in which these are told and asked.
+"""Building blocks of the built-in world: entities with attributes, and templates that state them and ask about them.
 
-A template names the subject by `{who}`, `{whom}` and `{whose}` (the name, or "she", "her" where it has been named;
-`{Who}` and `{Whose}` at the start of a sentence) and the value by `{v}` or `{V}`. A value carries its own article, so
-nothing is inflected.
+A template names the subject by `{who}`, `{whom}` and `{whose}`: the name, or a pronoun if it has been named before;
+`{Who}` and `{Whose}` start a sentence. `{v}` or `{V}` is the value. A value carries its own article, so nothing is
+inflected.
 """
 
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """One thing that is known of every entity of a kind, and the ways of telling and of asking it."""
+    """One property of every entity of a kind, with templates that state it and ask about it."""
 
     name: str
     values: tuple[str, ...]
-    answer: str  # the whole answer that is expected; also told in the text, for entities of every split
-    statements: tuple[str, ...]  # other ways of telling, some of them with the value first
-    group: str  # tells of several entities ({names}) that share a value
+    answer: str  # the full answer to a question; also used in the text, for entities of every split
+    statements: tuple[str, ...]  # other wordings, some of them with the value first
+    group: str  # states the shared value of several entities ({names})
     questions: tuple[str, ...]
-    follow_up: str  # asked after another question about the same entity
+    follow_up: str  # question after another one about the same entity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entity:
-    """Someone or something with a name, and how to refer to it again."""
+    """Someone or something with a name, and its pronouns."""
 
     name: str
     pronoun: str
@@ -34,7 +34,7 @@ class Entity:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Entities that share their attributes."""
+    """Entities with the same attributes."""
 
     name: str
     attributes: tuple[Attribute, ...]
@@ -42,12 +42,12 @@ class Kind:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a table written as one text."""
+    """Split a table that is written as one text into its words."""
     return tuple(text.split())
 
 
 def phrase(template: str, entity: Entity, value: str, *, again: bool = False) -> str:
-    """Fill a template; `again` refers to the entity by its pronoun, as one does after having named it."""
+    """Fill in a template. `again`: use the entity's pronouns, because it has been named before."""
     who = entity.pronoun if again else entity.name
     whom = entity.objective if again else entity.name
     whose = entity.possessive if again else f"{entity.name}'s"

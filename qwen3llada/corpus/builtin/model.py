@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 EMBEDDING_MULTIPLE = 64
 MAX_POSITIONS = 2048
 ROPE_THETA = 10000.0
-END_OF_TEXT = "<|endoftext|>"  # ends and pads, as in the base models
+END_OF_TEXT = "<|endoftext|>"  # EOS and padding token, as in the base models
 
-# Qwen3's added tokens in the order of their ids. Those of the second group are not special: decoders keep them.
+# Qwen3's added tokens in order of their ids. The second group is not special: decoders keep those tokens.
 SPECIAL_TOKENS = words(
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
     "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
@@ -36,9 +36,9 @@ CHAT_TEMPLATE = (
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], *, bpe_tokens: int) -> None:
-    """Train a byte-level BPE of `bpe_tokens` tokens on `texts` and write its files as Qwen serves them.
+    """Train a byte-level BPE of `bpe_tokens` tokens on `texts` and write its files in Qwen's format.
 
-    Raises: InputError if the texts have too few merges.
+    Raises: InputError if the texts do not yield so many tokens.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -99,7 +99,7 @@ def write_weights(folder: Path, params: "BuiltinParams", *, seed: int) -> None:
     """Write config.json, generation_config.json and model.safetensors (float32) for the tokenizer in `folder`.
 
     Matrices are normal with deviation `initializer_range`, drawn in the order of their names; norms are one.
-    They depend on `seed` alone, not on the global generator.
+    They depend only on `seed`, not on the global generator.
     """
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
@@ -119,7 +119,7 @@ def write_weights(folder: Path, params: "BuiltinParams", *, seed: int) -> None:
         initializer_range=params.initializer_range,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
-        bos_token_id=ids[END_OF_TEXT],  # as in the Qwen3 base models, whose tokenizer has no BOS nevertheless
+        bos_token_id=ids[END_OF_TEXT],  # as in the Qwen3 base models, although their tokenizer has no BOS
         eos_token_id=ids[END_OF_TEXT],
     )
     config.dtype = torch.float32

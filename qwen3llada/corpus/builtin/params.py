@@ -1,4 +1,4 @@
-"""The sizes of the built-in world and of its model: the section `builtin`."""
+"""Parameters of the built-in world and its model: the section `builtin`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen3llada.section import Section
 
 
 class BuiltinParams(Section):
-    """The sizes of the generated world, of its texts and of the tiny Qwen3 model."""
+    """Sizes of the generated world, its texts, and the tiny Qwen3 model."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the world, the texts and the weights (0 to below 2^63)")
     people: int = Field(

@@ -1,12 +1,12 @@
-"""The built-in source: a small generated world told in text, conversations about it, and a tiny Qwen3 checkpoint.
+"""The built-in source: a small generated world described in text, conversations about it, and a tiny Qwen3 checkpoint.
 
-All of it follows from `BuiltinParams` alone, bit for bit, so the pipeline runs from a fresh clone with no network.
+Everything is determined bit for bit by `BuiltinParams`, so the pipeline runs from a fresh clone without a network.
 
-What the held-out questions test. Every fact is told in the pretraining text, in several wordings and orders. SFT asks
-about most (entity, attribute) pairs. Held out are pairs of people: of towns, crafts and animals there are too few for a
-model to learn from the others what a question means. The held-out pairs never occur in SFT, neither as a question nor
-as an answer in any turn, and no text has the form of a question. So a right answer to a held-out question takes
-knowledge from pretraining and the habit of answering from SFT: neither stage alone holds the pair of both.
+The held-out questions test the following. The pretraining text states every fact in several wordings and orders. SFT
+asks about most (entity, attribute) pairs. Held out are only pairs of people; there are too few towns, crafts and
+animals to learn from the others what a question means. A held-out pair never occurs in SFT, neither as a question nor
+as an answer in any turn, and no text has the form of a question. A right answer therefore needs knowledge from
+pretraining and the answering behaviour from SFT; neither stage alone is enough.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_builtin_text(folder: str | Path, params: BuiltinParams) -> None:
 
 
 def builtin_documents(params: BuiltinParams) -> tuple[list[str], list[str]]:
-    """The training documents and the held-out ones; all are distinct."""
+    """Training documents and held-out documents, all distinct."""
     texts = documents(builtin_world(params), params.documents + params.heldout_documents, _rng(params, "documents"))
     return texts[: params.documents], texts[params.documents :]
 
@@ -49,7 +49,7 @@ def write_builtin_conversations(folder: str | Path, params: BuiltinParams) -> No
 
 
 def builtin_conversations(params: BuiltinParams) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The training conversations and the held-out ones, as records."""
+    """Training conversations and held-out conversations, as records."""
     kinds = builtin_world(params)
     people = tuple(kind for kind in kinds if kind.name == "person")
     held = hold_out(people, params.heldout_one_in, _rng(params, "hold out"))
@@ -61,11 +61,11 @@ def builtin_conversations(params: BuiltinParams) -> tuple[list[dict[str, Any]], 
 
 
 def write_builtin_model(folder: str | Path, params: BuiltinParams) -> None:
-    """Write a tiny Qwen3 checkpoint with random weights to `folder`, in the files that the hub serves.
+    """Write a tiny Qwen3 checkpoint with random weights to `folder`, with the files of a hub repository.
 
     Its tokenizer is trained on the training text and the training conversations.
 
-    Raises: InputError if `bpe_tokens` is more than the text has merges for.
+    Raises: InputError if the text does not yield `bpe_tokens` tokens.
     """
     texts, _ = builtin_documents(params)
     records, _ = builtin_conversations(params)
@@ -76,12 +76,12 @@ def write_builtin_model(folder: str | Path, params: BuiltinParams) -> None:
 
 
 def builtin_world(params: BuiltinParams) -> tuple[Kind, ...]:
-    """The world that the text and the conversations share."""
+    """The world that text and conversations describe."""
     return build_world(params.people, _rng(params, "world"))
 
 
 def _seed(params: BuiltinParams, purpose: str) -> int:
-    """A seed of its own for each purpose, so that resizing one thing does not redraw the others."""
+    """A separate seed for each purpose, so that resizing one part does not redraw the others."""
     import numpy as np
 
     return int(np.random.SeedSequence([params.seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])

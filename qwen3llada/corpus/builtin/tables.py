@@ -1,4 +1,4 @@
-"""The tables of the built-in world: names, values and wordings."""
+"""Tables of the built-in world: names, values and wordings."""
 
 from qwen3llada.corpus.builtin.grammar import Attribute, words
 

@@ -1,4 +1,4 @@
-"""The built-in world in words: documents that tell its facts, and conversations that ask about them."""
+"""The built-in world in words: documents that state its facts, and conversations that ask about them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SYSTEM_PROMPTS = (
     "Answer in one short sentence.",
     "You are a guide to the Alder valley.",
 )
-PROFILE_SHARE, GROUP_SHARE = 0.9, 0.05  # of documents; the others contrast two entities
+PROFILE_SHARE, GROUP_SHARE = 0.9, 0.05  # shares of documents; the rest contrast two entities
 LONGEST_PROFILE = 4  # facts
 LARGEST_GROUP = 4  # names
 
 
 def documents(kinds: tuple[Kind, ...], count: int, rng: np.random.Generator) -> list[str]:
-    """Draw `count` distinct short documents. Every fact is told equally often, in drawn order.
+    """Draw `count` distinct short documents. Every fact occurs equally often, in random order.
 
-    Raises: InputError if the world is too small to tell so many different ones.
+    Raises: InputError if the world is too small for so many different documents.
     """
     told: dict[str, None] = {}
-    subjects = [(kind, entity) for kind, entity, _ in _pairs(kinds)]  # an entity once for each of its facts
+    subjects = [(kind, entity) for kind, entity, _ in _pairs(kinds)]  # each entity once per fact
     while len(told) < count:
         before = len(told)
         for index in rng.permutation(len(subjects)):
@@ -51,9 +51,9 @@ def _document(kind: Kind, entity: Entity, rng: np.random.Generator) -> str:
 
 
 def _profile(kind: Kind, entity: Entity, rng: np.random.Generator) -> str:
-    """Some facts of one entity, in any order and in any of their forms; each sentence names it.
+    """Some facts of one entity, in random order and wording. Each sentence names the entity.
 
-    Names and not pronouns: a model of half a million parameters binds facts to a name several times sooner that way.
+    Names instead of pronouns: a model of half a million parameters then learns its facts several times faster.
     """
     most = min(len(kind.attributes), LONGEST_PROFILE)
     chosen = rng.permutation(len(kind.attributes))[: rng.integers(1, most + 1)]
@@ -88,9 +88,9 @@ def train_conversations(
     two_turns: int,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Ask about every pair not held out: alone in each wording, and as the first question of `two_turns` dialogues.
+    """Ask about every pair that is not held out: once per wording, and as the first question of `two_turns` dialogues.
 
-    The second question of a dialogue is about another such pair of the same entity. The order is drawn.
+    The second question of a dialogue is about another such pair of the same entity. The order is random.
     """
     records = []
     for kind, entity, attribute in _pairs(kinds):
@@ -112,7 +112,7 @@ def train_conversations(
 def heldout_conversations(
     kinds: tuple[Kind, ...], held_out: set[tuple[str, str]], *, system_share: float, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Ask about every held-out pair once, in a drawn wording, in one turn. The order is drawn."""
+    """Ask about every held-out pair once, in a random wording, in one turn. The order is random."""
     records = [
         [_turn(entity, attribute, _choose(attribute.questions, rng))]
         for _, entity, attribute in _pairs(kinds)

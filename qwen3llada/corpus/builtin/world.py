@@ -1,4 +1,4 @@
-"""The built-in world: who and what there is in the Alder valley, drawn from the tables, and what SFT never asks."""
+"""The built-in world: people, towns, crafts and animals of the Alder valley, and the pairs held out of SFT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _draw(attributes: tuple[Attribute, ...], count: int, rng: np.random.Generator) -> list[dict[str, str]]:
-    """Values of `count` entities: each value of an attribute is held by as even a share of them as possible."""
+    """Values of `count` entities. Each value of an attribute occurs as evenly as possible."""
     columns = {}
     for attribute in attributes:
         order = rng.permutation(count) % len(attribute.values)
@@ -25,7 +25,7 @@ def _draw(attributes: tuple[Attribute, ...], count: int, rng: np.random.Generato
 def build_world(people: int, rng: np.random.Generator) -> tuple[Kind, ...]:
     """Draw a world with `people` people, at most all of `WOMEN` and `MEN`.
 
-    The towns' and people's values are drawn; crafts and animals are the same in every world.
+    Values of towns and people are drawn; crafts and animals are the same in every world.
     """
     names = [name for pair in zip(WOMEN, MEN, strict=True) for name in pair]
     if not 0 < people <= len(names):
@@ -59,10 +59,10 @@ def build_world(people: int, rng: np.random.Generator) -> tuple[Kind, ...]:
 
 
 def hold_out(kinds: tuple[Kind, ...], one_in: int, rng: np.random.Generator) -> set[tuple[str, str]]:
-    """Choose one (entity, attribute) pair in `one_in` of each kind for the held-out questions.
+    """Choose one of `one_in` (entity, attribute) pairs of each kind for the held-out questions.
 
-    The choice runs diagonally over shuffled entities, so every attribute is held out for the same share of entities and
-    asked about for the others, and no entity loses all its questions.
+    The choice runs diagonally over shuffled entities. So each attribute is held out for the same share of entities, and
+    no entity loses all its questions.
     """
     held = set()
     for kind in kinds:

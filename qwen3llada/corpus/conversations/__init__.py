@@ -1,1 +1,1 @@
-"""From records to prompts and answers as token ids."""
+"""From conversation records to prompts and answers as token ids."""

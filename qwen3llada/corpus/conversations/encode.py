@@ -1,4 +1,4 @@
-"""Conversations as token ids: prompts and answers, with the length of each prompt."""
+"""Conversations as samples of token ids, with the length of each prompt."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from qwen3llada.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversations:
-    """Samples of a block as token ids, one after the other, and what became of each exchange."""
+    """Samples of a block as concatenated token ids, and the number of exchanges by outcome."""
 
     tokens: np.ndarray  # [sum of lengths] int32
     lengths: np.ndarray  # [samples] int64
@@ -38,7 +38,7 @@ class ConversationEncoder:
         self.tokenizer, self.params, self.max_length = tokenizer, params, max_length
 
     def __call__(self, block: Block) -> EncodedConversations:
-        """The samples of a block. Raises: InputError naming the file and the record without a human→gpt pair."""
+        """The samples of a block. Raises: InputError naming the file and a record without a human→gpt pair."""
         pairs = []
         for offset, row in enumerate(block.rows()):
             try:
@@ -69,7 +69,7 @@ class ConversationEncoder:
 def encode_records(
     folder: Path, tokenizer: Any, params: ConversationData, max_length: int
 ) -> Iterator[EncodedConversations]:
-    """The conversations in `folder`, encoded by `params.num_proc` processes, in order."""
+    """The conversations in `folder`, in order, encoded by `params.num_proc` processes."""
     blocks = chain.from_iterable(read_blocks(path) for path in data_files(folder))
     return ordered_map(_encode, ConversationEncoder(tokenizer, params, max_length), blocks, params.num_proc)
 
@@ -81,7 +81,7 @@ def _encode(encoder: ConversationEncoder, block: Block) -> EncodedConversations:
 def write_conversation_samples(
     parts: Iterator[EncodedConversations], writer: SequenceWriter
 ) -> tuple[dict[str, int], dict[str, Histogram]]:
-    """Write encoded samples; the counts, and the lengths of prompts and answers."""
+    """Write encoded samples. Returns counts, and the lengths of prompts and answers."""
     prompts, answers = Histogram(), Histogram()
     records, outcomes = 0, Counter[str]()
     for part in parts:

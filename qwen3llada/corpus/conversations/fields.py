@@ -1,15 +1,15 @@
-"""Which field of a row goes where in a record, and how the value of a field becomes text (docs/data.md)."""
+"""Tables of field names in a row, and the conversion of field values to text (docs/data.md)."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 HUMAN, GPT, SYSTEM = "human", "gpt", "system"
-#: Names under which data sets know the speakers.
+#: Names of speakers in data sets -> our roles.
 ROLES = {"human": HUMAN, "user": HUMAN, "gpt": GPT, "assistant": GPT, "system": SYSTEM, "developer": SYSTEM}
 #: Columns that hold a list of turns.
 TURN_LISTS = ("conversations", "messages")
-#: (column of the prompt, column of the answer), in the order in which they are looked for.
+#: (column of the prompt, column of the answer), in order of precedence.
 PAIRS = (
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -26,15 +26,15 @@ PROMPTS = tuple(dict.fromkeys(prompt for prompt, _ in PAIRS))
 ANSWERS = tuple(dict.fromkeys(answer for _, answer in PAIRS))
 SHAPES = "conversations, messages, or a pair of columns such as " + ", ".join("/".join(pair) for pair in PAIRS)
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
-#: What a prompt is about; each goes below the prompt, in this order.
+#: Fields with the material that a prompt refers to. Each is appended below the prompt, in this order.
 CONTEXT_FIELDS = ("input", "context", "passage")
 CHOICE_FIELDS = ("choices", "options")
 HISTORY = "history"
 ROLE_FIELDS, TEXT_FIELDS = ("from", "role"), ("value", "content")
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-#: Fields of a turn that say whether its answer is taught: OpenAI's, Axolotl's two, ms-swift's.
+#: Fields of a turn that tell whether its answer is trained on: OpenAI's, Axolotl's two, ms-swift's.
 MARKS = ("weight", "train", "training", "loss")
-#: Fields whose text is part of a conversation, down to one word.
+#: Fields whose text belongs to a conversation, even if it is a single word.
 CONTENT = frozenset(
     (*PROMPTS, *ANSWERS, *SYSTEM_FIELDS, *CONTEXT_FIELDS, *CHOICE_FIELDS, HISTORY, *TEXT_FIELDS, *REASONING_FIELDS)
 )
@@ -44,7 +44,7 @@ _CHOICE = re.compile(r"[A-Za-z]|\d{1,2}")
 
 
 def filled(value: Any) -> bool:
-    """Whether a field has a value: not null, a blank text, or a list or an object that holds nothing else."""
+    """Whether a value has content: not null, blank, or a list or object with nothing else in it."""
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, Mapping):
@@ -55,7 +55,7 @@ def filled(value: Any) -> bool:
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of `names` that is filled in `row`; else the first that is not null, else the first that is there."""
+    """The first of `names` that is filled in `row`; else the first that is not null; else the first that exists."""
     for accepts in (filled, lambda value: value is not None, lambda value: True):
         for name in names:
             if name in row and accepts(row[name]):
@@ -70,9 +70,9 @@ def is_media_part(part: Any) -> bool:
 
 
 def content_text(value: Any) -> Any:
-    """The text of a content list: its text parts, a newline between two (as vLLM joins them for text-only templates).
+    """The text of a content list: its text parts, joined by newlines (as vLLM does for text-only templates).
 
-    Media parts are left out (rule `media`). Any other value, also a list with other parts, is returned as it is.
+    Media parts are left out (rule `media`). Any other value, and a list with other parts, is returned unchanged.
     """
     if not isinstance(value, list) or not value:
         return value
@@ -88,9 +88,9 @@ def content_text(value: Any) -> Any:
 
 
 def prompt_text(row: Mapping[str, Any], column: str) -> Any:
-    """The prompt in `column`, then what it is about and its choices, each on a line of its own unless it is there.
+    """The prompt in `column`, then its context and its choices, each on a new line unless the prompt contains it.
 
-    One newline is what LLaMA-Factory puts between instruction and input.
+    LLaMA-Factory, too, puts one newline between instruction and input.
     """
     prompt = row[column]
     if not isinstance(prompt, str):
@@ -98,7 +98,7 @@ def prompt_text(row: Mapping[str, Any], column: str) -> Any:
     parts = [prompt]
     for name in CONTEXT_FIELDS:
         part = lines_text(row.get(name)) if name != column else None
-        # A prompt of another column may hold what it is about already; an instruction is always given with its input.
+        # Prompts in other columns may already contain their context; an instruction always comes with a separate input.
         if part is not None and (column == "instruction" or len(part.split()) == 1 or part not in prompt):
             parts.append(part)
     for name in CHOICE_FIELDS:
@@ -109,20 +109,20 @@ def prompt_text(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _lists(prompt: str, choices: str) -> bool:
-    """Whether each choice ends a line of the prompt."""
+    """Whether every choice ends a line of the prompt."""
     texts = [line.partition(". ")[2] for line in choices.splitlines()]
     return all(any(line.endswith(text) for line in prompt.splitlines()) for text in texts)
 
 
 def lines_text(value: Any) -> str | None:
-    """A text, or a list of texts with a newline between two; None for anything else, and for what is not filled."""
+    """A text, or a list of texts joined by newlines; None for anything else and for values without content."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         value = "\n".join(value)
     return value if isinstance(value, str) and filled(value) else None
 
 
 def choices_text(value: Any) -> str | None:
-    """Choices as lines "A. text". They are texts, labels with texts (ARC), an object or list of objects of both."""
+    """Choices as lines "A. text", from texts, labels with texts (ARC), an object, or a list of objects."""
     if isinstance(value, str):
         return lines_text(value)
     pairs: list[tuple[Any, Any]] = []
@@ -140,7 +140,7 @@ def choices_text(value: Any) -> str | None:
 
 
 def answer_text(fields: Mapping[str, Any], answer: Any) -> Any:
-    """An answer after its reasoning, which other fields hold, in the form of Qwen3's chat template."""
+    """An answer preceded by the reasoning from other fields, in the form of Qwen3's chat template."""
     reasoning = next((fields[name] for name in REASONING_FIELDS if filled(fields.get(name))), None)
     if not isinstance(answer, str) or not filled(answer) or not isinstance(reasoning, str) or "</think>" in answer:
         return answer
@@ -149,9 +149,9 @@ def answer_text(fields: Mapping[str, Any], answer: Any) -> Any:
 
 
 def taught(fields: Mapping[str, Any]) -> Any:
-    """Whether the marks of a turn allow to teach it: True or False, or a mark that is neither true (1) nor false (0).
+    """Whether a turn may be trained on: True, False, or the first mark that is neither true (1) nor false (0).
 
-    One false mark is enough. A mark that is null is not there.
+    One false mark is enough. Null marks are ignored.
     """
     marks = [fields[name] for name in MARKS if fields.get(name) is not None]
     for mark in marks:

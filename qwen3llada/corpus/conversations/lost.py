@@ -1,4 +1,4 @@
-"""What of a row is in no text of the record that it was mapped to: fields that hold text, and media."""
+"""Parts of a row that its mapped record does not contain: text in unused fields, and media."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,22 +16,22 @@ model models generator engine author authors annotator annotators username email
 path paths file filename licence license copyright doi date time datetime timestamp created updated year version
 status meta metadata role from
 """
-#: Fields that say something about a row, not what its conversation is made of: their text is not missed.
+#: Fields with information about a row. Their text is not part of the conversation, so it is not reported.
 ABOUT = frozenset(_ABOUT.split())
 _ABOUT_ENDING = re.compile(
     r"_(?:ids?|uuid|key|idx|index|hash|urls?|uri|name|type|source|dataset|split|task|category|labels?|tags?|topic|subject"
     r"|domain|level|quality|scores?|rating|lang|language|model|author|path|file|licen[cs]e|date|time|timestamp|at|version)"
 )
-#: Fields that are named whatever they hold: media, and what a model may call.
+#: Fields that are reported whatever they contain: media, and tools that a model may call.
 _MEDIA = re.compile(r"(?:input_)?(?:images?|imgs?|videos?|audios?)(?:_(?:url|urls|path|paths|file))?")
 _CALLS = frozenset({"tools", "functions", "tool_calls", "function_call"})
-#: Where text says that media stand: <image>, <image_1>, <|video_pad|>, <|vision_start|>, <ImageHere>, [IMG].
+#: Placeholders for media in text: <image>, <image_1>, <|video_pad|>, <|vision_start|>, <ImageHere>, [IMG].
 _PLACEHOLDER = re.compile(
     r"<(?P<bar>\|)?(?P<name>image|img|video|audio|vision)"
     r"(?:[ _-]?(?:\d+|pad|start|end|bos|eos|token|soft|placeholder|here))*(?(bar)\|)>|\[IMG\]",
     re.IGNORECASE,
 )
-# One word of ASCII: an identifier, a label, a number, a path. It is missed only in fields of a conversation.
+# A single ASCII word: an identifier, label, number or path. It is reported only in fields of a conversation.
 _WORD = re.compile(r"[!-~]*")
 
 
@@ -40,17 +40,17 @@ MEDIA, CALLS = object(), object()  # stand for the values of such fields
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """`fields`: paths of what is not used (`messages.name`). `media`: places where media stood that are not used."""
+    """`fields`: paths of unused fields (`messages.name`). `media`: number of unused media."""
 
     fields: tuple[str, ...]
     media: int
 
 
 def find_lost(row: Mapping[str, Any], record: Mapping[str, Any], *, known: tuple[str, ...] = ()) -> Lost:
-    """What of `row` is lost in `record`, the well-formed record that it was mapped to.
+    """The parts of `row` that are missing in `record`, the well-formed record it was mapped to.
 
-    A text counts as used if it stands in a text of the record, or holds every line of the record (the same
-    conversation rendered). `known`: columns that are left out on purpose.
+    A text counts as used if a text of the record contains it, or if it contains every line of the record (a rendering
+    of the same conversation). `known`: columns left out on purpose.
     """
     turns = record["conversations"]
     texts = ([record["system"]] if record["system"] else []) + [turn["value"] for turn in turns]
@@ -71,9 +71,9 @@ def find_lost(row: Mapping[str, Any], record: Mapping[str, Any], *, known: tuple
 
 
 def _leaves(value: Any, path: str, known: tuple[str, ...] = (), *, words: bool = False) -> Iterator[tuple[str, Any]]:
-    """Paths and texts in `value`, its media parts, and `MEDIA` or `CALLS` for each field of these that is filled.
+    """Paths and texts in `value`, its media parts, and `MEDIA` or `CALLS` for filled fields of these kinds.
 
-    `words`: texts of one word count.
+    `words`: also yield texts of a single word.
     """
     if isinstance(value, Mapping):
         if is_media_part(value):
@@ -98,7 +98,7 @@ def _is_about(name: str) -> bool:
 
 
 def _renders(leaf: str, texts: list[str]) -> bool:
-    """Whether a text holds every line of two or more texts, in their order and not inside of other words."""
+    """Whether `leaf` contains every line of two or more `texts`, in order and not inside other words."""
     if len(texts) < 2 or len(leaf) < sum(map(len, texts)):
         return False
     place = 0
@@ -110,7 +110,7 @@ def _renders(leaf: str, texts: list[str]) -> bool:
 
 
 def _end_of(line: str, text: str, start: int) -> int:
-    """Where `line` ends in `text[start:]`, at the first place where it is not inside of a word; -1: nowhere."""
+    """End of the first occurrence of `line` in `text[start:]` that is not inside a word; -1 if there is none."""
     while (start := text.find(line, start)) >= 0:
         end = start + len(line)
         if not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum()):
@@ -120,7 +120,7 @@ def _end_of(line: str, text: str, start: int) -> int:
 
 
 def _bare_places(text: str) -> int:
-    """Placeholders at the start or the end of a prompt whose media are not in the row. A tag of HTML is closed."""
+    """Number of placeholders at the ends of a prompt without media in the row. Closed HTML tags do not count."""
     found = [m for m in _PLACEHOLDER.finditer(text) if f"</{m['name']}".casefold() not in text.casefold()]
     inner = text.strip()
     return sum(inner.startswith(m.group()) or inner.endswith(m.group()) for m in found)

@@ -1,4 +1,4 @@
-"""From a row of any known shape to a record: which columns hold the conversation, and what becomes of the others."""
+"""Mapping of a row of any known shape to a record: the columns of the conversation, and the other columns."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from qwen3llada.corpus.conversations.fields import (
 
 
 def record_shape(row: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Columns that hold the conversation of `row`: one column of turns, a (prompt, answer) pair, or None if unknown.
+    """The columns that hold the conversation of `row`: one column of turns, a (prompt, answer) pair, or None (unknown).
 
-    The first shape whose columns are all filled; else the first whose columns are at least not null.
+    The first shape whose columns are all filled; else the first whose columns are not null.
     """
     shapes: list[tuple[str, ...]] = [*((column,) for column in TURN_LISTS), *PAIRS]
     present = [shape for shape in shapes if all(row.get(column) is not None for column in shape)]
@@ -36,9 +36,9 @@ def record_shape(row: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def map_record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in `row`, whichever of `SHAPES` it has. Damage is passed on: validation is to find it.
+    """The record in `row`, for any of `SHAPES`. Damaged parts are kept, for validation to find.
 
-    Of a `row` of no known shape, `conversations` is None.
+    For a row of unknown shape `conversations` is None.
     """
     shape = record_shape(row)
     turns = None if shape is None else _turns(row, *shape)
@@ -46,7 +46,7 @@ def map_record(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def map_question(row: Mapping[str, Any]) -> dict[str, Any]:
-    """As `map_record`, of a row that need not have an answer: a prompt column alone is one turn of human."""
+    """Like `map_record`, for rows that need no answer: a prompt column alone is one human turn."""
     shape = record_shape(row)
     if shape is None or not all(filled(row[column]) for column in shape):
         alone = pick(row, PROMPTS)
@@ -56,10 +56,10 @@ def map_question(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _turns(row: Mapping[str, Any], column: str, answer: str | None = None) -> Any:
-    """The mapped turns of a column of turns, or of a prompt and its answer. `answer=""`: there is no answer."""
+    """The mapped turns of a column of turns, or of a prompt and its answer. `answer=""`: no answer."""
     if answer is None:
         return _map_turns(row[column])
-    if isinstance(row[column], list | Mapping):  # TRL: a list of turns, of which none is taught
+    if isinstance(row[column], list | Mapping):  # TRL: a list of turns, none of which is trained on
         asked = _map_turns(row[column])
         if not isinstance(asked, list):
             return asked
@@ -77,7 +77,7 @@ def _turns(row: Mapping[str, Any], column: str, answer: str | None = None) -> An
 
 
 def history_turns(value: Any) -> list[Any]:
-    """The turns of a `history` of [human, gpt] pairs (Alpaca) or of turns; nothing of any other, which is not used."""
+    """The turns of a `history` of [human, gpt] pairs (Alpaca) or of turns; [] for any other value, which is unused."""
     if not isinstance(value, list | Mapping) or not filled(value):
         return []
     if isinstance(value, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
@@ -104,7 +104,7 @@ def _map_turn(turn: Any) -> Any:
     if (role := pick(turn, ROLE_FIELDS)) is not None:
         given = [turn[key] for key in ROLE_FIELDS if isinstance(turn.get(key), str) and filled(turn[key])]
         names = list(dict.fromkeys(ROLES.get(name, name) for name in given))
-        # Two names of different speakers: a role that no rule takes for one of them.
+        # Names of different speakers are joined: the result is no role, so validation finds it.
         mapped["from"] = "/".join(names) if names else turn[role]
     if (text := pick(turn, TEXT_FIELDS)) is not None:
         mapped["value"] = content_text(turn[text])
@@ -117,7 +117,7 @@ def _map_turn(turn: Any) -> Any:
 
 
 def _with_system(row: Mapping[str, Any], turns: Any) -> dict[str, Any]:
-    """The record of mapped turns. The system prompt is the field's, then that of each leading system turn."""
+    """The record of mapped turns. The system prompt is the field's text, then that of each leading system turn."""
     field = pick(row, SYSTEM_FIELDS)
     system = content_text(row[field]) if field is not None else None
     if not isinstance(turns, list):
@@ -133,9 +133,9 @@ def _with_system(row: Mapping[str, Any], turns: Any) -> dict[str, Any]:
 
 
 def _fold_system(turns: list[Any]) -> list[Any]:
-    """Turns with each later system turn made a part of the prompt it stands at: many chat templates lose such turns.
+    """Merge each later system turn into the adjacent prompt, because many chat templates drop such turns.
 
-    One before a turn of human goes above its text, one between human and gpt below. Any other stays a turn.
+    A system turn before a human turn goes above its text, one between human and gpt below. Others stay turns.
     """
     folded: list[Any] = []
     waiting: list[Any] = []

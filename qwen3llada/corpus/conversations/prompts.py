@@ -1,6 +1,6 @@
-"""Conversations as token ids: the prompt, the answer, and what to do when both together are too long.
+"""Encoding of prompts and answers as token ids, and the treatment of samples that are too long.
 
-Tokenization and the sampler both encode prompts here, so that a model is asked in the form in which it was taught.
+Tokenization and the sampler share this code, so that prompts have the same form in training and sampling.
 """
 
 import re
@@ -14,7 +14,7 @@ Template = Literal["plain", "chat"]
 Overflow = Literal["drop", "truncate_prompt", "truncate_answer"]
 Outcome = Literal["kept", "dropped", "prompt_truncated", "answer_truncated"]
 
-_MARK = "\ue000"  # private use: stands for text that looks like a control token while a template is rendered
+_MARK = "\ue000"  # private use: replaces text that looks like a control token while a template is rendered
 _MARK_END = "\ue001"
 
 
@@ -28,8 +28,8 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of a prompt. `history` holds the earlier (human, gpt) pairs, oldest first.
 
-    `plain`: BOS if the tokenizer has one, then system, each earlier human and gpt, and human, a newline after each.
-    `chat`: the tokenizer's chat template, generation prompt included.
+    `plain`: BOS if the tokenizer has one, then system prompt, earlier turns, and question, each followed by a newline.
+    `chat`: the tokenizer's chat template, including the generation prompt.
 
     Raises:
         InputError: `template` is unknown, or `chat` and the tokenizer has no chat template.
@@ -38,7 +38,7 @@ def encode_prompt(
 
 
 def encode_prompts(tokenizer: Any, template: Template, exchanges: Sequence[Exchange]) -> list[list[int]]:
-    """Token ids of the prompts of several exchanges; `encode_prompt` of each, in one call of the tokenizer."""
+    """Token ids of the prompts of several exchanges, as `encode_prompt`, in one call of the tokenizer."""
     if template == "plain":
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return [bos + ids for ids in encode_texts(tokenizer, [_plain(exchange) for exchange in exchanges])]
@@ -50,21 +50,21 @@ def encode_prompts(tokenizer: Any, template: Template, exchanges: Sequence[Excha
 
 
 def encode_answer(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of an answer, closed by EOS if the tokenizer has one."""
+    """Token ids of an answer, ended by EOS if the tokenizer has one."""
     return encode_answers(tokenizer, [text])[0]
 
 
 def encode_answers(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of several answers, each closed by EOS if the tokenizer has one."""
+    """Token ids of several answers, each ended by EOS if the tokenizer has one."""
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return [ids + eos for ids in encode_texts(tokenizer, texts)]
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts. Nothing is added, and what reads like a special token is encoded as the text that it is.
+    """Token ids of texts, without additions. Text that looks like a special token is encoded as plain text.
 
     Raises:
-        InputError: a text cannot be encoded (a lone surrogate, say).
+        InputError: a text cannot be encoded, for example because of a lone surrogate.
     """
     if not texts:
         return []
@@ -85,7 +85,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8 can carry `text`: a string read from JSON can hold lone surrogates, which it cannot."""
+    """Whether `text` can be encoded as UTF-8. Strings read from JSON may contain lone surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -96,11 +96,11 @@ def is_encodable(text: str) -> bool:
 def fit(
     prompt: list[int], answer: list[int], max_length: int, overflow: Overflow, *, bos: int | None = None
 ) -> tuple[list[int], int, Outcome]:
-    """Token ids of prompt and answer in at most `max_length`, the prompt's length, and what was done for it.
+    """Token ids of prompt and answer within `max_length`, the length of the prompt, and the outcome.
 
-    `truncate_prompt` takes tokens from the start of the prompt (a leading `bos` stays), `truncate_answer` from the end
-    of the answer, EOS first: a truncated answer never has one. Where that would leave no prompt or no answer, and
-    under `drop`, the outcome is `dropped` with no tokens.
+    `truncate_prompt` removes tokens from the start of the prompt, except a leading `bos`. `truncate_answer` removes
+    them from the end of the answer, so a truncated answer has no EOS. If no prompt or no answer would be left, and
+    under `drop`, the outcome is `dropped`, without tokens.
     """
     excess = len(prompt) + len(answer) - max_length
     if excess <= 0:
@@ -119,7 +119,7 @@ def fit(
 
 
 def _plain(exchange: Exchange) -> str:
-    """The text of a prompt without control tokens: each part on its own line."""
+    """The text of a prompt without control tokens, each part on its own line."""
     parts = [exchange.system] if exchange.system else []
     parts += [text for pair in exchange.history for text in pair]
     return "".join(f"{part}\n" for part in [*parts, exchange.human])
@@ -133,13 +133,13 @@ def _messages(exchange: Exchange) -> list[dict[str, str]]:
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """The tokenizer's special tokens, text to id: those declared special and the named ones (BOS, EOS, mask …)."""
+    """The tokenizer's special tokens, text -> id: tokens declared special, and named ones (BOS, EOS, mask …)."""
     added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def _encode_chats(tokenizer: Any, exchanges: Sequence[Exchange]) -> list[list[int]]:
-    """Token ids of rendered chat templates, in which only the template's own control tokens are control tokens."""
+    """Token ids of rendered chat templates. Only control tokens from the template are encoded as control tokens."""
     from jinja2.exceptions import TemplateError
 
     special = control_tokens(tokenizer)
@@ -151,10 +151,10 @@ def _encode_chats(tokenizer: Any, exchanges: Sequence[Exchange]) -> list[list[in
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             for messages, _ in hidden
         ]
-    except TemplateError as error:  # broken, or it refuses a conversation (a system prompt, say)
+    except TemplateError as error:  # the template is broken, or rejects a conversation (for example a system prompt)
         raise InputError(f"the tokenizer's chat template: {' '.join(str(error).split())}") from error
-    pieces: list[str] = []  # the text between control tokens, of all conversations, encoded in one call
-    layout: list[list[int | None]] = []  # for each conversation: ids of control tokens, None = the next piece
+    pieces: list[str] = []  # text between control tokens, of all conversations, encoded in one call
+    layout: list[list[int | None]] = []  # per conversation: ids of control tokens; None = the next piece
     for text, (_, restore) in zip(rendered, hidden, strict=True):
         row: list[int | None] = []
         start = 0
@@ -169,7 +169,7 @@ def _encode_chats(tokenizer: Any, exchanges: Sequence[Exchange]) -> list[list[in
 
 
 def _hide(messages: list[dict[str, str]], pattern: re.Pattern[str]) -> tuple[list[dict[str, str]], Any]:
-    """Messages with everything that reads like a control token replaced, and the function that puts it back."""
+    """Messages with all text that looks like a control token replaced, and a function that restores it."""
     mark = _MARK
     while any(mark in message["content"] for message in messages):
         mark += _MARK

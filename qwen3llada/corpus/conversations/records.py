@@ -1,7 +1,7 @@
-"""The shape of a conversation record, and the exchanges in one.
+"""Conversation records, and the exchanges in them.
 
 A record is `{"conversations": [{"from": "human", "value": str}, {"from": "gpt", "value": str}, ...], "system": str?}`.
-A turn of gpt with `"train": false` is history only: it is never an answer that is taught.
+A gpt turn with `"train": false` is only history; its answer is never trained on.
 """
 
 import itertools
@@ -31,7 +31,7 @@ Turns = Literal["first", "last", "all"]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One human→gpt pair, with what came before it: earlier pairs, oldest first, and the system prompt."""
+    """One human→gpt pair with its context: earlier pairs, oldest first, and the system prompt."""
 
     human: str
     gpt: str
@@ -40,14 +40,14 @@ class Exchange:
 
 
 def visible(text: str) -> str:
-    """The text with what cannot be printed, or not be written as UTF-8, escaped."""
+    """Escape characters that cannot be printed or not be written as UTF-8."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_taught(turn: Mapping[str, Any]) -> bool:
-    """Whether a mapped turn of gpt is an answer to teach. Raises: InputError for a mark that is neither yes nor no."""
+    """Whether a mapped gpt turn is trained on. Raises: InputError for a mark that is neither true nor false."""
     mark = turn.get("train", True)
     if not isinstance(mark, bool):
         raise InputError(f"weight, train or loss of a turn must be true or false (1 or 0), not {mark!r:.40}")
@@ -55,12 +55,12 @@ def is_taught(turn: Mapping[str, Any]) -> bool:
 
 
 def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]:
-    """The human→gpt pairs of a mapped record whose answers are taught: the first, the last, or all of them.
+    """The human→gpt pairs of a mapped record whose answers are trained on: the first, the last, or all of them.
 
-    The pairs before, taught or not, are the history of each. A turn that belongs to no pair is not used.
+    All earlier pairs, trained on or not, are the history of each. Turns outside pairs are not used.
 
     Raises:
-        InputError: `record` is no record, or holds no pair that is taught.
+        InputError: `record` is no record, or has no pair to train on.
     """
     conversation, system = record.get("conversations"), record.get("system")
     if not isinstance(conversation, list):
@@ -68,7 +68,7 @@ def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]
     if system is not None and not isinstance(system, str):
         raise InputError(f"{system=} must be text or absent")
     found: list[tuple[str, str]] = []
-    numbers: list[int] = []  # of the pairs that are taught
+    numbers: list[int] = []  # indices of pairs to train on
     for before, after in itertools.pairwise(conversation):
         if role_of(before) == HUMAN and role_of(after) == GPT:
             numbers += [len(found)] if is_taught(after) else []

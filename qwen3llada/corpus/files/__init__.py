@@ -1,1 +1,1 @@
-"""Rows of files in any format, read block by block."""
+"""Rows of data files in any format, read in blocks."""

@@ -1,4 +1,4 @@
-"""Readers of the single formats: each yields the records of a file as blocks."""
+"""Readers of the individual formats. Each yields a file's records in blocks."""
 
 import csv
 import io
@@ -22,11 +22,11 @@ from qwen3llada.corpus.files.rows import (
 )
 from qwen3llada.errors import InputError
 
-_NOT_SPACE = re.compile(r"[^ \t\r\n]")  # white space as JSON has it
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")  # whitespace as defined by JSON
 
 
 def read_lines(path: Path) -> Iterator[Block]:
-    """Lines that each hold a JSON value; blank ones do not count."""
+    """JSON lines. Blank lines are skipped and not counted."""
     first = 0
     for lines in iter_lines(path):
         if filled := [line for line in lines if line.strip()]:
@@ -35,7 +35,7 @@ def read_lines(path: Path) -> Iterator[Block]:
 
 
 def read_json(path: Path) -> Iterator[Block]:
-    """An array of records, taken apart as it is read; a file that starts with an object is one of JSON lines."""
+    """A JSON array of records, parsed while it is read. A file that starts with an object is read as JSON lines."""
     with open_stream(path) as stream:
         head = stream.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head.startswith(b"["):
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Iterator[Block]:
 
 
 def _collect(path: Path, rows: Iterable[tuple[Row, int]]) -> Iterator[Block]:
-    """Blocks of rows that come one by one, each with its size in characters."""
+    """Group rows, which come with their sizes in characters, into blocks."""
     first, block, size = 0, [], 0
     for row, characters in rows:
         block.append(row)
@@ -59,7 +59,7 @@ def _collect(path: Path, rows: Iterable[tuple[Row, int]]) -> Iterator[Block]:
 
 
 def _whole_object(path: Path) -> Any | None:
-    """The object in a file that is one object spread over lines, None if its first line is one in itself."""
+    """The content of a file that is one object over several lines; None if its first line is complete JSON."""
     with open_stream(path) as stream:
         text = open_text(stream)
         first = next((line for line in text if line.strip()), "")
@@ -74,7 +74,7 @@ def _whole_object(path: Path) -> Any | None:
 
 
 def _array_items(path: Path) -> Iterator[tuple[Row, int]]:
-    """Items of the JSON array in `path` and their lengths in characters; from damage on, the rest as one row."""
+    """Items of the JSON array in `path` with their lengths in characters. After damage, the rest is one row."""
     with open_stream(path) as stream:
         text = _Lookahead(open_text(stream))
         try:
@@ -85,20 +85,20 @@ def _array_items(path: Path) -> Iterator[tuple[Row, int]]:
                 value = text.value()
                 yield Row(value), text.position - start
                 more = text.take(",]") == ","
-        except (RecursionError, ValueError) as error:  # JSONDecodeError is one
+        except (RecursionError, ValueError) as error:  # includes JSONDecodeError
             rest = text.buffer[text.position :]
             yield Row(None, f"not JSON from here on: {getattr(error, 'msg', error)}", rest), len(rest)
 
 
 class _Lookahead:
-    """A text that is decoded while it is read: a buffer, a position in it, and the file behind it."""
+    """A text that is decoded while it is read: a buffer, a position in it, and the underlying file."""
 
     def __init__(self, text: io.TextIOWrapper):
         self.text, self.buffer, self.position = text, "", 0
         self.decoder = json.JSONDecoder()
 
     def more(self) -> bool:
-        """Read on, at least as much as is waiting: a long item, decoded again and again, costs twice at most."""
+        """Read at least as much as is buffered, so that repeated decoding of a long item costs at most twice."""
         self.buffer = self.buffer[self.position :]
         self.position = 0
         read = self.text.read(max(BLOCK_BYTES, len(self.buffer)))
@@ -106,7 +106,7 @@ class _Lookahead:
         return bool(read)
 
     def peek(self) -> str:
-        """The next character that is not white space, and go there; empty at the end."""
+        """Move to the next character that is no whitespace and return it; "" at the end."""
         while True:
             found = _NOT_SPACE.search(self.buffer, self.position)
             if found:
@@ -117,7 +117,7 @@ class _Lookahead:
                 return ""
 
     def take(self, allowed: str) -> str:
-        """The next character, which must be one of `allowed`, and go past it."""
+        """Consume and return the next character, which must be one of `allowed`."""
         found = self.peek()
         if not found or found not in allowed:
             raise json.JSONDecodeError(f"expected {' or '.join(allowed)}", self.buffer, self.position)
@@ -125,7 +125,7 @@ class _Lookahead:
         return found
 
     def value(self) -> Any:
-        """The next value, and go past it."""
+        """Decode and consume the next value."""
         self.peek()
         while True:
             try:
@@ -137,14 +137,14 @@ class _Lookahead:
             if end < len(self.buffer):
                 self.position = end
                 return value
-            if not self.more():  # at the end of the buffer a number might have gone on
+            if not self.more():  # a number at the end of the buffer might continue
                 self.position = len(self.buffer)
                 return value
 
 
 def read_csv(path: Path) -> Iterator[Block]:
-    """Records of comma- or tab-separated values under a header; all values are text."""
-    csv.field_size_limit(2**31 - 1)  # Python's own limit, 128 KiB, is less than some documents
+    """Records of comma- or tab-separated values under a header. All values are text."""
+    csv.field_size_limit(2**31 - 1)  # Python's default limit of 128 KiB is less than some documents
     with open_stream(path) as stream:
         reader = csv.reader(open_text(stream), delimiter="\t" if file_format(path) == "tsv" else ",", strict=True)
         header = next(reader, None)
@@ -171,7 +171,7 @@ def _csv_rows(reader: Any, header: list[str]) -> Iterator[tuple[Row, int]]:
 
 
 def read_parquet(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
-    """Rows of a parquet file; `columns` of it, if given."""
+    """Rows of a Parquet file, optionally only `columns`."""
     import pyarrow.parquet as pq
 
     compressed = path.suffix.lower() in COMPRESSION
@@ -185,7 +185,7 @@ def read_parquet(path: Path, columns: Iterable[str] | None = None) -> Iterator[B
 
 
 def read_arrow(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
-    """Rows of an Arrow file or stream (`datasets` writes streams); `columns` of it, if given."""
+    """Rows of an Arrow file or stream (`datasets` writes streams), optionally only `columns`."""
     compressed = path.suffix.lower() in COMPRESSION
     with pa.BufferReader(open_stream(path).read()) if compressed else pa.memory_map(str(path)) as source:
         yield from _number(path, _arrow_batches(path, source, columns))
@@ -220,5 +220,5 @@ def _number(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Block]:
 
 
 def _rows_a_block(size: int, rows: int) -> int:
-    """Rows that make a block, of `rows` that have `size` bytes together."""
+    """Rows per block, if `rows` rows have `size` bytes together."""
     return max(1, rows * BLOCK_BYTES // max(1, size))

@@ -1,4 +1,4 @@
-"""A function over a stream in worker processes: in order, in bounded memory."""
+"""A function mapped over a stream by worker processes, in order and in bounded memory."""
 
 import gc
 import multiprocessing
@@ -14,22 +14,22 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Items handed out ahead for each process: enough that none waits, few enough that memory stays small.
+#: Items submitted ahead per process: enough to keep all busy, few enough to keep memory small.
 AHEAD = 3
 
 
 def ordered_map(
     function: Callable[[Any, Item], Result], state: Any, items: Iterable[Item], processes: int
 ) -> Iterator[Result]:
-    """`function(state, item)` of each item, in their order. `state` goes to each process once.
+    """`function(state, item)` of each item, in order. `state` is sent to each process once.
 
-    Raises: what `function` or `items` raise; OSError if a process is killed (by the system, for want of memory, say).
+    Raises: what `function` or `items` raise; OSError if a process is killed, for example for lack of memory.
     """
     if processes == 1:
         yield from (function(state, item) for item in items)
         return
-    # With fork, `state` and what is imported need not be sent or imported again. The children use no library that has
-    # threads running here: tokenizers is told to stay in one thread.
+    # fork spares sending `state` and importing modules again. Safe here: the children use no library whose threads are
+    # running, and tokenizers is restricted to one thread.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(function, state))
@@ -47,22 +47,22 @@ def ordered_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_work: tuple[Callable[[Any, Any], Any], Any]  # of a worker process: set once, when it starts
+_work: tuple[Callable[[Any, Any], Any], Any]  # of a worker process, set when it starts
 
 
 def _start(function: Callable[[Any, Any], Any], state: Any) -> None:
     global _work
     _work = function, state
-    # What was inherited is not looked through for garbage, which would take time and copy its pages.
+    # Keeps the collector from inherited objects: scanning them would take time and copy their pages.
     gc.freeze()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal as well, and ends the pool
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """Exit when the parent is gone. A worker would otherwise wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,7 +1,8 @@
-"""Rows of local files, a block at a time: what cannot be read is a row with an error, so that none is lost in silence.
+"""Rows of local files in blocks. A record that cannot be read becomes a row with an error, so that none is lost
+silently.
 
-Formats: .jsonl .ndjson .json .csv .tsv .txt .parquet .arrow, each also with .gz or .zst behind it. Blocks are about
-`BLOCK_BYTES` large and depend on the files alone. Nothing here can reach the network.
+Formats: .jsonl .ndjson .json .csv .tsv .txt .parquet .arrow, optionally followed by .gz or .zst. Blocks have about
+`BLOCK_BYTES` and depend only on the files. This module never accesses the network.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,11 +26,11 @@ RECORDS = {
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The data files in `folder`, at any depth, in the order of their paths; links are followed.
+    """The data files in `folder`, at any depth, sorted by path. Links are followed.
 
-    Left out is what is hidden, what is no data by its name (`is_bookkeeping`) and, of a folder that `datasets` saved,
-    what it has put there since as a cache.
-    Raises: InputError if there is none, or `folder` does not exist.
+    Skipped: hidden files, files that are no data by their name (`is_bookkeeping`) and, in a folder saved by `datasets`,
+    its later cache files.
+    Raises: InputError if there is no data file, or no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -42,7 +43,7 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def find_data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """What `data_files` returns, in no order. `above`: the folders that this one was reached through."""
+    """The files of `data_files`, unsorted. `above`: the folders on the path to this one."""
     above = (*above, folder.resolve())
     state = folder / SAVED_STATE
     saved = [file["filename"] for file in read_json(state).get("_data_files", [])] if state.is_file() else None
@@ -50,7 +51,7 @@ def find_data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            if path.resolve() not in above:  # else a link to where we came from
+            if path.resolve() not in above:  # skips links back to a parent
                 yield from find_data_files(path, above)
         elif file_format(path) and (saved is None or path.name in saved):
             yield path
@@ -59,7 +60,7 @@ def find_data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path
 def read_blocks(path: Path, columns: Iterable[str] | None = None) -> Iterator[Block]:
     """The records of a file that has records (any format but .txt), in order.
 
-    `columns` limits what is read of a columnar file. Raises: InputError naming the file if it is damaged as a whole.
+    `columns` restricts what is read of a columnar file. Raises: InputError naming the file if it is damaged as a whole.
     """
     kind = file_format(path)
     try:

@@ -1,4 +1,4 @@
-"""What files are read as: blocks of records, and rows that say why they could not be read."""
+"""Blocks of records, and rows that may carry a read error."""
 
 import io
 import json
@@ -17,9 +17,9 @@ FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow")
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 BLOCK_BYTES = 1 << 20
 CONVERT = "Convert it: iconv -f ENCODING -t UTF-8"
-MANY_LINES = 3  # lines that are not UTF-8 before the whole file is taken to be in another encoding
-SAVED_STATE = "state.json"  # of a folder that `datasets` saved: which Arrow files belong to it
-#: Names, by format and without endings, of files that describe data, a model or a project and hold no data themselves.
+MANY_LINES = 3  # lines that are not UTF-8, from which on the whole file counts as another encoding
+SAVED_STATE = "state.json"  # of a folder saved by `datasets`: lists its Arrow files
+#: Format -> names, without endings, of files that describe data, a model or a project but contain no data.
 BOOKKEEPING = {
     "json": {"dataset_info", "dataset_infos", "dataset_dict", "state", "source", "config", "generation_config"}
     | {"adapter_config", "preprocessor_config", "processor_config", "tokenizer", "tokenizer_config", "vocab"}
@@ -35,7 +35,7 @@ _REQUIREMENTS = re.compile(r"requirements[._-].*|.*[._-]requirements")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record. `error` says why it could not be read; then `value` is None and `raw` what stands in the file."""
+    """One record. If it could not be read, `error` says why, `value` is None and `raw` is the text in the file."""
 
     value: Any
     error: str | None = None
@@ -44,10 +44,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive records of one file: undecoded lines of JSON, an Arrow batch, or rows already decoded."""
+    """Consecutive records of one file: undecoded JSON lines, an Arrow batch, or decoded rows."""
 
     file: Path
-    first: int  # index, in the file, of the first record
+    first: int  # index of the first record in the file
     lines: list[bytes] | None = None
     batch: pa.RecordBatch | None = None
     decoded: list[Row] | None = None
@@ -66,13 +66,13 @@ class Block:
 def _batch_rows(batch: pa.RecordBatch) -> list[Row]:
     try:
         return [Row(value) for value in batch.to_pylist()]
-    except UnicodeDecodeError:  # Arrow does not check what it is told is text
+    except UnicodeDecodeError:  # Arrow does not validate text
         fields = [pa.field(field.name, _as_bytes(field.type)) for field in batch.schema]
         return [Row(_as_text(value)) for value in batch.cast(pa.schema(fields)).to_pylist()]
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """The type of the same data with binary in place of text, at any depth."""
+    """The same data type with binary instead of text, at any depth."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pa.large_binary()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -83,7 +83,7 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def _as_text(value: Any) -> Any:
-    """Bytes as text; those that are not UTF-8 become lone surrogates, which no valid text holds."""
+    """Bytes as text. Bytes that are not UTF-8 become lone surrogates, which valid text never contains."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     if isinstance(value, list):
@@ -99,26 +99,26 @@ def _json_row(line: bytes) -> Row:
         return Row(None, why, line.decode(errors="backslashreplace"))
     except json.JSONDecodeError as error:
         return Row(None, f"not JSON: {error.msg} at character {error.pos}", line.decode())
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
         return Row(None, f"not readable JSON: {error}", line.decode())
 
 
 def file_format(path: Path) -> str | None:
-    """The format that a file's name declares, without its compression; None if it is not one of `FORMATS`.
+    """The format in a file's name, without its compression; None if it is not one of `FORMATS`.
 
-    None, too, for a file that is no data by its name (`is_bookkeeping`).
+    Also None for files that are no data by their name (`is_bookkeeping`).
     """
     return None if is_bookkeeping(path) else declared_format(path)
 
 
 def declared_format(path: Path) -> str | None:
-    """The format in a file's name, whatever is in it."""
+    """The format in a file's name, also for bookkeeping files."""
     found = _without_compression(path).rpartition(".")
     return found[2] if found[1] and found[2] in FORMATS else None
 
 
 def is_bookkeeping(path: Path) -> bool:
-    """Whether a file describes data, a model or a project, going by its name: dataset_infos.json, requirements.txt."""
+    """Whether a file, by its name, describes data, a model or a project: dataset_infos.json, requirements.txt."""
     stem, _, kind = _without_compression(path).rpartition(".")
     return stem in BOOKKEEPING.get(kind, ()) or (kind == "txt" and _REQUIREMENTS.fullmatch(stem) is not None)
 
@@ -131,26 +131,25 @@ def _without_compression(path: Path) -> str:
 
 
 def open_stream(path: Path) -> pa.NativeFile:
-    """The bytes of `path`, decompressed as its name says."""
+    """The bytes of `path`, decompressed according to its name."""
     return pa.input_stream(str(path), compression=COMPRESSION.get(path.suffix.lower()))
 
 
 def open_text(stream: pa.NativeFile) -> io.TextIOWrapper:
-    """Characters of a UTF-8 stream. A byte that is not UTF-8 becomes a lone surrogate, which no valid text holds."""
+    """Characters of a UTF-8 stream. Invalid bytes become lone surrogates, which valid text never contains."""
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def check_encoding(path: Path) -> None:
-    """Refuse a file of text that as a whole has another encoding than UTF-8, judged by its first `BLOCK_BYTES`.
+    """Reject a text file that as a whole has another encoding than UTF-8, judged by its first `BLOCK_BYTES`.
 
-    A line that is damaged among lines that are not is left to the reader. Raises: InputError with the file's name and
-    the encoding that it seems to have.
+    Single damaged lines are left to the reader. Raises: InputError naming the file and its apparent encoding.
     """
     with open_stream(path) as stream:
         head = stream.read(BLOCK_BYTES)
     seems = wide_encoding(head)
     if seems is None:
-        head = head[: head.rfind(b"\n") + 1] or head  # the block may end within a character
+        head = head[: head.rfind(b"\n") + 1] or head  # the block may end inside a character
         try:
             head.decode()
             return
@@ -161,7 +160,7 @@ def check_encoding(path: Path) -> None:
 
 
 def _other_encoding(path: Path, head: bytes) -> str | None:
-    """The encoding of text that is not UTF-8 on many lines, and UTF-8 beyond ASCII on none; else None."""
+    """The apparent encoding if many lines are not UTF-8 and none is valid UTF-8 beyond ASCII; else None."""
     lines = head.split(b"}" if file_format(path) == "json" else b"\n")  # an array may be one long line
     beyond = [line for line in lines if not line.isascii()]
     broken = sum(not _is_utf8(line) for line in beyond)
@@ -179,7 +178,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def iter_lines(path: Path) -> Iterator[list[bytes]]:
-    """Lines of a file without their ends, in lists of about `BLOCK_BYTES`, without a leading UTF-8 byte order mark."""
+    """Lines of a file without line ends, in lists of about `BLOCK_BYTES`, without a leading UTF-8 byte order mark."""
     with open_stream(path) as stream:
         rest = stream.read(3)
         rest = b"" if rest == b"\xef\xbb\xbf" else rest
