@@ -1,1 +1,1 @@
-"""Where a user's data come from: the hub, folders, mixtures, slices, held-out rows."""
+"""Download of a user's data: hub, local folders, mixtures, slices, held-out rows."""

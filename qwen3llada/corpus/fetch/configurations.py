@@ -1,4 +1,4 @@
-"""The configurations of a local copy of a hub data set: data of their own under one roof, which nobody wants merged."""
+"""Configurations in a local copy of a hub data set: separate data sets in one folder, which must not be merged."""
 
 import re
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from typing import Any
 
 from qwen3llada.errors import InputError
 
-#: Names that splits have in the names of files and folders; the first is what a source without splits has.
+#: Names of splits in file and folder names. The first is the split of a source without splits.
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
 
 
 def of_configuration(folder: Path, files: Sequence[Path], split: str, config: str | None) -> list[Path]:
-    """Those of the data `files` in `folder` that belong to the configuration `config`.
+    """The data `files` in `folder` that belong to the configuration `config`.
 
-    Configurations are those that the head of README.md lists, as the hub's do, else subfolders that each hold a `split`
-    (main/train.jsonl, socratic/train.jsonl).
-    Raises: InputError if there are several and `config` is None, or there is none of that name.
+    Configurations are those listed in the head of README.md, as on the hub; otherwise the subfolders that each contain
+    `split` (main/train.jsonl, socratic/train.jsonl).
+    Raises: InputError if there are several and `config` is None, or if none has this name.
     """
     known = {name: found for name, found in _listed(folder, files).items() if found}
     if len(known) < 2:
@@ -33,7 +33,7 @@ def of_configuration(folder: Path, files: Sequence[Path], split: str, config: st
 
 
 def _by_folder(folder: Path, files: Sequence[Path], split: str) -> dict[str, list[Path]]:
-    """Files by the folder in which the splits are; nothing unless at least two folders have a split `split`."""
+    """Files by the folder that contains the splits; {} unless at least two folders have the split `split`."""
     found: dict[str, list[Path]] = {}
     having = set()
     for file in files:
@@ -47,13 +47,13 @@ def _by_folder(folder: Path, files: Sequence[Path], split: str) -> dict[str, lis
 
 
 def split_of(file: Path, wanted: str) -> str | None:
-    """The split in a file's relative path: a folder named after it, or a word of the file's name."""
+    """The split in a file's relative path: the name of a folder, or a word in the file's name."""
     words: Sequence[str] = [*file.parts[:-1], *re.split(r"[._-]", file.name)]
     return next((name for name in (wanted, *SPLIT_NAMES) if name in words), None)
 
 
 def readme_head(folder: Path) -> str | None:
-    """The YAML at the head of the folder's README.md."""
+    """The YAML head of the folder's README.md."""
     readme = folder / "README.md"
     if not readme.is_file():
         return None
@@ -63,14 +63,14 @@ def readme_head(folder: Path) -> str | None:
 
 
 def _listed(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The configurations in the README's head, with those of `files` that their patterns name."""
+    """The configurations in the README's head, with the `files` that match their patterns."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     head = readme_head(folder)
     try:
         values = YAML(typ="safe", pure=True).load(head) if head else None
-    except YAMLError:  # it is a text for people first
+    except YAMLError:  # a README is written for people and may be invalid YAML
         return {}
     entries = values.get("configs") if isinstance(values, dict) else None
     found = {}
@@ -84,7 +84,7 @@ def _listed(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _patterns(data_files: Any) -> list[str]:
-    """The path patterns in `data_files`: a pattern, a list of them, or a list of {split, path}."""
+    """The path patterns in `data_files`: one pattern, a list of them, or a list of {split, path}."""
     if isinstance(data_files, str):
         return [data_files.lstrip("/")]
     if isinstance(data_files, dict):

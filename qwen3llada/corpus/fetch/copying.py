@@ -1,4 +1,4 @@
-"""Files on their way into data/raw: copied as they are or, where only some rows are wanted, row by row."""
+"""Copying of files to data/raw: whole, or row by row if only some rows are wanted."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ COPY_BYTES = 1 << 20
 
 
 def copy_file(source: Path, destination: Path) -> dict[str, Any]:
-    """Copy a file; its size in bytes and its SHA-256."""
+    """Copy a file. Returns its size in bytes and its SHA-256."""
     digest, size = hashlib.sha256(), 0
     destination.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as read, open(destination, "wb") as write:
@@ -34,12 +34,12 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def land(sources: list[Files], train: Path, heldout: Path | None, selection: Selection) -> int:
-    """Put the rows of `sources` into the folder `train`, or into `heldout` those that a `heldout_fraction` holds out.
+    """Put the rows of `sources` into the folder `train`; rows held out by `heldout_fraction` go to `heldout`.
 
-    Files of which every row and column is wanted are copied byte by byte, so that damage stays where validation finds
-    it. Else JSON lines stay as they are, columnar files become parquet and all others JSON lines.
-    Returns: how many conversations were left out, because a later prompt of theirs opens a held-out one.
-    Raises: InputError if a folder ends without a row, or a column is missing.
+    Files of which all rows and columns are wanted are copied byte by byte, so that damage is left for validation to
+    find. Otherwise JSON lines are kept as they are, columnar files become Parquet and all others JSON lines.
+    Returns: number of conversations left out because one of their later prompts opens a held-out conversation.
+    Raises: InputError if a folder gets no row, or a column is missing.
     """
     whole = not selection.columns and not selection.heldout_fraction
     rows = {train: 0} | ({heldout: 0} if heldout and selection.heldout_fraction else {})
@@ -77,7 +77,7 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
 
 
 def unit_hint(sources: Sequence[Files], selection: Selection) -> str:
-    """For an error about too few rows: that a .txt file is one row, if there are any and they are."""
+    """Hint for an error about too few rows: a .txt file is a single row by default. "" if there is none."""
     texts = any(file_format(path) == "txt" for files in sources for path in files.paths)
     if not texts or selection.txt_unit != "file":
         return ""
@@ -87,7 +87,7 @@ def unit_hint(sources: Sequence[Files], selection: Selection) -> str:
 def _sides(
     block: Block, position: int, wanted: range | None, selection: Selection, train: Path, heldout: Path | None
 ) -> Iterator[Path | None]:
-    """For each row of a block, the folder that it goes to; None if it is not wanted."""
+    """The folder that each row of a block goes to; None if the row is not wanted."""
     rows = block.rows() if selection.heldout_fraction else [None] * len(block)
     for number, row in enumerate(rows, start=position):
         if wanted is not None and number not in wanted:
@@ -99,7 +99,7 @@ def _sides(
 
 
 class _Sink:
-    """The file that one folder gets for one source file: nothing until a row comes, then JSON lines or parquet."""
+    """Output file of one folder for one source file, created with its first row: JSON lines or Parquet."""
 
     def __init__(self, folder: Path, name: str):
         for suffix in (*COMPRESSION, *(f".{known}" for known in ("jsonl", "ndjson", "json", "csv", "tsv", "txt"))):
@@ -117,7 +117,7 @@ class _Sink:
                 file.close()
 
     def write(self, block: Block, keep: list[bool], columns: list[str]) -> int:
-        """Append the rows of `block` that are to be kept; their number."""
+        """Append the rows of `block` selected by `keep`. Returns their number."""
         if not any(keep):
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -144,9 +144,9 @@ def _select(block: Block, columns: list[str]) -> pa.RecordBatch:
 
 
 def json_lines(block: Block, columns: list[str]) -> list[bytes]:
-    """The rows as lines of JSON; lines of JSON, also damaged ones, stay as they are.
+    """The rows as JSON lines. Input that is JSON lines, even damaged ones, is returned unchanged.
 
-    Raises: InputError for a damaged record of another format, which no line can carry.
+    Raises: InputError for a damaged record of another format, which JSON cannot represent.
     """
     if block.lines is not None and not columns:
         return block.lines

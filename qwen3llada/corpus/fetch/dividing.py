@@ -1,4 +1,4 @@
-"""By what the rows of a source are divided into those trained on and those held out: a text, or a first prompt."""
+"""The keys by which rows are held out: the text of a document, the first prompt of a conversation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from qwen3llada.errors import InputError
 
 
 def selections(params: TextData | ConversationData, column: "TextColumn") -> tuple[Selection, Selection]:
-    """Of all rows, and of rows some of which are held out."""
+    """A selection without held-out rows, and one with `heldout_fraction`."""
     if isinstance(params, TextData):
         whole = Selection(params.columns, 0.0, column.text_of, params.txt_unit)
     else:
@@ -22,13 +22,13 @@ def selections(params: TextData | ConversationData, column: "TextColumn") -> tup
 
 
 def _opening(path: Path, value: Any) -> str:
-    """What a conversation is held out by: its first prompt; the whole record if it has none."""
+    """The key of a conversation: its first prompt; the whole record if it has none."""
     asked = prompts(value)
     return asked[0] if asked else str(value)
 
 
 class TextColumn:
-    """The column of the text of each source, found when a text is first asked for."""
+    """The text column of each source, determined when a text is first needed."""
 
     def __init__(self, params: TextData | ConversationData, sources: list[list[Files]]):
         self._field = getattr(params, "text_field", AUTO)
@@ -36,7 +36,7 @@ class TextColumn:
         self._columns: dict[Path, str | None] = {}
 
     def text_of(self, path: Path, value: Any) -> str:
-        """The text of a row, which it is held out by. Raises: InputError naming the file whose row has none."""
+        """The text of a row, which is its key. Raises: InputError naming a file with a row without text."""
         if path not in self._columns:
             source = next(paths for paths in self._paths if path in paths)
             self._columns |= dict.fromkeys(source, text_column(source, self._field))
@@ -47,6 +47,6 @@ class TextColumn:
         return text or ""
 
     def facts(self) -> dict[str, Any]:
-        """For SOURCE.json: the columns that were read, if any."""
+        """Facts for SOURCE.json: the columns that were read, if any."""
         found = sorted({column for column in self._columns.values() if column is not None})
         return {"text_field": found[0] if len(found) == 1 else found} if found else {}

@@ -1,4 +1,4 @@
-"""The model and the data, from wherever they are to data/raw: resolved first, then landed, each whole or not at all."""
+"""Download of model and data to data/raw. All sources are resolved before anything is written, in one transaction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ SOURCE_FILE = "SOURCE.json"
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One folder of data/raw: what is known of its origin, and the function that fills it."""
+    """One folder of data/raw: facts about its origin, and the function that fills it."""
 
     origin: dict[str, Any]
-    write: Callable[[Path], dict[str, Any] | None]  # returns what is known of it only then
+    write: Callable[[Path], dict[str, Any] | None]  # returns facts known only after writing
 
 
 def download(
@@ -43,12 +43,12 @@ def download(
 ) -> dict[str, Any]:
     """Fill `raw`: model, text/{train,heldout}, conversations/{train,heldout}, and SOURCE.json, which is returned.
 
-    The four change together, or none does: after an error all that was in `raw` before is still there.
-    SOURCE.json says of each where it came from, in which revision, under which licence (null = not known), and the
-    sizes and SHA-256 of its files. Builtin and local sources are read without any use of the network.
-    Raises: InputError if a source, revision or split does not exist or holds nothing; OSError if the hub is not there.
+    The four are replaced together or not at all: after an error the earlier content of `raw` is unchanged.
+    SOURCE.json records source, revision and licence of each (null = unknown), and size and SHA-256 of its files.
+    Builtin and local sources do not use the network.
+    Raises: InputError if a source, revision or split does not exist or is empty; OSError if the hub is not reachable.
     """
-    artifacts = {  # all of them are looked up before anything is written
+    artifacts = {  # all sources are resolved before anything is written
         "model": _model(model, world),
         "text": _data(text, world),
         "conversations": _data(conversations, world),
@@ -66,7 +66,7 @@ def download(
 
 
 def source_notes(entry: dict[str, Any]) -> list[str]:
-    """What the user should know of an entry of SOURCE.json: what was chosen, and what was left out."""
+    """Notes for the user about an entry of SOURCE.json: automatic choices, and what was left out."""
     notes = [
         f"left out, as by their names they hold no data: {', '.join(part['left_out'])}"
         for part in (entry, *entry.get("mixture", ()), entry.get("heldout", {}))
@@ -80,7 +80,7 @@ def source_notes(entry: dict[str, Any]) -> list[str]:
 
 
 def fetch_model(source: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: `source` itself, or where a hub repository was downloaded to."""
+    """The folder of a checkpoint: `source` itself, or the download of a hub repository."""
     return _model_folder(source, revision)[0]
 
 
@@ -136,7 +136,7 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
 
 
 def _stream(params: TextData) -> Artifact:
-    """The list of the shards that training will read, and the held-out data."""
+    """The list of shards that training will read, and the held-out data."""
     shards, repository = list_shards(params)
     origin = _origin(params.name, repository) | {"config": params.config, "split": params.split, "streaming": True}
     heldout, held_out = _heldout(params)
@@ -153,7 +153,7 @@ def _stream(params: TextData) -> Artifact:
 def _refuse_held_shards(
     params: TextData, shards: list[str], heldout: list[Files], local: bool, selection: Selection
 ) -> None:
-    """Raises: InputError if a shard is held out, too. Shards of the hub are compared by their paths in it."""
+    """Raises: InputError if a shard is also held out. Hub shards are compared by their paths in the repository."""
     if local:
         train = [Files([Path(path).expanduser() for path in shards], part) for part in parse_split(params.split)[:1]]
         refuse_overlap(train, heldout, selection)
@@ -187,7 +187,7 @@ def _mixture(params: TextData | ConversationData) -> Artifact:
 
 
 def _heldout(params: DataSource) -> tuple[list[Files], dict[str, Any]]:
-    """The files of held-out data of its own, and what SOURCE.json says of it."""
+    """The files of a separate held-out source, and its facts for SOURCE.json."""
     if params.heldout_fraction:
         return [], {"heldout_fraction": params.heldout_fraction}
     own = params.heldout_name is None
@@ -202,7 +202,7 @@ def _heldout(params: DataSource) -> tuple[list[Files], dict[str, Any]]:
 
 
 def _files(source: DataSource | MixtureSource) -> tuple[list[Files], HubRepository | None]:
-    """The files of each slice that the split adds up, downloaded if they are not local, and the repository."""
+    """The files of each slice of the split, downloaded if not local, and the repository."""
     name, parts = source.name, parse_split(source.split)
     if is_local(name):
         if source.revision is not None:

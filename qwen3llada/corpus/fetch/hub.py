@@ -1,6 +1,6 @@
-"""Models and data sets of the Hugging Face hub: resolved to a commit, downloaded, checked against the hub's hashes.
+"""Models and data sets on the Hugging Face hub: resolve to a commit, download, verify against the hub's hashes.
 
-The hub's libraries keep partial downloads in their cache and go on from there; only this module uses the network.
+The hub's libraries cache partial downloads and resume them. Only this module uses the network.
 """
 
 import glob
@@ -17,13 +17,13 @@ from qwen3llada.corpus.fetch.slices import Slice
 from qwen3llada.corpus.files.rows import is_bookkeeping
 from qwen3llada.errors import InputError
 
-#: Files of a model repository that are wanted: configuration, safetensors, tokenizer, templates, licence.
+#: Files of a model repository to download: configuration, safetensors, tokenizer, templates, licence.
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository. `sha256` is known of large files, `blob` (git's SHA-1 of the content) of all others."""
+    """A file of a repository. Large files have `sha256`, all others `blob` (git's SHA-1 of the content)."""
 
     path: str
     size: int | None
@@ -43,9 +43,9 @@ class HubRepository:
 
 
 def resolve(name: str, revision: str | None, kind: Literal["model", "dataset"]) -> HubRepository:
-    """The repository at the commit that `revision` (None = main) is now.
+    """The repository at the commit that `revision` (None = main) currently names.
 
-    Raises: InputError if there is none to be had: no such name or revision, no access. OSError if the hub is not there.
+    Raises: InputError for an unknown name or revision, or without access; OSError if the hub is not reachable.
     """
     from huggingface_hub import HfApi
 
@@ -60,15 +60,15 @@ def resolve(name: str, revision: str | None, kind: Literal["model", "dataset"]) 
 
 
 def model_files(repository: HubRepository) -> list[str]:
-    """The paths of a model repository's files that are wanted: those of `MODEL_FILES` at its top."""
+    """Paths of a model repository's files to download: those matching `MODEL_FILES` at its top level."""
     paths = [file.path for file in repository.files if "/" not in file.path]
     return [path for path in paths if any(fnmatch(path, pattern) for pattern in MODEL_FILES)]
 
 
 def fetch(repository: HubRepository, paths: list[str]) -> Path:
-    """Download files, or take them from the cache; the folder they are in.
+    """Download files or take them from the cache. Returns their folder.
 
-    Raises: InputError if a file is not what the hub says it is; OSError if the hub cannot be reached.
+    Raises: InputError if a file differs from what the hub states; OSError if the hub is not reachable.
     """
     from huggingface_hub import snapshot_download
 
@@ -86,7 +86,7 @@ def fetch(repository: HubRepository, paths: list[str]) -> Path:
 
 
 def dataset_files(repository: HubRepository, config: str | None, parts: list[Slice]) -> list[list[str]]:
-    """The paths, in the repository, of the data files of each split; how they are found is the hub's own convention.
+    """Paths in the repository of the data files of each slice, found by the hub's own conventions.
 
     Raises: InputError if the configuration or a split does not exist.
     """
@@ -121,7 +121,7 @@ def _check(path: Path, file: HubFile, name: str) -> None:
 
 @contextmanager
 def _plain_errors(name: str, revision: str | None) -> Iterator[None]:
-    """Errors of the hub's libraries as one line that says what was asked for."""
+    """Turn errors of the hub's libraries into one line that names the request."""
     from huggingface_hub import errors
 
     what = name if revision is None else f"{name} at {revision}"

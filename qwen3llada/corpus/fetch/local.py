@@ -1,4 +1,4 @@
-"""Local sources: what is one, and which files a split of it has. Nothing here can reach the network."""
+"""Local sources: how to recognise one, and the files of each split. This module never accesses the network."""
 
 import glob
 import os
@@ -14,9 +14,9 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` is a path and not a hub id: it exists, or a hub id cannot have its form.
+    """Whether `name` is a path and not a hub id: it exists, or does not have the form of a hub id.
 
-    Raises: InputError if it is a path and nothing is there.
+    Raises: InputError if it is a path that does not exist.
     """
     path = Path(name).expanduser()
     if path.exists() or glob.has_magic(name):
@@ -27,11 +27,11 @@ def is_local(name: str) -> bool:
 
 
 def local_files(name: str, split: str, config: str | None = None) -> list[Path]:
-    """The data files of a split of a local source, in the order of their paths.
+    """The data files of a split of a local source, sorted by path.
 
-    A folder has the splits that its subfolders or files are named after (`test/…`, `test.jsonl`, `test-00000.parquet`,
-    `gsm8k_test.jsonl`); one in which none is, a file and a glob (of files, or of folders) are all `train`. `config`
-    chooses among the configurations of a folder (`of_configuration`).
+    A folder's splits are named by its subfolders or files (`test/…`, `test.jsonl`, `test-00000.parquet`,
+    `gsm8k_test.jsonl`). If no name contains a split, all files are `train`; so are a single file and a glob (of files
+    or folders). `config` chooses one of a folder's configurations (`of_configuration`).
     Raises: InputError if there is no such split, no data file, or several configurations and none is chosen.
     """
     path = Path(name).expanduser()
@@ -52,7 +52,7 @@ def local_files(name: str, split: str, config: str | None = None) -> list[Path]:
 
 
 def left_out(name: str) -> list[str]:
-    """Files of a local source that have a format of data but are none by their names, relative to a folder."""
+    """Files of a local source that have a data format but are no data by their names, relative to its folder."""
     path = Path(name).expanduser()
     if path.is_dir():
         found = {f.relative_to(path) for f in path.rglob("*") if is_bookkeeping(f) and not _hidden(f.relative_to(path))}
@@ -79,7 +79,7 @@ def _of_folder(folder: Path, split: str, config: str | None) -> list[Path]:
 
 
 def licence_of(name: str) -> str | None:
-    """The licence of a local source: `license:` in the head of its README.md, else its licence file's title."""
+    """The licence of a local source: `license:` in the head of its README.md, else the title of its licence file."""
     path = Path(name).expanduser()
     folder = path if path.is_dir() else path.parent
     head = readme_head(folder)

@@ -1,4 +1,4 @@
-"""Several sources as one: their rows interleaved by weight."""
+"""Mixtures: the rows of several sources interleaved by weight."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ MIXTURE_FILE = "mixture.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Ingredient:
-    """One source of a mixture: its files, and its share of the rows in proportion to the others' weights."""
+    """One source of a mixture: its files, and its weight relative to the others."""
 
     name: str
     files: list[Files]
@@ -27,10 +27,10 @@ class Ingredient:
 
 
 def interleave(sources: Sequence[Iterator[Item]], weights: Sequence[float]) -> Iterator[Item]:
-    """Items of all sources, the next always from the one that is furthest behind its share, the first of equals.
+    """Items of all sources. The next item comes from the source furthest behind its share; ties go to the first.
 
-    After n items each source has given its share of n to within the number of sources. Ends when the source whose turn
-    it is has no more, so that the shares hold to the end.
+    After n items each source has given its share of n, to within the number of sources. Ends when the source whose turn
+    it is has no more items, so that the shares hold to the end.
     """
     taken = [0] * len(sources)
     total = sum(weights)
@@ -48,11 +48,11 @@ def interleave(sources: Sequence[Iterator[Item]], weights: Sequence[float]) -> I
 def land_mixture(
     ingredients: Sequence[Ingredient], train: Path, heldout: Path | None, selection: Selection, *, as_text: bool
 ) -> int:
-    """Interleave the rows of the sources into a file of JSON lines in `train`, and those held out to `heldout`.
+    """Interleave the rows of the sources into JSON lines in `train`; held-out rows go to `heldout`.
 
-    `as_text`: a row becomes {"text": its key}, so that sources with other columns go together.
-    Returns: how many conversations were left out, because a later prompt of theirs opens a held-out one.
-    Raises: InputError if a folder ends without a row.
+    `as_text`: write each row as {"text": its key}, so that sources with different columns fit together.
+    Returns: number of conversations left out because one of their later prompts opens a held-out conversation.
+    Raises: InputError if a folder gets no row.
     """
     folders = [train] + ([heldout] if heldout is not None and selection.heldout_fraction else [])
     openings = heldout_openings([files for ingredient in ingredients for files in ingredient.files], selection)
@@ -80,8 +80,8 @@ def land_mixture(
 def _rows(
     ingredient: Ingredient, selection: Selection, openings: frozenset[int], as_text: bool
 ) -> Iterator[tuple[float, bool, bytes]]:
-    """Of each wanted row of a source: the number in [0, 1) by which it is held out, whether it asks again what opens a
-    held-out conversation, and its line of JSON.
+    """For each wanted row of a source: the number in [0, 1) that decides whether it is held out, whether a later
+    prompt opens a held-out conversation, and its JSON line.
     """
     for files in ingredient.files:
         wanted = files.wanted(selection)

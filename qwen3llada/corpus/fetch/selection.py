@@ -1,4 +1,4 @@
-"""Which rows of which files are wanted, and which of them are held out."""
+"""Selection of rows from files, and the choice of held-out rows."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ from qwen3llada.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Files of one split in their order, and the slice that is taken of their rows."""
+    """Files of one split in order, and the slice of their rows to take."""
 
     paths: list[Path]
     part: Slice
 
     def wanted(self, selection: "Selection") -> range | None:
-        """Numbers of the rows of the slice; None if it is the whole split."""
+        """Row numbers of the slice; None if it is the whole split."""
         return None if self.part.whole else self.part.rows(sum(_count(path, selection) for path in self.paths))
 
     def places(self, selection: "Selection") -> dict[Path, range]:
-        """For each file, resolved, the numbers of its rows that are in the slice."""
+        """For each file (resolved path), the numbers of its rows that are in the slice."""
         counts = [_count(path, selection) for path in self.paths]
         wanted = self.part.rows(sum(counts))
         found, start = {}, 0
@@ -50,10 +50,10 @@ class Files:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which columns are kept, and how rows are held out.
+    """Columns to keep, and the rule for holding rows out.
 
-    `key` gives the text that a row is held out by; texts that are the same (`same_text`) go the same way. `prompts`:
-    all prompts of a row, for conversations, whose first is the key. `txt_unit`: what a row of a .txt file is.
+    `key` returns the text by which a row is held out; equal texts (`same_text`) are treated alike. `prompts`, for
+    conversations, returns all prompts of a row; the first is the key. `txt_unit`: what a row of a .txt file is.
     """
 
     columns: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Selection:
 
 
 def row_blocks(path: Path, selection: Selection) -> Iterator[Block]:
-    """The rows of a file; those of a .txt file are objects with a `text`."""
+    """The rows of a file. Rows of a .txt file are objects with a `text`."""
     if file_format(path) != "txt":
         yield from read_blocks(path)
         return
@@ -77,16 +77,16 @@ def row_blocks(path: Path, selection: Selection) -> Iterator[Block]:
 
 
 def share(row: Row, path: Path, selection: Selection) -> float:
-    """A number in [0, 1) that depends on the row's key alone: it is held out if that is below the fraction."""
+    """A number in [0, 1) that depends only on the row's key. The row is held out if it is below the fraction."""
     key = folded(selection.key(path, row.value) if row.error is None else row.raw or "")
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
 
 
 def heldout_openings(sources: Sequence[Files], selection: Selection) -> frozenset[int]:
-    """Hashes of the prompts that open a held-out conversation: no conversation trained on may have one of them.
+    """Hashes of prompts that open a held-out conversation. No training conversation may contain one of them.
 
-    Of texts nothing is needed: all of a text is its key.
+    Empty for texts, whose key is the whole text.
     """
     if selection.prompts is None or not selection.heldout_fraction:
         return frozenset()
@@ -100,14 +100,14 @@ def heldout_openings(sources: Sequence[Files], selection: Selection) -> frozense
 
 
 def asks_heldout(row: Row, selection: Selection, openings: frozenset[int]) -> bool:
-    """Whether a later prompt of a conversation opens a held-out one. The first cannot: it would be held out itself."""
+    """Whether a later prompt of a conversation opens a held-out one. (A first that does is held out itself.)"""
     if not openings or selection.prompts is None:
         return False
     return any(text_hash(prompt) in openings for prompt in selection.prompts(row.value)[1:])
 
 
 def refuse_overlap(train: Sequence[Files], heldout: Sequence[Files], selection: Selection) -> None:
-    """Raises: InputError if a row of a file is both in `train` and in `heldout`. Only files in both are opened."""
+    """Raises: InputError if a row of a file is in both `train` and `heldout`. Opens only files that are in both."""
     for ours in train:
         for theirs in heldout:
             shared = {path.resolve() for path in ours.paths} & {path.resolve() for path in theirs.paths}

@@ -1,4 +1,4 @@
-"""The description of a stream of text: which shards it has and, before training, how much text each of them holds."""
+"""Description of a stream of text: its shards and, before training, the amount of text in each."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -23,14 +23,14 @@ from qwen3llada.corpus.text.text_stream import CODE, HELDOUT_FILE, RUN, STREAM_F
 from qwen3llada.corpus.tokens.tokenizer import identity
 from qwen3llada.errors import InputError
 
-TOKEN_BYTES = 4  # of text in a token, about: what a lane needs to fill a run of positions
+TOKEN_BYTES = 4  # approximate bytes of text per token, to estimate whether a lane fills a run of positions
 COUNTS = ("documents", "blank_documents", "heldout_documents", "text_bytes")
 
 
 def list_shards(params: TextData) -> tuple[dict[str, Any], HubRepository | None]:
-    """What `stream.json` says of the shards of `params`, and their repository (None: local). No shard is opened.
+    """Content of `stream.json` about the shards of `params`, and their repository (None: local). Opens no shard.
 
-    Raises: InputError if the source or a split does not exist; OSError if the hub is not there.
+    Raises: InputError if the source or a split does not exist; OSError if the hub is not reachable.
     """
     parts = parse_split(params.split)
     if not all(part.whole for part in parts):
@@ -49,19 +49,19 @@ def list_shards(params: TextData) -> tuple[dict[str, Any], HubRepository | None]
 
 
 def write_shards(folder: Path, shards: dict[str, Any]) -> None:
-    """Write what `list_shards` found to `stream.json` in `folder`."""
+    """Write the result of `list_shards` to `stream.json` in `folder`."""
     write_json(folder / STREAM_FILE, shards)
 
 
 def write_stream(
     raw: Path, out: Path, tokenizer: Any, params: TextData, *, max_length: int, heldout: frozenset[int] = frozenset()
 ) -> dict[str, Any]:
-    """Write to the folder `out` what training needs to stream the shards listed in `raw`; counts of it.
+    """Write what training needs to stream the shards listed in `raw` to the folder `out`. Returns counts.
 
-    Local shards are read once, in `params.num_proc` processes, to count their text; of a hub repository at most the
-    first is opened, to find the column of the text. `heldout`: hashes of documents that are not trained on.
-    It holds the hashes of the tokenizer and of the code that makes tokens: if they change, so does the data.
-    Raises: InputError if a shard cannot be read, there is no column of text, or no text.
+    Local shards are read once, by `params.num_proc` processes, to count their text. Of a hub repository at most the
+    first shard is opened, to find the text column. `heldout`: hashes of documents to leave out of training.
+    `stream.json` contains hashes of the tokenizer and of the tokenizing code, because these decide the data.
+    Raises: InputError if a shard cannot be read, or if there is no text column or no text.
     """
     described = read_json(raw / STREAM_FILE)
     shards: list[dict[str, Any]] = described["shards"]
@@ -88,7 +88,7 @@ def write_stream(
 
 
 def _text_column(described: dict[str, Any], params: TextData) -> str | None:
-    """The one column that holds the text of all shards; null if all are files of plain text."""
+    """The text column of all shards; None if all are plain text files."""
     repository, shards = described["repository"], described["shards"]
     if repository is None:
         return text_column([local_shard(None, shard) for shard in shards], params.text_field)
@@ -100,7 +100,7 @@ def _text_column(described: dict[str, Any], params: TextData) -> str | None:
 
 @dataclass(frozen=True)
 class _Counter:
-    """Counts the text of a shard as `TextEncoder` will find it."""
+    """Counts the text of a shard as `TextEncoder` will see it."""
 
     column: str | None
     txt_unit: TxtUnit
@@ -126,7 +126,7 @@ class _Counter:
 
 
 def _count_text(shards: list[dict[str, Any]], counter: _Counter, processes: int) -> None:
-    """Add to each local shard what was counted in it."""
+    """Add the counts of each local shard to its entry."""
     paths = [local_shard(None, shard) for shard in shards]
     for shard, found in zip(shards, ordered_map(_count, counter, paths, processes), strict=True):
         shard.update(found)

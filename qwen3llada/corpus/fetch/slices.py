@@ -10,7 +10,7 @@ _PART = re.compile(r"(?P<split>[\w.-]+)(?:\[(?P<start>-?\d+%?)?:(?P<end>-?\d+%?)
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Part of a split: row numbers or percentages (`"10%"`) of its start and end, negative ones from the end."""
+    """Part of a split: row numbers or percentages (`"10%"`) of its start and end. Negative ones count from the end."""
 
     split: str
     start: str | None = None
@@ -21,18 +21,18 @@ class Slice:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all of its split."""
+        """Whether it is the whole split."""
         return self.start is None and self.end is None
 
     def rows(self, count: int) -> range:
-        """Row numbers of the slice in a split of `count` rows; percentages are rounded to the nearest row."""
+        """Row numbers of the slice in a split of `count` rows. Percentages are rounded to the nearest row."""
         start = 0 if self.start is None else _absolute(self.start, count)
         end = count if self.end is None else _absolute(self.end, count)
         return range(start, max(start, end))
 
 
 def parse_split(text: str) -> list[Slice]:
-    """The slices that `text` adds up. Raises: InputError if it is not of the form above."""
+    """The slices that `text` adds up. Raises: InputError if it does not have the form above."""
     slices = []
     for part in text.split("+"):
         match = _PART.fullmatch(part.strip())

@@ -1,4 +1,4 @@
-"""Where the model, the text and the conversations come from: the parameters of the sources."""
+"""Parameters of the sources of model, text and conversations."""
 
 import glob
 from pathlib import Path
@@ -45,7 +45,7 @@ class MixtureSource(Section):
 
 
 class DataSource(Section):
-    """A data set: which rows of what, and which of them are held out from training."""
+    """A data set: which rows to use, and which of them to hold out from training."""
 
     name: str = Field(
         default=BUILTIN,
@@ -106,7 +106,7 @@ class DataSource(Section):
 
 
 class TextData(DataSource):
-    """Text to pretrain on, and how it becomes sequences."""
+    """Text for pretraining, and how it becomes sequences."""
 
     streaming: bool = Field(
         default=False,
@@ -153,7 +153,7 @@ class TextData(DataSource):
 
 
 class ConversationData(DataSource):
-    """Conversations to fine-tune on, and how they become prompts and answers."""
+    """Conversations for fine-tuning, and how they become prompts and answers."""
 
     template: Template = Field(
         default="plain",
@@ -174,7 +174,7 @@ class ConversationData(DataSource):
 
 
 def local_sources(raw: Path, model: ModelSource, text: TextData, conversations: ConversationData) -> dict[str, str]:
-    """What is read, by knob; of a glob the first file that lies in the folder `raw`, if one does."""
+    """Local paths that are read, by knob. For a glob: its first file in the folder `raw`, if there is one."""
     given = {"model.source": model.source}
     for section, data in (("pretrain_data", text), ("sft_data", conversations)):
         given |= {f"{section}.name": data.name, f"{section}.heldout_name": data.heldout_name or ""}

@@ -1,1 +1,1 @@
-"""From documents to sequences of token ids, before training or while it runs."""
+"""From documents to sequences of token ids, before or during training."""

@@ -1,4 +1,4 @@
-"""Which column of a source holds its text: the one that is named, or the one that schema and many rows speak for."""
+"""The text column of a source: the named one, or the one that schema and sampled rows suggest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,27 +12,27 @@ from qwen3llada.corpus.files.rows import Block, file_format
 from qwen3llada.errors import InputError
 
 AUTO = "auto"
-#: Columns that are taken for the text, in this order, before any other column.
+#: Column names that are taken as the text, in this order, before any other column.
 TEXT_COLUMNS = ("text", "content", "raw", "raw_content", "document", "body", "article", "markdown")
-FILES = 16  # files that are looked at, evenly spread over the source
-ROWS = 1_000  # rows of each that are looked at; more, up to MOST_ROWS, while a column has shown nothing but null
+FILES = 16  # files to sample, evenly spread over the source
+ROWS = 1_000  # rows to sample per file; more, up to MOST_ROWS, while a column has shown only nulls
 MOST_ROWS = 100_000
-PROSE_WORDS = 5  # words of a value that reads like prose, unlike a label, a name or an address
-PROSE_LETTERS = 10  # or letters beyond ASCII, for languages that put no spaces between words
-MUCH_LONGER = 4  # times as long on average as any other: then this column of prose is the text
+PROSE_WORDS = 5  # words in a value that count as prose, unlike a label, a name or an address
+PROSE_LETTERS = 10  # or letters beyond ASCII, for languages without spaces between words
+MUCH_LONGER = 4  # a prose column that is so many times longer than any other is the text
 
 
 @dataclass
 class Column:
-    """What the rows show of one column."""
+    """Statistics of one column over the sampled rows."""
 
     name: str
     texts: int = 0  # values that are text
-    filled: int = 0  # of them not blank
-    prose: int = 0  # of them like prose
+    filled: int = 0  # texts that are not blank
+    prose: int = 0  # texts that read like prose
     characters: int = 0
     different: set[int] = field(default_factory=set)  # hashes
-    wrong: str | None = None  # where something is that is not text, and what it is
+    wrong: str | None = None  # place and value of the first non-text
 
     @property
     def usable(self) -> bool:
@@ -40,7 +40,7 @@ class Column:
 
     @property
     def is_prose(self) -> bool:
-        """Half of the values read like prose, and they are not a few labels."""
+        """Whether at least half of the values read like prose and they are not a few repeated labels."""
         return self.usable and 2 * self.prose > self.filled and 5 * len(self.different) >= self.filled
 
     def add(self, value: Any, place: str) -> None:
@@ -56,12 +56,12 @@ class Column:
 
 
 def text_column(paths: Sequence[Path], text_field: str = AUTO) -> str | None:
-    """The column of text in the files at `paths`; None if none of them has records. Files of plain text do not count.
+    """The text column of the files at `paths`, ignoring plain text files; None if none of them has records.
 
-    With `auto`: the first of `TEXT_COLUMNS` that is there, else the one column that reads like prose. Null is no
-    evidence for a column, nor against it.
-    Raises: InputError if `text_field` is not there or not text; with `auto`, if the first of `TEXT_COLUMNS` cannot be
-    used, or no column or more than one could be the text. Then it names the candidates.
+    With `auto`: the first of `TEXT_COLUMNS` that exists, else the one column that reads like prose. Nulls count neither
+    for nor against a column.
+    Raises: InputError if `text_field` does not exist or is no text. With `auto`: if the first of `TEXT_COLUMNS` cannot
+    be used, or if no column or several could be the text; the message names the candidates.
     """
     files = [path for path in paths if file_format(path) != "txt"]
     columns: dict[str, Column] = {}
@@ -94,7 +94,7 @@ def _add_rows(block: Block, columns: dict[str, Column]) -> int:
         if not isinstance(row.value, dict):
             if not columns:
                 raise InputError(f"{place}: {row.error or f'{row.value!r:.60} is not an object with a text in it'}")
-            continue  # the reader that comes to it names it
+            continue  # the reader of this row will report it
         for name, value in row.value.items():
             columns.setdefault(name, Column(name)).add(value, place)
     return len(rows)
@@ -140,6 +140,6 @@ def _reads_like_prose(value: str) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, also as a dictionary of texts."""
+    """Whether an Arrow type is text, or a dictionary of texts."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)

@@ -1,4 +1,4 @@
-"""The documents of a text corpus, in blocks that a worker process can decode by itself."""
+"""The documents of a text corpus, in blocks that worker processes decode."""
 
 import codecs
 import re
@@ -19,26 +19,26 @@ TxtUnit = Literal["file", "paragraph", "line"]
 
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n\s*")
 _LINE = re.compile(r"\r?\n")
-# Tokenizers of the GPT family begin a new piece after the line break before a word, and before the one space between
-# two words: cutting there changes no token.
+# GPT-style pre-tokenizers start a new piece after a line break before a word, and before a single space between words.
+# So a cut there changes no token.
 _CUT = re.compile(r"\n(?=\S)|(?<=\S)(?= \S)")
-_CUT_WINDOW = 4096  # characters at the end of a block in which a place to cut is looked for first
+_CUT_WINDOW = 4096  # characters at the end of a block that are first searched for a cut
 
 
 @dataclass(frozen=True, slots=True)
 class TextBlock:
-    """Some documents in order. A document larger than a block goes on in the next: `continues` and `open_end` tell."""
+    """Consecutive documents. A document larger than a block spans several: see `continues` and `open_end`."""
 
     file: Path
     first: int
     texts: list[str] | None = None
     block: Block | None = None
     column: str = ""
-    continues: bool = False  # the first text goes on with the last document of the block before
-    open_end: bool = False  # the last text is not the end of its document
+    continues: bool = False  # the first text continues the last document of the previous block
+    open_end: bool = False  # the last text does not complete its document
 
     def decoded(self) -> list[str]:
-        """The texts; a null counts as empty. Raises: InputError naming the file and the record that has no text."""
+        """The texts; null becomes "". Raises: InputError naming the file and a record without text."""
         if self.texts is not None:
             return self.texts
         assert self.block is not None
@@ -61,9 +61,9 @@ class TextBlock:
 
 
 def text_blocks(folder: Path, text_field: str = AUTO, txt_unit: TxtUnit = "file") -> Iterator[TextBlock]:
-    """The documents of every data file in `folder`, in order.
+    """The documents of all data files in `folder`, in order.
 
-    Raises: InputError if there is no data file, or no column of text (`text_column`).
+    Raises: InputError if there is no data file, or no text column (`text_column`).
     """
     paths = data_files(folder)
     column = text_column(paths, text_field)
@@ -72,17 +72,17 @@ def text_blocks(folder: Path, text_field: str = AUTO, txt_unit: TxtUnit = "file"
 
 
 def file_blocks(path: Path, column: str | None, txt_unit: TxtUnit) -> Iterator[TextBlock]:
-    """The documents of one file; `column` holds the text in a file with records."""
+    """The documents of one file. `column`: the text column, for files with records."""
     if file_format(path) == "txt":
         yield from txt_blocks(path, txt_unit)
         return
     for block in read_blocks(path, None if column is None else [column]):
-        assert column is not None  # a file with a block has a column
+        assert column is not None  # every file with blocks has a column
         yield TextBlock(path, block.first, block=block, column=column)
 
 
 def txt_blocks(path: Path, unit: TxtUnit) -> Iterator[TextBlock]:
-    """The documents of a text file: the whole of it piece by piece, its paragraphs or its lines."""
+    """The documents of a text file: all of it, in pieces; its paragraphs; or its lines."""
     if unit == "file":
         pieces = _pieces(path)
         piece = next(pieces, None)
@@ -96,7 +96,7 @@ def txt_blocks(path: Path, unit: TxtUnit) -> Iterator[TextBlock]:
     first, rest = 0, ""
     for characters in _characters(path):
         *texts, rest = separator.split(rest + characters)
-        if texts and not rest:  # the end of the block may be the middle of a separator
+        if texts and not rest:  # the block may end inside a separator
             rest = texts.pop() + "\n\n"
         if texts := [text for text in texts if text.strip()]:
             yield TextBlock(path, first, texts)
@@ -106,7 +106,7 @@ def txt_blocks(path: Path, unit: TxtUnit) -> Iterator[TextBlock]:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """The text of a file in pieces of about a block, cut where that changes no token."""
+    """The text of a file in pieces of about a block, cut where a cut changes no token."""
     rest = ""
     for characters in _characters(path):
         rest += characters
@@ -120,9 +120,9 @@ def _pieces(path: Path) -> Iterator[str]:
 
 
 def _characters(path: Path) -> Iterator[str]:
-    """The text of a file, a block at a time.
+    """The text of a file in blocks.
 
-    Raises: InputError naming the file, the byte that is not UTF-8 and the encoding that the file seems to have.
+    Raises: InputError naming the file, the first invalid byte, and the apparent encoding of the file.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position = 0

@@ -1,4 +1,4 @@
-"""Pretraining text as token ids: documents closed by EOS, packed into sequences."""
+"""Pretraining text as token ids: documents ended by EOS, packed into sequences."""
 
 import copy
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from qwen3llada.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """Documents of a block as token ids, one after the other, EOS after each that ends in it."""
+    """Documents of a block as concatenated token ids, with EOS after each document that ends in it."""
 
     tokens: np.ndarray  # [sum of lengths] int32
     lengths: np.ndarray  # [documents] int64
@@ -31,19 +31,19 @@ class EncodedText:
     open_end: bool
     characters: int
     blank: int
-    held_out: int  # documents left out because they are held out
+    held_out: int  # documents skipped because they are held out
 
 
 class TextEncoder:
-    """Encodes blocks of documents. What reads like a special token is encoded as the text that it is.
+    """Encodes blocks of documents. Text that looks like a special token is encoded as plain text.
 
-    `heldout`: hashes (`same_text`) of documents that are left out, as blank ones are. A document that is larger than a
-    block is not compared with them.
+    `heldout`: hashes (`same_text`) of documents to skip; blank ones are skipped as well. A document larger than a block
+    is never compared.
     """
 
     def __init__(self, tokenizer: Any, heldout: frozenset[int] = frozenset()):
         self._heldout = heldout
-        # A copy: these settings are the tokenizer's own, and its owner may have others.
+        # A copy, because these settings would change the caller's tokenizer.
         backend = copy.deepcopy(tokenizer.backend_tokenizer)
         backend.encode_special_tokens = True
         backend.no_truncation()
@@ -53,9 +53,9 @@ class TextEncoder:
         self._eos = b"" if eos is None else np.int32(eos).tobytes()
 
     def __call__(self, block: TextBlock) -> EncodedText:
-        """The tokens of a block. Raises: InputError naming the file and record whose text is missing or not Unicode."""
+        """The tokens of a block. Raises: InputError naming file and record of a text that is missing or not Unicode."""
         texts = block.decoded()
-        whole = range(block.continues, len(texts) - block.open_end)  # neither go on before nor after this block
+        whole = range(block.continues, len(texts) - block.open_end)  # documents that lie entirely in this block
         blank = {i for i in whole if not texts[i].strip()}
         held = {i for i in whole if i not in blank and text_hash(texts[i]) in self._heldout} if self._heldout else set()
         out = blank | held
@@ -77,17 +77,17 @@ class TextEncoder:
 
 
 def unencodable(block: TextBlock, number: int, text: str) -> InputError:
-    """The error for a text of a block that UTF-8 cannot carry: bytes of another encoding, or a lone surrogate."""
+    """The error for a text that UTF-8 cannot represent: bytes of another encoding, or a lone surrogate."""
     message = f"{block.file}: record {block.first + number} is not valid Unicode text"
     try:
         seems = seeming_encoding(text.encode(errors="surrogateescape"))
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that does not stand for a byte
         return InputError(message)
     return InputError(f"{message}; it seems to be {seems}")
 
 
 def document_hashes(folder: Path, params: TextData) -> frozenset[int]:
-    """The hashes of the documents in `folder`, but for those that are blank or larger than a block."""
+    """Hashes of the documents in `folder`, except blank ones and ones larger than a block."""
     found: set[int] = set()
     for block in text_blocks(folder, params.text_field, params.txt_unit):
         texts = block.decoded()
@@ -98,7 +98,7 @@ def document_hashes(folder: Path, params: TextData) -> frozenset[int]:
 def encode_blocks(
     raw: Path, tokenizer: Any, params: TextData, heldout: frozenset[int] = frozenset()
 ) -> Iterator[EncodedText]:
-    """The text files in `raw`, encoded by `params.num_proc` processes, in order, without the documents in `heldout`."""
+    """The text files in `raw`, in order, encoded by `params.num_proc` processes, without documents in `heldout`."""
     blocks = text_blocks(raw, params.text_field, params.txt_unit)
     return ordered_map(_encode, TextEncoder(tokenizer, heldout), blocks, params.num_proc)
 
@@ -110,10 +110,10 @@ def _encode(encoder: TextEncoder, block: TextBlock) -> EncodedText:
 def write_text_sequences(
     parts: Iterator[EncodedText], writer: SequenceWriter, params: TextData, max_length: int
 ) -> tuple[dict[str, int], dict[str, Histogram]]:
-    """Write encoded documents as sequences of at most `max_length`; the counts, and the lengths of the documents."""
+    """Write documents as sequences of at most `max_length` tokens. Returns counts, and the lengths of documents."""
     packer = Packer(max_length, pack=params.pack_to_max_length)
     documents = Histogram()
-    characters = blank = held_out = open_length = 0  # open: of the document that goes on in the next block
+    characters = blank = held_out = open_length = 0  # open_length: of the document that continues in the next block
     for part in parts:
         writer.add(*packer.add(part.tokens, part.lengths, open_end=part.open_end))
         characters += part.characters
@@ -135,7 +135,7 @@ def write_text_sequences(
 
 
 def text_notes(counts: dict[str, Any]) -> list[str]:
-    """What the user should know of the `counts` of both splits: the column that was read, and what was left out."""
+    """Notes for the user about the `counts` of both splits: the column that was read, and what was left out."""
     notes = [f"the text of {split} is column {c['text_field']}" for split, c in counts.items() if c.get("text_field")]
     for name, what in (
         ("blank_shards", "shards without text skipped"),

@@ -1,7 +1,7 @@
-"""How the shards of a stream are dealt out to lanes, and which lane each run of positions comes from.
+"""Assignment of a stream's shards to lanes, and of runs of positions to lanes.
 
-A lane reads its shards one after the other, again and again. So that no shard is repeated more often than the others,
-lanes get turns in proportion to their text, and a shard that is too small for a lane of its own shares one.
+A lane reads its shards one after another, over and over. So that no shard is repeated more often than others, lanes get
+turns in proportion to their text, and shards too small for a lane of their own share one.
 """
 
 import heapq
@@ -11,15 +11,15 @@ from math import gcd
 import numpy as np
 
 MAX_LANES = 64  # each holds a block of text as tokens, a few megabytes
-SMALLEST = 16  # a lane has at least this fraction (1 / SMALLEST) of the mean text of a lane
-TURNS = 256  # of a lane of mean size in a cycle: the smallest is then drawn 16 times, so its share is right to 3 %
+SMALLEST = 16  # a lane has at least 1 / SMALLEST of the mean text per lane
+TURNS = 256  # of a mean-sized lane per cycle: the smallest lane then gets 16, so its share is exact to 3 %
 
 
 def deal(sizes: Sequence[int], least: int) -> list[list[int]]:
-    """Numbers of the shards of each lane, in order; shards of size 0 are in none.
+    """The shard numbers of each lane, in order. Shards of size 0 are in no lane.
 
-    `sizes` [shards]: how much text each has. There are as many lanes as possible, `MAX_LANES` at most, that are about
-    equal and have at least `least` each. Returns [] if all sizes are 0.
+    `sizes` [shards]: amount of text in each. Makes as many lanes as possible, at most `MAX_LANES`, that are about equal
+    and have at least `least` text each. Returns [] if all sizes are 0.
     """
     filled = sorted((i for i, size in enumerate(sizes) if size > 0), key=lambda i: (-sizes[i], i))
     total = sum(sizes)
@@ -31,7 +31,7 @@ def deal(sizes: Sequence[int], least: int) -> list[list[int]]:
 
 
 def _balanced(sizes: Sequence[int], filled: Sequence[int], count: int) -> tuple[list[list[int]], int]:
-    """`count` lanes, each shard put into the one that has least so far, large ones first; and the smallest size."""
+    """`count` lanes, filled greedily (largest shard first, into the smallest lane), and the smallest lane's size."""
     lanes: list[list[int]] = [[] for _ in range(count)]
     loads = [(0, lane) for lane in range(count)]
     for shard in filled:
@@ -42,7 +42,7 @@ def _balanced(sizes: Sequence[int], filled: Sequence[int], count: int) -> tuple[
 
 
 def turns(loads: Sequence[int]) -> np.ndarray:
-    """The lanes of a cycle of turns, [turns] int64: each lane in proportion to its load, and evenly spread."""
+    """The lanes of one cycle of turns, [turns] int64: in proportion to `loads` and evenly spread."""
     mean = sum(loads) / len(loads)
     counts = [max(1, round(TURNS * load / mean)) for load in loads]
     counts = [count // gcd(*counts) for count in counts]
@@ -52,7 +52,7 @@ def turns(loads: Sequence[int]) -> np.ndarray:
 
 
 def ranks(lanes: np.ndarray) -> np.ndarray:
-    """For each turn of a cycle, how many turns its lane had before in the cycle; [turns] int64."""
+    """For each turn of a cycle, the number of earlier turns of the same lane; [turns] int64."""
     seen: dict[int, int] = {}
     found = []
     for lane in lanes.tolist():

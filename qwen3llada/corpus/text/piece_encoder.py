@@ -1,7 +1,7 @@
-"""Token ids of texts, each piece of text encoded once: a few times faster than the tokenizers library alone.
+"""Token ids of texts with each distinct piece encoded once: a few times faster than the tokenizers library alone.
 
-A text is cut where Qwen's pre-tokenizer ends a token whatever stands on the other side. What a piece is encoded to is
-then remembered, since most of a text is words that came before. The ids are those of the whole text.
+A text is cut where Qwen's pre-tokenizer ends a token regardless of the text on the other side. The ids of a piece are
+cached, because most pieces are words that occur again. The result equals encoding the whole text.
 """
 
 import json
@@ -16,26 +16,26 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-MOST, LONGEST = 1 << 18, 32  # pieces that are remembered, and their characters: up to about 80 MB
+MOST, LONGEST = 1 << 18, 32  # cached pieces, and characters of the longest one: at most about 80 MB
 
-# No white space under any definition, nor a control or format character.
+# Not whitespace under any definition, and no control or format character.
 _SOLID = r"[^\x00-\x20\x7f-\xa0\xad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]"
 _ASCII = r"(?![^\x00-\x7f])"  # or the end
-# Where PATTERN ends a token and begins another, with neither looking at the other side. Composition (NFC) does not
-# reach across either: an ASCII character never composes with what stands before it, a line end with what follows.
+# Places where PATTERN ends a token and begins another without looking at the other side. NFC composition does not cross
+# them: an ASCII character never composes with preceding text, nor a line end with following text.
 _ENDS = (
-    rf"(?= {_SOLID})",  # before the space before a word: no token holds a character and then such a space
-    rf"(?<=\n)(?=[ \t]*+{_SOLID})",  # after the last line end of a run of white space
-    r"(?<=[A-Za-z])(?=[\x00-@\[-`{-\x7f])",  # between a letter and an ASCII character that is none
-    rf"(?<=[0-9]){_ASCII}",  # after a digit, which is a token
+    rf"(?= {_SOLID})",  # before the space before a word: no token contains a character followed by such a space
+    rf"(?<=\n)(?=[ \t]*+{_SOLID})",  # after the last line end of a run of whitespace
+    r"(?<=[A-Za-z])(?=[\x00-@\[-`{-\x7f])",  # between an ASCII letter and an ASCII character that is no letter
+    rf"(?<=[0-9]){_ASCII}",  # after a digit, which is a token of its own
     r"\Z",
 )
-# A word that ends there, as most do, at once; else as little as possible up to such an end.
+# The fast path: a word that ends at such a place, as most do. Otherwise the shortest text up to such a place.
 _PIECE = re.compile(rf"[ -/:-@\[-`{{-~]?[A-Za-z]++{_ASCII}|(?s:.)+?(?:{'|'.join(_ENDS)})")
 
 
 class PieceEncoder:
-    """Encodes texts piece by piece. `backend`: a tokenizer of the tokenizers library for which `can_cut` holds."""
+    """Encodes texts piece by piece. `backend`: a tokenizer of the tokenizers library that satisfies `can_cut`."""
 
     def __init__(self, backend: Any):
         self._backend = backend
@@ -44,7 +44,7 @@ class PieceEncoder:
         self._added = re.compile("|".join(map(re.escape, added))) if added else None
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each text as the bytes of an int32 array; nothing is added to them."""
+        """Ids of each text as the bytes of an int32 array, without additions."""
         if len(self._known) > MOST:
             self._known.clear()
         cut = [[text] if self._added and self._added.search(text) else _PIECE.findall(text) for text in texts]
@@ -58,15 +58,15 @@ class PieceEncoder:
 
 
 def encode(backend: Any, texts: Sequence[str]) -> list[bytes]:
-    """What `PieceEncoder` returns, by the tokenizers library alone."""
+    """Same result as `PieceEncoder`, by the tokenizers library alone."""
     encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     return [array("i", encoding.ids).tobytes() for encoding in encodings]
 
 
 def can_cut(backend: Any) -> bool:
-    """Whether a tokenizer is of Qwen's kind: byte-level BPE behind PATTERN, text at most composed (NFC) before.
+    """Whether a tokenizer is of Qwen's kind: byte-level BPE after PATTERN, with at most NFC normalisation before.
 
-    Tokens that were added to it, and are no control tokens, have to be found in the text as they are.
+    Its added tokens other than control tokens must match the text literally.
     """
     parts = json.loads(backend.to_str())
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
@@ -82,9 +82,9 @@ def can_cut(backend: Any) -> bool:
     )
 
 
-_TRICKY = ("single_word", "lstrip", "rstrip", "normalized")  # properties by which a token depends on its neighbours
+_TRICKY = ("single_word", "lstrip", "rstrip", "normalized")  # properties that make a token depend on its neighbours
 
 
 def _added(parts: dict[str, Any]) -> list[str]:
-    """Added tokens that are found in any text; special ones are not, with `encode_special_tokens`."""
+    """Added tokens that are found in any text. Special ones are not, because of `encode_special_tokens`."""
     return [token["content"] for token in parts["added_tokens"] if not token["special"]]

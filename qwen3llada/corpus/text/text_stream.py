@@ -1,9 +1,9 @@
-"""Pretraining sequences made while training: shards are read, tokenized and packed when a sample is asked for.
+"""Pretraining sequences made during training: shards are read, tokenized and packed on demand.
 
-The shards are dealt out to lanes (`lanes`). A lane joins the documents of its shards, EOS after each, cuts them into
-sequences, and starts over with its first shard after its last. Runs of `RUN` positions come from the lanes in turn, in
-proportion to their text. All of that depends on `stream.json` alone, so the sample at a position is the same with any
-number of processes and workers; each of them reads the lanes that its positions come from.
+Shards are assigned to lanes (`lanes`). A lane joins the documents of its shards, EOS after each, cuts them into
+sequences, and starts over after its last shard. Runs of `RUN` positions come from the lanes in turn, in proportion to
+their text. All of this depends only on `stream.json`, so the sample at a position is the same for any number of ranks
+and workers. Each of them reads only the lanes of its own positions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,20 +22,20 @@ from qwen3llada.corpus.text.lanes import ranks, turns
 from qwen3llada.errors import InputError
 
 STREAM_FILE = "stream.json"
-#: Modules that decide which tokens come out of the shards.
+#: Modules that determine the tokens made from the shards.
 CODE = (
     *("files/rows", "files/formats", "files/reading", "fetch/hub"),
     *("text/lanes", "text/piece_encoder", "text/same_text", "text/text_stream", "text/documents", "text/encode"),
 )
-HELDOUT_FILE = "heldout.npy"  # hashes of the held-out documents, which are left out of training
-RUN = 8  # neighbouring positions of one lane: a micro-batch of one process then comes from few lanes
+HELDOUT_FILE = "heldout.npy"  # hashes of held-out documents, which training skips
+RUN = 8  # consecutive positions from one lane, so that a micro-batch of one rank comes from few lanes
 
-#: Where a lane goes on: shard (counted on over all passes), block in it, tokens of the block that are used up.
+#: Where a lane continues: shard (counted on over all passes), block in it, tokens of the block already used.
 Place = tuple[int, int, int]
 
 
 class TextStream:
-    """The stream that `stream.json` in `folder` describes (a `TokenStream`). `tokenizer`: what the text is encoded by.
+    """The stream described by `stream.json` in `folder` (a `TokenStream`). `tokenizer` encodes the text.
 
     Raises: InputError if there is no such file.
     """
@@ -46,16 +46,16 @@ class TextStream:
         self._described = read_json(folder / STREAM_FILE)
         self.sample_length: int = self._described["max_length"]
         self.shards: list[dict[str, Any]] = self._described["shards"]
-        self.lanes: list[list[int]] = self._described["lanes"]  # numbers of the shards of each
+        self.lanes: list[list[int]] = self._described["lanes"]  # shard numbers of each lane
         self._turns = turns([sum(shard_size(self.shards[i]) for i in lane) for lane in self.lanes])
         self._ranks = ranks(self._turns)
         self._counts = np.bincount(self._turns)
         self._encoder = TextEncoder(tokenizer, frozenset(np.load(folder / HELDOUT_FILE).tolist()))
 
     def read(self, positions: Iterator[int], cursors: Mapping[int, Any]) -> Iterator[Sample]:
-        """The samples at `positions` (rising). `cursors`: what `needed` left of those before; empty: from the start.
+        """The samples at `positions` (increasing). `cursors`: what `needed` kept of earlier samples; empty: start.
 
-        Raises: InputError naming a shard that is not there any more, has changed, or cannot be read.
+        Raises: InputError naming a shard that is missing, has changed, or cannot be read.
         """
         starts = {self._lane(position): (position, cursor) for position, cursor in sorted(cursors.items())}
         lanes: dict[int, Iterator[tuple[int, np.ndarray, Place]]] = {}
@@ -67,12 +67,12 @@ class TextStream:
                 lanes[lane] = self._sequences(lane, first, place)
             wanted = self._number(position)
             for number, tokens, place in lanes[lane]:
-                if number == wanted:  # those before are for other readers
+                if number == wanted:  # earlier ones belong to other readers
                     yield Sample(tokens, cursor=list(place))
                     break
 
     def needed(self, cursors: Mapping[int, Any]) -> dict[int, Any]:
-        """Those of the `cursors` of all samples so far that reading on needs: the last of each lane."""
+        """The `cursors` that reading on needs: the last of each lane."""
         last = {self._lane(position): position for position in sorted(cursors)}
         return {position: cursors[position] for position in last.values()}
 
@@ -80,13 +80,13 @@ class TextStream:
         return int(self._turns[position // RUN % len(self._turns)])
 
     def _number(self, position: int) -> int:
-        """Which of its lane's sequences is at a position."""
+        """Number of the sequence within its lane at a position."""
         cycle, turn = divmod(position // RUN, len(self._turns))
         before = cycle * int(self._counts[self._turns[turn]]) + int(self._ranks[turn])
         return before * RUN + position % RUN
 
     def _sequences(self, lane: int, first: int, place: Place) -> Iterator[tuple[int, np.ndarray, Place]]:
-        """A lane's sequences from number `first`, which begins at `place`: number, tokens, where the next begins."""
+        """Sequences of a lane from number `first`, starting at `place`: number, tokens, start of the next one."""
         numbers, length, rest = count(first), self.sample_length, np.empty(0, np.int32)
         skip = place[2]
         for shard, block, tokens in self._blocks(lane, place[0], place[1]):
@@ -97,9 +97,9 @@ class TextStream:
             rest, skip = joined[len(ends) * length :], 0
 
     def _blocks(self, lane: int, shard: int, first: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Tokens of a lane's blocks without end, from a block of a shard on: number of shard and block, [n] int32."""
+        """Endless token blocks of a lane from a block of a shard on: numbers of shard and block, [n] int32."""
         mine = [self.shards[i] for i in self.lanes[lane]]
-        found = first > 0 or shard % len(mine) > 0  # a pass that was begun before had text
+        found = first > 0 or shard % len(mine) > 0  # an earlier part of this pass had text
         for number in count(shard):
             for block, text in enumerate(self._texts(mine[number % len(mine)])):
                 if number > shard or block >= first:
@@ -124,12 +124,12 @@ class TextStream:
 
 
 def shard_size(shard: Mapping[str, Any]) -> int:
-    """How much text a shard has: bytes of its documents as UTF-8, or of its file where that was not read before."""
+    """Amount of text in a shard: bytes of its documents as UTF-8, or of its file if it was not read before."""
     return shard.get("text_bytes", shard["bytes"])
 
 
 def local_shard(repository: Mapping[str, Any] | None, shard: Mapping[str, Any]) -> Path:
-    """The file of a shard; that of a hub `repository` is downloaded, or taken from the cache, and checked."""
+    """The local file of a shard. A hub shard is downloaded or taken from the cache, and verified."""
     if repository is None:
         return Path(shard["path"]).expanduser()
     file = HubFile(shard["path"], shard["bytes"], shard["sha256"], shard["blob"])

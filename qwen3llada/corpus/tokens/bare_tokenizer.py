@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder without Transformers, for those who only count tokens."""
+"""The tokenizer of a model folder without Transformers, for counting tokens."""
 
 import copy
 from pathlib import Path
@@ -11,10 +11,10 @@ from qwen3llada.errors import InputError
 
 
 def load_backend(folder: str | Path) -> tuple[Any, set[str]]:
-    """The tokenizer in `folder` as the tokenizers library has it, and its control tokens.
+    """The tokenizer in `folder` as an object of the tokenizers library, and its control tokens.
 
-    The same as `load_tokenizer` gives, but where there is a tokenizer.json without Transformers, which takes seconds to
-    import. Raises: InputError as `load_tokenizer`.
+    Same tokenizer as `load_tokenizer`. With a tokenizer.json it avoids importing Transformers, which takes seconds.
+    Raises: InputError as `load_tokenizer`.
     """
     file, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
     if not file.is_file() or not settings.is_file():
@@ -24,7 +24,7 @@ def load_backend(folder: str | Path) -> tuple[Any, set[str]]:
 
     try:
         backend = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no other class
+    except Exception as error:  # the library raises only bare Exception
         raise InputError(f"{file}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
     named = [value for key, value in read_json(settings).items() if key.endswith("_token")]
     named += [value for key, value in read_json(settings).items() if key.endswith("_special_tokens") and value]
@@ -33,7 +33,7 @@ def load_backend(folder: str | Path) -> tuple[Any, set[str]]:
 
 
 def _contents(value: Any) -> list[str]:
-    """The texts of tokens in a tokenizer's settings: a text, an object with one, or several of them."""
+    """Texts of the tokens in a tokenizer setting: a text, an object with one, or a list of these."""
     if isinstance(value, list):
         return [text for item in value for text in _contents(item)]
     found = value.get("content") if isinstance(value, dict) else value

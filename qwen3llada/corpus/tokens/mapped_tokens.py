@@ -1,4 +1,4 @@
-"""Tokenized samples, mapped into memory: what a training process reads."""
+"""Tokenized samples as a memory-mapped file, read by training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qwen3llada.errors import InputError
 
 
 class ArrowTokens:
-    """Samples of an Arrow file with random access; the file is mapped, so only what is used is read.
+    """Samples of an Arrow file with random access. The file is memory-mapped, so only the parts in use are read.
 
-    `lengths`: [n] int64, known from the offsets alone. A copy in another process maps the file anew.
+    `lengths`: [n] int64, from the offsets alone. A copy in another process maps the file again.
     """
 
     def __init__(self, folder: str | Path):
@@ -27,7 +27,7 @@ class ArrowTokens:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except (pa.ArrowException, OSError) as error:  # OSError, without a path, for a part that is cut off
+        except (pa.ArrowException, OSError) as error:  # a truncated file raises OSError without a path
             raise InputError(f"{path}: damaged: {' '.join(str(error).split())}") from error
         self._tokens = [_numpy(batch.column(0).values) for batch in batches]
         self._offsets = [_numpy(batch.column(0).offsets) for batch in batches]
@@ -53,7 +53,7 @@ class ArrowTokens:
 
 
 def load_tokens(path: str | Path) -> ArrowTokens:
-    """The samples that `tokenize_pack` wrote to the folder `path`. Raises: InputError if there are none to read."""
+    """The samples that `tokenize_pack` wrote to the folder `path`. Raises: InputError if there are none."""
     return ArrowTokens(path)
 
 

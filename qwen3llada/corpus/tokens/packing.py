@@ -1,4 +1,4 @@
-"""Token ids on disk: documents cut into sequences, and all sequences in one Arrow file."""
+"""Token ids on disk: documents cut into sequences, and sequences in one Arrow file."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ import pyarrow as pa
 from qwen3llada.artifacts import new_file
 
 TOKENS_FILE = "tokens.arrow"
-MANIFEST = "manifest.json"  # beside it
-#: Tokens in a record batch of the file: what is held in memory while writing, 4 MiB.
+MANIFEST = "manifest.json"  # in the same folder
+#: Tokens per record batch of the file, and so the memory for writing: 4 MiB.
 BATCH_TOKENS = 1 << 20
 
 
 class Packer:
     """Cuts a stream of documents into sequences of at most `max_length` tokens.
 
-    With `pack` the documents follow each other and each sequence but the last has `max_length` tokens. Without, each
-    document starts a sequence, and what exceeds `max_length` is continued in the next.
+    With `pack` documents follow each other, and every sequence but the last has `max_length` tokens. Without, each
+    document starts a new sequence, and the next sequence continues what exceeds `max_length`.
     """
 
     def __init__(self, max_length: int, *, pack: bool = True):
@@ -28,13 +28,12 @@ class Packer:
         self._rest = np.empty(0, np.int32)
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, *, open_end: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Sequences that are complete after these documents: their tokens one after the other, and their lengths.
+        """Sequences completed by these documents: concatenated tokens, and lengths.
 
         Args:
-            tokens: [sum of lengths] int32, the documents one after the other. The first goes on with a document that
-                was left open.
+            tokens: [sum of lengths] int32, concatenated documents. The first continues a document left open before.
             lengths: [documents] int64.
-            open_end: the last document goes on in the next call.
+            open_end: the next call continues the last document.
         """
         if self._rest.size:
             tokens = np.concatenate([self._rest, tokens])
@@ -55,7 +54,7 @@ class Packer:
         return tokens[:used], cuts
 
     def close(self) -> np.ndarray:
-        """Tokens that fill no sequence."""
+        """The remaining tokens, which do not fill a sequence."""
         rest, self._rest = self._rest, np.empty(0, np.int32)
         return rest
 
@@ -63,7 +62,7 @@ class Packer:
 class SequenceWriter:
     """Appends sequences to an Arrow file: a list of token ids each and, for prompts and answers, the prompt's length.
 
-    What the file holds, and where its batches end, depends on the sequences alone.
+    The content of the file and its batch boundaries depend only on the sequences.
     """
 
     def __init__(self, path: Path, *, prompts: bool = False):
@@ -78,7 +77,7 @@ class SequenceWriter:
         self.sequences = self.tokens = 0
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, prompt_lengths: np.ndarray | None = None) -> None:
-        """Append sequences: [sum of lengths] int32 tokens, [n] lengths and, for prompts, [n] of theirs."""
+        """Append sequences: tokens [sum of lengths] int32, lengths [n] and, for prompts, prompt lengths [n]."""
         if prompt_lengths is None:
             prompt_lengths = np.zeros(len(lengths), np.int32)
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -94,7 +93,7 @@ class SequenceWriter:
             first = last
 
     def close(self) -> str:
-        """Write what waits; the SHA-256 of all token ids, lengths and prompt lengths."""
+        """Flush the file. Returns the SHA-256 of all token ids, lengths and prompt lengths."""
         self._flush()
         self._writer.close()
         return self._digest.hexdigest()
@@ -117,12 +116,12 @@ class SequenceWriter:
 
 
 def _int32(values: np.ndarray) -> pa.Array:
-    """The array as Arrow has it, without a copy (`pa.array` would import pandas to look at it, a second's work)."""
+    """An Arrow array without a copy. (`pa.array` would import pandas first, which takes a second.)"""
     return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
 
 
 @contextmanager
 def new_sequences(folder: Path, *, prompts: bool = False) -> Iterator[SequenceWriter]:
-    """A writer of `folder`'s token file, which is there when the block is left without an error."""
+    """A writer for `folder`'s token file. The file appears only if the context ends without an error."""
     with new_file(folder / TOKENS_FILE) as path:
         yield SequenceWriter(path, prompts=prompts)

@@ -1,4 +1,4 @@
-"""Text and conversations as token ids on disk: the same input gives the same bytes with any number of processes."""
+"""Tokenization of text and conversations to disk. The bytes do not depend on the number of processes."""
 
 import csv
 import logging
@@ -48,9 +48,9 @@ def tokenize_corpora(
 ) -> dict[str, Any]:
     """Tokenize both splits of both corpora into `out`/{pretrain,sft}/{train,heldout}.
 
-    Reports: tokenize.json (counts of each), lengths.csv (histograms), and throughput.json, which alone depends on the
-    machine. Returns: the counts. Raises: InputError in one line if there is nothing to tokenize, or a length is beyond
-    the positions of the model whose config.json lies beside the tokenizer, if there is one.
+    Reports: tokenize.json (counts of each), lengths.csv (histograms), and throughput.json, the only one that depends on
+    the machine. Returns: the counts. Raises: InputError in one line if there is nothing to tokenize, or if a length
+    exceeds the positions of the model whose config.json is beside the tokenizer, if there is one.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     if (tokenizer_folder / "config.json").is_file():
@@ -84,18 +84,18 @@ def tokenize_corpora(
 
 
 def _counts(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the report shows of a manifest: its numbers, and the column that was read."""
+    """The part of a manifest for the report: its numbers, and the column that was read."""
     return {key: value for key, value in manifest.items() if isinstance(value, int) or key == "text_field"}
 
 
 def tokenize_text(
     raw: Path, out: Path, tokenizer: Any, params: TextData, *, max_length: int, heldout: frozenset[int] = frozenset()
 ) -> dict[str, Any]:
-    """Tokenize the text files in `raw` into sequences of `max_length` tokens in the folder `out`; its manifest.
+    """Tokenize the text files in `raw` into sequences of `max_length` tokens in the folder `out`. Returns its manifest.
 
-    Every document ends with EOS (if the tokenizer has one). Documents that are blank, or whose hash is in `heldout`
-    (`document_hashes`), are left out and counted. `text_field` in the manifest is the column that was read.
-    Raises: InputError if there is no text, no column of text, or not enough of it for one sequence.
+    Every document ends with EOS, if the tokenizer has one. Documents that are blank, or whose hash is in `heldout`
+    (`document_hashes`), are skipped and counted. `text_field` in the manifest is the column that was read.
+    Raises: InputError if there is no text, no text column, or too little text for one sequence.
     """
     column = text_column(data_files(raw), params.text_field)
     with new_folder(out) as folder:
@@ -120,7 +120,8 @@ def tokenize_text(
 def tokenize_conversations(
     validated: Path, out: Path, tokenizer: Any, params: ConversationData, *, max_length: int
 ) -> dict[str, Any]:
-    """Tokenize the conversations in `validated` into samples with a prompt length in the folder `out`; its manifest.
+    """Tokenize the conversations in `validated` into samples with prompt lengths in the folder `out`. Returns its
+    manifest.
 
     Raises: InputError if there is no record, a record has no human→gpt pair, or every sample is too long.
     """
@@ -151,14 +152,14 @@ def _timed(kind: str, split: str, manifests: dict[str, Any], speeds: dict[str, A
     seconds = time.perf_counter() - start
     manifest = manifests[kind][split]
     tokens = manifest.get("tokens" if kind == "pretrain" else "sample_tokens")
-    if tokens is None:  # a stream, of which nothing has been read
+    if tokens is None:  # a stream, which has not been read yet
         return
     speeds[kind][split] = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}
     log.info("%s %s: %s tokens, %.0f a second", kind, split, f"{tokens:,}", tokens / seconds)
 
 
 def _write_histograms(path: Path, manifests: dict[str, dict[str, Any]]) -> None:
-    """One line for each bin: what is counted (documents, prompts or answers of a split), its lower edge, how many."""
+    """One line per bin: the series (documents, prompts or answers of a split), the bin's lower edge, the count."""
     with new_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["series", "at_least", "count"])

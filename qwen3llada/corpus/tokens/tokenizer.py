@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder, and whether data were made with it."""
+"""The tokenizer of a model folder, and the check that data were made with it."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ _OF_A_TOKEN = ("id", "single_word", "lstrip", "rstrip", "normalized")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The fast tokenizer in `folder`. Code that lies in the folder is never run.
+    """The fast tokenizer in `folder`. Code in the folder is never run.
 
-    Raises: InputError if there is no tokenizer, one that needs code of its own, or none of the fast kind.
+    Raises: InputError if there is no tokenizer, if it needs its own code, or if it has no fast implementation.
     """
     from transformers import AutoTokenizer
 
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # Transformers and tokenizers raise anything for files that they cannot use
+    except Exception as error:  # Transformers and tokenizers raise anything for unusable files
         if "trust_remote_code" in str(error):
             raise InputError(f"{folder}: {OWN_CODE}") from error
         raise InputError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
@@ -38,11 +38,11 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def identity(tokenizer: Any) -> dict[str, Any]:
-    """What decides the token ids of a text, for the manifest of data.
+    """The properties that determine the token ids of a text, for the manifest of data.
 
-    tokenizer_sha256: of the vocabulary with its merges, what is done to a text before, BOS and EOS. added_tokens: those
-    that are found in any text. Special ones are not, since text that reads like one is encoded as text. So the mask
-    token that conversion adds changes nothing.
+    tokenizer_sha256: hash of the vocabulary with its merges, the processing of text before, BOS and EOS. added_tokens:
+    tokens that are found in any text. Special tokens are not included, because text that looks like one is encoded as
+    plain text. So the mask token that conversion adds changes nothing.
     """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     decisive = [_stripped(parts[name]) for name in ("normalizer", "pre_tokenizer", "model")]
@@ -56,7 +56,7 @@ def identity(tokenizer: Any) -> dict[str, Any]:
 
 
 def template_identity(tokenizer: Any, template: str) -> dict[str, Any]:
-    """The form of the prompts, for the manifest: its name and, for `chat`, a hash of the tokenizer's chat template."""
+    """The form of prompts, for the manifest: the template's name and, for `chat`, a hash of the chat template."""
     if template != "chat":
         return {"template": template, "chat_template_sha256": None}
     source = str(tokenizer.chat_template)
@@ -65,9 +65,9 @@ def template_identity(tokenizer: Any, template: str) -> dict[str, Any]:
 
 
 def check_data(folder: Path, tokenizer: Any, template: str) -> None:
-    """Raises InputError unless the tokens in `folder` were made with `tokenizer` and, if prompts, by `template`.
+    """Raises InputError unless the tokens in `folder` were made with `tokenizer` and, for prompts, with `template`.
 
-    The model's mask token may be another one than the data's tokenizer knew: conversion chooses it.
+    The model's mask token may differ from that of the data's tokenizer, because conversion chooses it.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -84,7 +84,7 @@ def check_data(folder: Path, tokenizer: Any, template: str) -> None:
     if ours["tokenizer_sha256"] != theirs["tokenizer_sha256"] or unlike:
         what = f"the added tokens {', '.join(unlike)} differ" if unlike else "the vocabulary or its rules differ"
         raise InputError(f"{folder}: was made with another tokenizer than that of the model {model}: {what}")
-    if theirs["template"] is None:  # text, which has no prompts
+    if theirs["template"] is None:  # plain text has no prompts
         return
     if theirs["template"] != template:
         raise InputError(f"{folder}: its prompts have template={theirs['template']}, the model's have {template}")
@@ -93,7 +93,7 @@ def check_data(folder: Path, tokenizer: Any, template: str) -> None:
 
 
 def _stripped(tree: Any) -> Any:
-    """Without what is off and what concerns places in the text alone: Transformers writes either way."""
+    """Remove settings that are off or concern only offsets, because Transformers may or may not write them."""
     if isinstance(tree, list):
         return [_stripped(part) for part in tree]
     if not isinstance(tree, dict):

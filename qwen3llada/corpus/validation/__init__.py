@@ -1,1 +1,1 @@
-"""The rules that conversations are held to, and what becomes of those that break them."""
+"""Rules for conversations, and the treatment of records that break them."""

@@ -1,4 +1,4 @@
-"""What a split of conversations looks like in numbers, in any language, and how far that is from a baseline."""
+"""Statistical profile of a split of conversations, for any language, and its distance from a baseline."""
 
 from typing import Any
 
@@ -10,29 +10,29 @@ from qwen3llada.errors import InputError
 
 
 class Profile:
-    """Distributions of the lengths of prompts and answers in characters, of turns, and of bytes."""
+    """Distributions of prompt and answer lengths in characters, of turns, and of bytes."""
 
     def __init__(self) -> None:
         self.lengths = {name: Histogram() for name in ("prompt_characters", "answer_characters", "turns")}
         self.bytes = np.zeros(256, np.int64)
 
     def add(self, found: BlockFacts) -> None:
-        """Take in the records of a block."""
+        """Add the records of a block."""
         for name, histogram in self.lengths.items():
             histogram.add(np.array(getattr(found, name), np.int64))
         self.bytes += found.bytes
 
     def summary(self) -> dict[str, Any]:
-        """What is saved: counts by length (lower edges of the bins) and by byte."""
+        """The profile as it is saved: counts by length (lower edges of the bins) and by byte."""
         counts: dict[str, Any] = {name: histogram.rows() for name, histogram in self.lengths.items()}
         return counts | {"bytes": self.bytes.tolist()}
 
 
 def drift(baseline: dict[str, Any], now: dict[str, Any]) -> dict[str, float]:
-    """Jensen-Shannon divergence, in bits, between two summaries of profiles, for each distribution.
+    """Jensen-Shannon divergence in bits between two profile summaries, per distribution.
 
     0 = equal, 1 = nothing in common (Lin 1991, "Divergence measures based on the Shannon entropy").
-    Raises: InputError if `baseline` is not a summary.
+    Raises: InputError if `baseline` is no summary.
     """
     if missing := [name for name in now if name not in baseline]:
         raise InputError(f"a baseline must have {', '.join(now)}; this one has no {', '.join(missing)}")

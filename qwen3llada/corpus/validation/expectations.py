@@ -1,7 +1,7 @@
 """The gate before fine-tuning: Great Expectations judges the facts of every conversation.
 
-Facts are found a block at a time in worker processes; what stays in memory of a record is about a hundred bytes. The
-expectations then run once over the facts of a split, so that their tolerance is that of the whole split.
+Worker processes find the facts in blocks; about a hundred bytes per record stay in memory. The expectations then run
+once over the facts of a split, so that their tolerance applies to the whole split.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ _ROLES = r"^(?:(?:human|gpt)(?: |$))*$"
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What became of one rule: how many records were judged by it, which broke it (their numbers in the split).
+    """Result of one rule: the number of records judged, and which broke it (record numbers in the split).
 
-    `error`: why the rule could not be evaluated; then it has neither passed nor failed.
+    `error`: why the rule could not be evaluated. It has then neither passed nor failed.
     """
 
     rule: str
@@ -35,7 +35,7 @@ class RuleResult:
 
 
 def expectations(params: ValidateParams) -> dict[str, Any]:
-    """The expectation of each rule that is not off, named by its `meta`."""
+    """The expectation of each rule that is not off; its `meta` holds the rule's name."""
     import great_expectations.expectations as gxe
 
     classes: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -68,7 +68,7 @@ def expectations(params: ValidateParams) -> dict[str, Any]:
 
 
 def open_context(docs: Path) -> Any:
-    """A Great Expectations context in memory, silent, whose Data Docs go to the folder `docs`."""
+    """A silent, in-memory Great Expectations context. Its Data Docs go to the folder `docs`."""
     import os
 
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
@@ -76,7 +76,7 @@ def open_context(docs: Path) -> Any:
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    for site in list(context.variables.data_docs_sites or {}):  # its own, in a temporary folder
+    for site in list(context.variables.data_docs_sites or {}):  # the default site, in a temporary folder
         context.delete_data_docs_site(site)
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())}
     site = {"class_name": "SiteBuilder", "store_backend": store}
@@ -88,7 +88,7 @@ def open_context(docs: Path) -> Any:
 
 
 def judge(context: Any, split: str, table: Any, params: ValidateParams) -> dict[str, RuleResult]:
-    """The result of each rule over `table` (a row for each record of the split, a column for each fact), by name."""
+    """The result of each rule by name. `table`: a row per record of the split, a column per fact."""
     import great_expectations.expectations as gxe
 
     rules = expectations(params)
@@ -104,7 +104,7 @@ def judge(context: Any, split: str, table: Any, params: ValidateParams) -> dict[
 
 
 def judge_drift(context: Any, divergences: dict[str, float], limit: float) -> RuleResult:
-    """Whether each distribution is within `limit` of the baseline."""
+    """Whether every distribution is within `limit` of the baseline."""
     import great_expectations.expectations as gxe
     import pandas as pd
 
@@ -116,19 +116,19 @@ def judge_drift(context: Any, divergences: dict[str, float], limit: float) -> Ru
 
 
 def write_data_docs(context: Any) -> None:
-    """Write the Data Docs of everything that was judged."""
+    """Write the Data Docs of everything judged."""
     context.build_data_docs()
 
 
 def _run(context: Any, name: str, table: Any, rules: list[Any]) -> dict[str, dict[str, Any]]:
-    """Results of expectations over a data frame, as JSON objects, by the name of the rule."""
+    """Results of expectations over a data frame as JSON objects, by rule name."""
     import great_expectations as gx
 
     asset = context.data_sources.get("conversations").add_dataframe_asset(name)
     batch = asset.add_batch_definition_whole_dataframe("all")
     suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=rules))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-    # COMPLETE names every record that breaks a rule. It is fast only as long as the index has no name.
+    # COMPLETE lists every record that breaks a rule. It is only fast while the index has no name.
     result = definition.run(batch_parameters={"dataframe": table}, result_format={"result_format": "COMPLETE"})
     documents = (single.to_json_dict() for single in result.results)
     return {document["expectation_config"]["meta"]["rule"]: document for document in documents}
@@ -142,7 +142,7 @@ def _result(name: str, severity: str, mostly: float, document: dict[str, Any], r
 
 
 def _exception(document: dict[str, Any]) -> str | None:
-    """The message of an exception inside an expectation: a flat record of it, or one for each metric that failed."""
+    """The message of an exception inside an expectation: one flat record, or one per failed metric."""
     info = document.get("exception_info") or {}
     for single in [info, *(value for value in info.values() if isinstance(value, dict))]:
         if single.get("raised_exception"):

@@ -1,4 +1,4 @@
-"""The facts of all records of a split as one table, those between records included."""
+"""The facts of all records of a split as one table, including facts between records."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -11,13 +11,13 @@ import numpy as np
 from qwen3llada.corpus.validation.drift import Profile
 from qwen3llada.corpus.validation.record_facts import FACTS, BlockFacts
 
-#: Facts that are text or missing; all others are whole numbers or missing.
+#: Facts that are text or missing. All others are integers or missing.
 TEXTS = ("unreadable", "malformed", "not_unicode", "roles", "unused_fields")
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """`table`: a row for each record, a column for each fact, `duplicate_of` and `conflicts_with` (record numbers).
+    """`table`: a row per record, a column per fact, and `duplicate_of` and `conflicts_with` (record numbers).
 
     `openings`: hash of a first prompt -> number of the first record that has it.
     """
@@ -25,18 +25,18 @@ class SplitFacts:
     table: Any
     profile: Profile
     openings: Mapping[int, int]
-    starts: list[int]  # number of each block's first record
-    places: list[tuple[Path, int]]  # its file, and its number in that file
+    starts: list[int]  # record number of each block's first record
+    places: list[tuple[Path, int]]  # file of each block, and the number of its first record in that file
 
     def place(self, number: int) -> tuple[Path, int]:
-        """The file of a record, and its number in it."""
+        """The file of a record, and its number in that file."""
         block = bisect_right(self.starts, number) - 1
         path, first = self.places[block]
         return path, first + number - self.starts[block]
 
 
 def collect(blocks: Iterable[BlockFacts]) -> SplitFacts:
-    """The table of a split from the facts of its blocks, in order."""
+    """The table of a split, from the facts of its blocks in order."""
     import pandas as pd
 
     columns: dict[str, list[np.ndarray]] = {name: [] for name in FACTS}
@@ -61,7 +61,7 @@ def collect(blocks: Iterable[BlockFacts]) -> SplitFacts:
 
 
 def _compact(name: str, values: list[Any]) -> np.ndarray:
-    if name in TEXTS:  # equal texts once: most records have the same roles
+    if name in TEXTS:  # store equal texts once: most records have the same roles
         known: dict[Any, Any] = {}
         return np.array([known.setdefault(value, value) for value in values], object)
     return np.array([-1 if value is None else value for value in values], np.int64)
@@ -77,12 +77,12 @@ def _column(name: str, parts: list[np.ndarray]) -> Any:
 
 
 def _duplicates(table: Any) -> Any:
-    """For each record the first one that is equal to it, missing for the first itself."""
+    """For each record the first equal record; missing for the first itself."""
     return _first(table, "identity").where(lambda first: first != table.index)
 
 
 def _conflicts(table: Any) -> Any:
-    """For each record the first one that has its prompt, if that one has another answer."""
+    """For each record the first record with the same prompt, if its answer differs."""
     first = _first(table, "prompt")
     answers = table["answer"]
     known = first.notna()
@@ -93,7 +93,7 @@ def _conflicts(table: Any) -> Any:
 
 
 def _first(table: Any, column: str) -> Any:
-    """For each record the number of the first record with the same value in `column`, missing where it has none."""
+    """For each record the number of the first record with the same value in `column`; missing if it has no value."""
     import pandas as pd
 
     numbers = pd.Series(pd.array(table.index.to_numpy(), dtype="Int64"), index=table.index)

@@ -1,4 +1,4 @@
-"""The stage `validate`: facts, judgement, reports, and the validated data, which is there only after success."""
+"""The stage `validate`: facts, judgement, reports. The validated data exist only after success."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from qwen3llada.modeling.positions import positions
 
 
 class InvalidConversations(InputError):
-    """The gate is closed. `table` shows the worst offenders."""
+    """Validation failed. `table` shows the worst offenders."""
 
     def __init__(self, message: str, table: str):
         super().__init__(message)
@@ -34,12 +34,12 @@ class InvalidConversations(InputError):
 def validate(
     raw: Path, out: Path, reports: Path, *, model_folder: Path, params: ValidateParams, num_proc: int
 ) -> dict[str, Any]:
-    """Judge the conversations in `raw`/{train,heldout}; on success write those that are valid to `out`/{train,heldout}.
+    """Judge the conversations in `raw`/{train,heldout}. On success write the valid ones to `out`/{train,heldout}.
 
-    Reports, written in either case: validation.json (returned), quarantine.jsonl (invalid records, raw and whole), and
-    validation/: index.html, data_docs, profile.json. After a failure `out` does not exist.
-    Raises: InvalidConversations if a rule failed; InputError if there is nothing to judge, or an expectation could not
-    be evaluated.
+    Reports are written in either case: validation.json (returned), quarantine.jsonl (invalid records, raw and
+    complete), and validation/: index.html, data_docs, profile.json. After a failure `out` does not exist.
+    Raises: InvalidConversations if a rule failed; InputError if there is nothing to judge, or if an expectation could
+    not be evaluated.
     """
     _remove(out)
     backend, control = load_backend(model_folder)
@@ -47,7 +47,7 @@ def validate(
     baseline = read_json(params.baseline) if params.baseline else None
     files = {split: data_files(raw / split) for split in SPLITS}
     facts: dict[str, SplitFacts] = {}
-    for split in reversed(SPLITS):  # first the held-out prompts, which training must not have
+    for split in reversed(SPLITS):  # held-out data first: training must not contain its prompts
         heldout = facts["heldout"].openings if split == "train" else {}
         finder = FactFinder(backend, control, max_tokens, heldout)
         facts[split] = collect(ordered_map(find_facts, finder, _blocks(files[split]), num_proc))
@@ -73,7 +73,7 @@ def _blocks(files: list[Path]) -> Iterator[Block]:
 
 
 def _limit(model_folder: Path) -> int:
-    """The number of positions that the model knows."""
+    """Number of positions of the model."""
     limit = positions(model_folder)
     if limit is None:
         raise InputError(f"{model_folder}/config.json: no max_position_embeddings; set validate.max_tokens")
@@ -81,7 +81,7 @@ def _limit(model_folder: Path) -> int:
 
 
 def _message(report: dict[str, Any], offenders: list[Offender], reports: Path) -> str:
-    """One line: what the gate stopped for, the first offender, where to read on."""
+    """One line: the problems, the first offender, and where to read more."""
     shown = "; ".join(report["problems"])
     if offenders:
         first = offenders[0]

@@ -1,4 +1,4 @@
-"""What a person reads of a validation: the table of the worst offenders, and a page that needs no network."""
+"""Validation results for people: a table of the worst offenders, and a page that needs no network."""
 
 import html
 import json
@@ -34,7 +34,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Offender:
-    """A record that breaks rules: where it is, and for each rule why."""
+    """A record that breaks rules: its place, and the reason for each rule."""
 
     split: str
     number: int
@@ -45,12 +45,12 @@ class Offender:
 
 
 def reason(rule: str, facts: dict[str, Any]) -> str:
-    """Why a record with these facts breaks `rule`."""
+    """Why a record with `facts` breaks `rule`."""
     return _REASONS[rule].format_map({**facts, "roles": facts["roles"] or "none"})
 
 
 def excerpt(row: Row) -> str:
-    """The beginning of a record, in one line of printable characters."""
+    """The beginning of a record on one line of printable characters."""
     turns = map_record(row.value)["conversations"] if isinstance(row.value, dict) else None
     texts: list[Any] = [t.get("value") for t in turns if isinstance(t, dict)] if isinstance(turns, list) else []
     if row.error is not None:
@@ -63,7 +63,7 @@ def excerpt(row: Row) -> str:
 
 
 def text_table(offenders: Sequence[Offender]) -> str:
-    """Offenders as lines of text: index, rules and reasons, excerpt."""
+    """Offenders as lines of text: index, rules with reasons, excerpt."""
     rows = [
         (f"{o.split} {o.number}", "; ".join(f"{rule}: {why}" for rule, why in o.reasons.items()), o.excerpt)
         for o in offenders
@@ -74,7 +74,7 @@ def text_table(offenders: Sequence[Offender]) -> str:
 
 
 def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]) -> None:
-    """Write the report as one HTML file that loads nothing."""
+    """Write the report as one self-contained HTML file."""
     splits = [name for name, value in report.items() if isinstance(value, dict) and "rules" in value]
     head = ["<!doctype html><html lang=en><meta charset=utf-8><title>Validation of conversations</title>"]
     head += ["<meta name=viewport content='width=device-width, initial-scale=1'>", _STYLE]
@@ -111,7 +111,7 @@ def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]
             for rule, why in o.reasons.items()
         ]
         body.append(_table(("record", "file: record in it", "breaks", "excerpt"), found))
-    # The index of the Data Docs makes its lists by a script from the network; the pages behind it work without.
+    # The index page of Data Docs needs a script from the network. The pages that it lists work without.
     if pages := sorted((path.parent / "data_docs" / "validations").rglob("*.html")):
         links = [(page.relative_to(path.parent).as_posix(), page.relative_to(path.parent).parts[2]) for page in pages]
         shown = ", ".join(f"<a href='{html.escape(link)}'>{html.escape(name)}</a>" for link, name in links)

@@ -1,4 +1,4 @@
-"""Writing what was judged: valid records to the validated data, invalid ones, raw and whole, to the quarantine."""
+"""Output of judged records: valid ones to the validated data, invalid ones, raw and complete, to the quarantine."""
 
 import json
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ from qwen3llada.corpus.validation.page import Offender, excerpt, reason
 from qwen3llada.corpus.validation.verdict import invalid_records
 from qwen3llada.errors import InputError
 
-SHOWN = 20  # offenders in the tables
+SHOWN = 20  # offenders in a table
 
 
 def write_records(
@@ -29,7 +29,7 @@ def write_records(
     out: Path | None,
     reports: Path,
 ) -> list[Offender]:
-    """Write the invalid records to the quarantine and, given `out`, the valid ones there; the offenders to show."""
+    """Write invalid records to the quarantine and, if `out` is given, valid ones to it. Returns offenders to show."""
     offenders: list[Offender] = []
     with ExitStack() as stack:
         quarantine = stack.enter_context(_text_file(stack.enter_context(new_file(reports / "quarantine.jsonl"))))
@@ -68,10 +68,10 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def _quarantined(offender: Offender, block: Block, offset: int, row: Row) -> str:
-    """A line of the quarantine: where the record was, why it is here, and the record as it was, whole.
+    """A line of the quarantine: the record's place, the reasons, and the complete record.
 
-    A line of a file stays the text that it was. Bytes that are not UTF-8 become lone surrogates, escaped, from which
-    they can be had back (`surrogateescape`).
+    A line of a file is kept as raw text. Bytes that are not UTF-8 become escaped lone surrogates, from which they can
+    be restored (`surrogateescape`).
     """
     entry: dict[str, Any] = {"split": offender.split, "index": offender.number, "file": offender.file.name}
     entry |= {"index_in_file": offender.number_in_file, "reasons": offender.reasons}
@@ -85,7 +85,7 @@ def _quarantined(offender: Offender, block: Block, offset: int, row: Row) -> str
 
 
 def _worst(split: str, facts: SplitFacts, results: dict[str, RuleResult]) -> dict[int, Offender]:
-    """The records to show: those that break most rules, errors before warnings, and the first of each rule."""
+    """Records to show: those that break most rules, errors before warnings, and the first of each rule."""
     weights = np.zeros(len(facts.table), np.int64)
     firsts: list[int] = []
     for result in results.values():
@@ -110,6 +110,6 @@ def _offender(
 
 
 def _contains(numbers: np.ndarray, number: int) -> bool:
-    """Whether `number` is one of these ascending numbers."""
+    """Whether `number` is one of the ascending `numbers`."""
     place = int(np.searchsorted(numbers, number))
     return place < len(numbers) and numbers[place] == number

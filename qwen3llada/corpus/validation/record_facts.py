@@ -1,4 +1,4 @@
-"""What the validation's rules are about: for each record the facts that they judge, found a block at a time."""
+"""Facts about records that the rules of validation judge, found block by block."""
 
 import itertools
 import re
@@ -15,50 +15,50 @@ from qwen3llada.corpus.conversations.records import GPT, HUMAN, is_taught, map_r
 from qwen3llada.corpus.files.rows import Block, Row
 from qwen3llada.corpus.text.same_text import exact_hash, text_hash
 
-#: Facts of a record; None where there is nothing to say of it, as of the roles in a record without turns.
+#: Facts of a record. None if a fact does not apply, such as roles of a record without turns.
 FACTS = (
     "unreadable",  # why it cannot be read
     "malformed",  # what is wrong with its structure
     "not_unicode",  # texts that are not valid Unicode
-    "roles",  # of its turns, in one text
-    "taught_pairs",  # human→gpt pairs whose answer is taught
-    "unused_fields",  # fields whose text is in no text of the record, separated by commas
-    "dropped_media",  # places in its texts where images, videos or audio stood
+    "roles",  # of its turns, as one text
+    "taught_pairs",  # human→gpt pairs whose answer is trained on
+    "unused_fields",  # fields whose text is in no text of the record, comma-separated
+    "dropped_media",  # places in its texts that stand for images, videos or audio
     "blank_texts",
     "control_characters",
     "control_tokens",
-    "excess_tokens",  # tokens of all of its texts together above the limit
-    "leaked_from",  # the held-out record that asks the same
+    "excess_tokens",  # tokens of all its texts together beyond the limit
+    "leaked_from",  # number of a held-out record with the same prompt
     "identity",  # hash of the record
-    "prompt",  # hash of what comes before its last taught answer
-    "answer",  # hash of its last taught answer
+    "prompt",  # hash of everything before its last answer to train on
+    "answer",  # hash of its last answer to train on
 )
-# Cc without tab and line breaks, the byte order mark, and the two code points that are never characters.
+# Category Cc except tab and line breaks, the byte order mark, and the two code points that are never characters.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
-# A byte-level tokenizer makes at most one token of a byte, and NFC at most three bytes of one (UAX 15).
+# A byte-level tokenizer makes at most one token per byte, and NFC at most three bytes of one (UAX 15).
 _TOKENS_A_BYTE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFacts:
-    """The facts of a block's records, a list for each of `FACTS`, and what is counted over all of them."""
+    """Facts of a block's records, a list for each of `FACTS`, and statistics over all of them."""
 
     file: Path
     first: int
     records: int
     facts: dict[str, list[Any]]
-    openings: list[int | None]  # of each record, the hash of its first pair's prompt
+    openings: list[int | None]  # per record, the hash of its first pair's prompt
     prompt_characters: list[int]
     answer_characters: list[int]
     turns: list[int]
-    bytes: np.ndarray  # [256] how often each byte occurs
+    bytes: np.ndarray  # [256] count of each byte
 
 
 class FactFinder:
     """Finds the facts of blocks of records.
 
-    `backend`: a tokenizer of the tokenizers library, which becomes the finder's own. `control`: its control tokens.
-    `max_tokens`: of all texts of a record together. `heldout`: hash of a prompt -> the held-out record that it opens.
+    `backend`: a tokenizer of the tokenizers library; its settings are changed. `control`: its control tokens.
+    `max_tokens`: limit for all texts of a record together. `heldout`: hash of a prompt -> held-out record it opens.
     """
 
     def __init__(self, backend: Any, control: set[str], max_tokens: int, heldout: Mapping[int, int]):
@@ -67,7 +67,7 @@ class FactFinder:
         self.backend.no_truncation()
         self.max_tokens, self.heldout = max_tokens, heldout
         special = sorted(control, key=len, reverse=True)
-        # The characters that all of them begin with rule out most texts faster than the pattern does.
+        # A common prefix of all control tokens rules out most texts faster than the pattern.
         columns = zip(*special, strict=False)
         self.prefix = "".join(c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns))
         self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
@@ -83,7 +83,7 @@ class FactFinder:
         return found
 
     def _facts(self, row: Row, found: BlockFacts) -> dict[str, Any]:
-        """The facts of one record. Those that its damage leaves no answer to are missing."""
+        """The facts of one record. Facts that its damage makes meaningless are missing."""
         found.openings.append(None)
         if row.error is not None:
             return {"unreadable": row.error}
@@ -119,7 +119,7 @@ class FactFinder:
 
     def _excess(self, texts: list[str]) -> int:
         size = sum(len(text.encode()) for text in texts)
-        if size * _TOKENS_A_BYTE <= self.max_tokens:  # most records: no need to count
+        if size * _TOKENS_A_BYTE <= self.max_tokens:  # most records: no need to tokenize
             return 0
         tokens = sum(len(encoding) for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False))
         return max(0, tokens - self.max_tokens)
@@ -128,7 +128,7 @@ class FactFinder:
     def _hashes(system: str | None, turns: list[tuple[str, str]], taught: list[bool]) -> dict[str, int]:
         last = max((i for i, answers in enumerate(taught) if answers), default=None)
         parts = [_part("", system or ""), *(_part(role, text) for role, text in turns)]
-        # Records that differ in what is taught of them are not equal.
+        # Records that differ in which answers are trained on are not equal.
         untaught = [str(i) for i, (role, _) in enumerate(turns) if role == GPT and not taught[i]]
         hashes = {"identity": exact_hash("".join([*parts, *untaught]))}
         if last is not None:
@@ -145,24 +145,24 @@ class FactFinder:
 
 
 def find_facts(finder: FactFinder, block: Block) -> BlockFacts:
-    """The facts of a block (a function that worker processes can be given)."""
+    """The facts of a block, as a function for worker processes."""
     return finder(block)
 
 
 def _part(role: str, text: str) -> str:
-    """A turn as part of a longer text: the lengths tell where it ends, so that no two conversations read the same."""
+    """A turn as part of a longer text. The lengths mark its end, so that no two conversations give the same text."""
     return f"{len(role)} {len(text)} {role}{text}"
 
 
 def _word(role: str) -> str:
-    """A role in one printable word."""
+    """A role as one printable word."""
     return visible("_".join(role.split()) or "_")
 
 
 def describe_damage(record: dict[str, Any], columns: list[str]) -> str | None:
-    """What is wrong with the structure of a mapped record (a list of turns, each with role and text); None: nothing.
+    """What is wrong with the structure of a mapped record (a list of turns, each with role and text); None if nothing.
 
-    `columns` are those that the record had before it was mapped.
+    `columns`: columns of the record before mapping.
     """
     turns, system = record["conversations"], record["system"]
     if turns is None:

@@ -1,4 +1,4 @@
-"""The rules that conversations are held to, and how strictly: the parameters of the validation."""
+"""Parameters of validation: the rules for conversations, and their strictness."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ class Rule(Section):
 
 
 WARNING = Rule(severity="warning")
-#: Rules without which a record cannot be turned into tokens.
+#: Rules without which a record cannot be tokenized.
 STRUCTURAL = ("readable", "structure", "unicode", "pairs")
 
 
@@ -64,7 +64,7 @@ class Rules(Section):
 
 
 class ValidateParams(Section):
-    """What conversations are held to before anything is trained on them, and what happens if they break a rule."""
+    """Requirements on conversations before training, and the reaction to violations."""
 
     on_invalid: Literal["fail", "quarantine"] = Field(
         default="fail",

@@ -1,4 +1,4 @@
-"""From the results of the rules to a verdict: which records are invalid, and what the gate stops for."""
+"""From rule results to a verdict: which records are invalid, and why the gate stops."""
 
 from collections import Counter
 from typing import Any
@@ -10,11 +10,11 @@ from qwen3llada.corpus.validation.expectations import RuleResult
 from qwen3llada.corpus.validation.fact_table import SplitFacts
 from qwen3llada.corpus.validation.rules import ValidateParams
 
-NAMED = 12  # unused fields that a line names; reports/validation.json has all
+NAMED = 12  # unused fields named in a line; reports/validation.json lists all
 
 
 def invalid_records(results: dict[str, RuleResult], records: int) -> np.ndarray:
-    """[records] bool: the record breaks a rule whose severity is error."""
+    """[records] bool: whether the record breaks a rule with severity error."""
     mask = np.zeros(records, bool)
     for result in results.values():
         if result.severity == "error":
@@ -29,7 +29,7 @@ def build_report(
     drifting: RuleResult | None,
     params: ValidateParams,
 ) -> dict[str, Any]:
-    """What reports/validation.json holds: counts for each rule and split, what the gate stops for, what it warns of."""
+    """Content of reports/validation.json: counts per rule and split, problems that stop the gate, warnings."""
     report: dict[str, Any] = {"passed": True, "on_invalid": params.on_invalid, "problems": [], "warnings": []}
     for split in SPLITS:
         records = len(facts[split].table)
@@ -66,7 +66,7 @@ def build_report(
 
 
 def unused_fields(facts: SplitFacts) -> dict[str, int]:
-    """Fields whose text is in no conversation, and in how many records of a split; the most frequent first."""
+    """Fields whose text is in no conversation, with the number of records in a split; most frequent first."""
     counts: Counter[str] = Counter()
     for names, times in facts.table["unused_fields"].value_counts().items():
         counts.update(dict.fromkeys(str(names).split(", "), int(times)))
@@ -74,7 +74,7 @@ def unused_fields(facts: SplitFacts) -> dict[str, int]:
 
 
 def _broken(split: str, result: RuleResult, unused: dict[str, int]) -> str:
-    """One line: how many records break a rule; of `unused_fields` also which fields, and how often."""
+    """One line: how many records break a rule; for `unused_fields` also which fields, and how often."""
     line = f"{split}: {len(result.broken)} of {result.judged} records break {result.rule}"
     if result.rule != "unused_fields":
         return line
@@ -91,7 +91,7 @@ def _problems(
     params: ValidateParams,
     unused: dict[str, int],
 ) -> list[str]:
-    """What the gate stops for in a split."""
+    """Reasons to stop the gate for a split."""
     problems = [
         f"{split}: rule {r.rule} could not be evaluated: {r.error}" for r in results.values() if r.error is not None
     ]
