@@ -1,11 +1,11 @@
-"""What a text that is not UTF-8 seems to be encoded in: words for an error message, not for a decision."""
+"""Guesses of the encoding of text that is not UTF-8. For error messages only, not for decisions."""
 
 _MARKS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
-_GUESS_BYTES = 1 << 16  # a guess needs no more
+_GUESS_BYTES = 1 << 16  # enough for a guess
 
 
 def wide_encoding(data: bytes) -> str | None:
-    """UTF-16 or UTF-32 if `data`, the start of a file, has its byte order mark or the zero bytes of it; else None."""
+    """UTF-16 or UTF-32 if `data`, the start of a file, has its byte order mark or pattern of zero bytes; or None."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             return name
@@ -18,7 +18,7 @@ def wide_encoding(data: bytes) -> str | None:
 
 
 def seeming_encoding(data: bytes) -> str:
-    """What `data`, which are not UTF-8, seem to be: words for an error message, not for a decision."""
+    """Apparent encoding of `data`, which is not UTF-8. For error messages only."""
     if (wide := wide_encoding(data)) is not None:
         return wide
     data = data[:_GUESS_BYTES]

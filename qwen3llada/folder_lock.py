@@ -1,4 +1,4 @@
-"""One run at a time in a folder, by a lock that the system releases when the process ends, however it ends."""
+"""A lock that allows one run at a time in a folder. The system releases it however the process ends."""
 
 import fcntl
 import os
@@ -11,19 +11,19 @@ from pathlib import Path
 from qwen3llada.destinations import LOCK_FILE
 from qwen3llada.errors import InputError
 
-_held: dict[str, int] = {}  # descriptor of the lock file, by its real path
+_held: dict[str, int] = {}  # real path of the lock file -> its descriptor
 
 
 def hold_folder(knob: str, folder: Path, *, create: bool) -> None:
-    """Lock `folder` for this process until `released_folders` ends, or the process does. Held already: nothing is done.
+    """Lock `folder` until `released_folders` or the process ends. Does nothing if this process already holds it.
 
-    The lock file stays when the lock is gone: it marks the folder as this project's.
+    The lock file stays after the lock is released; it marks the folder as this project's.
 
     Args:
-        knob: name of the parameter, for the error. create: make the folder and the file where they are missing; false:
-            they are taken as a sign that nobody works there.
+        knob: name of the parameter, for the error. create: make a missing folder and lock file. If false, a missing
+            lock file means that no run works there, and nothing is locked.
 
-    Raises: InputError in one line that names the process which holds the folder; OSError if it cannot be written.
+    Raises: InputError in one line that names the process holding the folder; OSError if the folder is not writable.
     """
     path = folder / LOCK_FILE
     if not create and not path.is_file():
@@ -33,7 +33,7 @@ def hold_folder(knob: str, folder: Path, *, create: bool) -> None:
     if key in _held:
         if path.is_file() and os.path.samestat(os.fstat(_held[key]), os.stat(path)):
             return
-        os.close(_held.pop(key))  # the folder was removed, and another made in its place
+        os.close(_held.pop(key))  # the folder was removed and made again
     descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,7 +53,7 @@ def hold_folder(knob: str, folder: Path, *, create: bool) -> None:
 
 @contextmanager
 def released_folders() -> Iterator[None]:
-    """Release the folders that this process holds when the block ends."""
+    """Release all locks of this process when the context ends."""
     try:
         yield
     finally:
@@ -69,5 +69,5 @@ def _close_all() -> None:
         os.close(_held.popitem()[1])
 
 
-# A worker process must not keep the lock when the run that forked it was killed. Closing a copy releases nothing.
+# A worker must not keep the lock after its parent was killed. Closing its copy does not release the parent's lock.
 os.register_at_fork(after_in_child=_close_all)

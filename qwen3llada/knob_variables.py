@@ -1,4 +1,4 @@
-"""Knobs from environment variables: which there are, and when none may be used. Knows no section by name.
+"""Knobs from environment variables: the known variables, and their rejection under DVC. Independent of the sections.
 
 The variable of a knob is `QWEN3LLADA_` and the knob's keys in params.yaml, in capitals, joined by two underscores:
 `QWEN3LLADA_SEED`, `QWEN3LLADA_PRETRAIN__OPTIM__LR`. It is the same variable in every stage.
@@ -15,12 +15,12 @@ from qwen3llada.commandline import ParamsError
 
 PREFIX = "QWEN3LLADA_"
 TRACEBACK = f"{PREFIX}TRACEBACK"
-NO_KNOBS = {TRACEBACK}  # they have the prefix and change no result
-DVC_STAGE = "DVC_STAGE"  # DVC sets it to the stage's name for the command of a stage
+NO_KNOBS = {TRACEBACK}  # have the prefix but change no result
+DVC_STAGE = "DVC_STAGE"  # set by DVC to the name of the stage that it runs
 
 
 class KnobVariable(NamedTuple):
-    """A variable that is set, and the keys of the knob that it stands for."""
+    """A variable that is set, and the keys of its knob."""
 
     name: str
     keys: tuple[str, ...]
@@ -29,8 +29,8 @@ class KnobVariable(NamedTuple):
 def knob_variables(cls: type[BaseModel], environ: Mapping[str, str]) -> list[KnobVariable]:
     """The variables in `environ` that set a knob of `cls`, the model of all parameters.
 
-    Raises: `ParamsError` for a variable with our prefix that stands for no knob, and for any such variable under DVC:
-    dvc.lock would record the value in params.yaml while the stage ran with another.
+    Raises: `ParamsError` for a variable with our prefix that names no knob, and for any such variable under DVC:
+    dvc.lock would record the value in params.yaml although the stage ran with another.
     """
     given = sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in NO_KNOBS)
     if given and (stage := environ.get(DVC_STAGE)):
@@ -51,7 +51,7 @@ def knob_variables(cls: type[BaseModel], environ: Mapping[str, str]) -> list[Kno
 
 
 def announce(variables: list[KnobVariable], environ: Mapping[str, str], sections: list[str]) -> None:
-    """Say on stderr what each variable does to a stage that reads `sections` of params.yaml."""
+    """Print to stderr the effect of each variable on a stage that reads `sections` of params.yaml."""
     for name, keys in variables:
         if keys[0] in sections:
             print(f"environment: {name}={environ[name]} sets {'.'.join(keys)}", file=sys.stderr)
@@ -60,7 +60,7 @@ def announce(variables: list[KnobVariable], environ: Mapping[str, str], sections
 
 
 def variable(keys: tuple[str, ...]) -> str:
-    """The variable of the knob at `keys`."""
+    """Name of the variable for the knob at `keys`."""
     return PREFIX + "__".join(keys).upper()
 
 

@@ -1,9 +1,9 @@
-"""Every knob: the sections composed, read from YAML, the environment and the command line. Imported by stages alone.
+"""All parameters: the sections composed, and read from YAML, environment and command line. Imported only by stages.
 
-A stage sees the whole of `params.yaml`; its own section's keys are plain flags (`--loss_impl dllm`,
-`--noise.schedule cosine`), the shared sections that it reads are prefixed (`--pretrain_data.num_proc 4`).
+A stage sees all of `params.yaml`. The keys of its own section are plain flags (`--loss_impl dllm`,
+`--noise.schedule cosine`); shared sections that it reads are prefixed (`--pretrain_data.num_proc 4`).
 Priority, lowest first: params.yaml, the parameter set given by `--params`, environment (`QWEN3LLADA_…`), command line.
-What the environment sets is printed. Under DVC it may set nothing (see `knob_variables.py`).
+Values from the environment are printed. Under DVC the environment must not set any (see `knob_variables.py`).
 """
 
 import inspect
@@ -55,7 +55,7 @@ class Params(Section):
     pretrain_data: TextData
     sft_data: ConversationData
     convert: ConvertParams
-    validation: ValidateParams = Field(alias="validate")  # a pydantic model cannot have a field `validate`
+    validation: ValidateParams = Field(alias="validate")  # pydantic reserves the name `validate`
     pretrain: PretrainParams
     sft: SftParams
     eval_loss: EvalLossParams
@@ -64,7 +64,7 @@ class Params(Section):
 
 
 def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:
-    """`Params` from `path` and, on top of it, the parameter set `overlay`. Raises `ParamsError`, one line."""
+    """`Params` from `path`, overridden by the parameter set `overlay`. Raises `ParamsError` in one line."""
     tree, where = read_yaml(path), path
     if overlay is not None and overlay.resolve() != path.resolve():
         tree, where = merge(tree, read_yaml(overlay)), overlay
@@ -72,9 +72,9 @@ def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:
 
 
 def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
-    """Write the values of the parameter set `overlay` into `path`, whose comments, order and other lines stay.
+    """Write the values of the parameter set `overlay` to `path`. Comments, order and other lines stay the same.
 
-    Nothing is written unless the result is valid; `git restore params.yaml` undoes it. Raises: `ParamsError`.
+    Writes nothing unless the result is valid. `git restore params.yaml` undoes it. Raises: `ParamsError`.
     """
     if not overlay.is_file():
         raise ParamsError(f"{overlay}: no such parameter file; {_sets_there_are()}")
@@ -83,15 +83,15 @@ def use(overlay: Path, path: Path = PARAMS_FILE) -> None:
 
 
 def _sets_there_are() -> str:
-    """For an error: what `make use` takes, and the sets in configs/."""
+    """For errors: the usage of `make use`, and the sets in configs/."""
     found = ", ".join(file.as_posix() for file in sorted(Path("configs").glob("*.yaml"))) or "none in configs/"
     return f"give a parameter set, as make use PARAMS=configs/NAME.yaml; there are {found}"
 
 
 def check(path: Path = PARAMS_FILE) -> None:
-    """Check the parameters and the destinations in them; DVC removes the outputs of a stage before the stage starts.
+    """Check the parameters and their destinations before DVC, which removes a stage's outputs before starting it.
 
-    Raises: `ParamsError`; InputError naming the knob whose folder is not this project's to replace.
+    Raises: `ParamsError`; InputError naming a knob whose folder this project must not replace.
     """
     params = load(path)
     check_destinations({"convert.dst": (params.convert.dst, MODEL)}, {"convert.src": params.convert.src})
@@ -107,17 +107,17 @@ def load_stage(
     request: type[Request] = Request,
     doc: str = "",
 ) -> tuple[Params, Any]:
-    """What one stage runs with.
+    """The parameters and the request of one call of a stage.
 
     Args:
         argv: the command line without the program's name.
         own: name of the section whose keys are plain flags, or None.
-        shared: names of the other entries of `Params` that the stage reads.
-        request: the flags that belong to this call and not to params.yaml (--force, a prompt, an output file).
-        doc: shown above the flags by `--help`.
+        shared: names of other entries of `Params` that the stage reads.
+        request: flags of this call that are not in params.yaml (--force, a prompt, an output file).
+        doc: text above the flags in `--help`.
 
-    Returns: the parameters with the overrides applied, and the `request`.
-    Raises: `ParamsError` with one line naming the place, the key, what was given and what is allowed.
+    Returns: the parameters with all overrides, and the `request`.
+    Raises: `ParamsError` in one line with the source, the key, what was given and what is allowed.
     """
     overlay, rest = _take_params_flag(list(argv))
     base = _from_environment(load(PARAMS_FILE, overlay), [*([own] if own else []), *shared])
@@ -143,15 +143,15 @@ def run_stage(
     shared: Sequence[str] = (),
     request: type[Request] = Request,
 ) -> NoReturn:
-    """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, leave with a status.
+    """Entry point of a stage: read the parameters, call `main(params)` or `main(params, request)`, exit with a status.
 
-    `main` gets a request if the stage has a class of its own for it. Before that, `check_inputs` and `check_tracked`.
+    `main` gets a request if the stage has its own request class. `check_inputs` and `check_tracked` run before `main`.
 
-    Status 2: parameters; 1: input or output; 130, 143: stopped by Ctrl-C, SIGTERM (one line on stderr each); 75:
-    stopped, a checkpoint is saved. A defect of the program is a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a
+    Status 2: parameters; 1: input or output; 130, 143: stopped by Ctrl-C, SIGTERM (each with one line on stderr); 75:
+    stopped, a checkpoint is saved. A defect of the program gives a traceback. `QWEN3LLADA_TRACEBACK=1` shows where a
     one-line error was raised.
     """
-    # A caller may have started us with SIGTERM ignored, which is inherited. A stage must end when told, and clean up.
+    # The parent may have SIGTERM ignored, which is inherited. A stage must stop on it and clean up.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         doc = sys.modules[main.__module__].__doc__ or ""
@@ -176,7 +176,7 @@ def _tree(params: Params) -> dict[str, Any]:
 
 def _terminate(signum: int, frame: object = None) -> NoReturn:
     said = f"stopped by {signal.Signals(signum).name}; what an earlier run has saved stays\n"
-    os.write(2, said.encode())  # not print: the signal may have come in the middle of one
+    os.write(2, said.encode())  # not print: the signal may have interrupted one
     raise SystemExit(128 + signum)
 
 
@@ -189,7 +189,7 @@ def _complain(error: Exception, status: int) -> int:
 
 
 def _from_environment(base: Params, read: Sequence[str]) -> Params:
-    """`base` with the environment's values in the entries `read`. Raises `ParamsError`."""
+    """`base` with the environment's values for the entries in `read`. Raises `ParamsError`."""
     variables = knob_variables(Params, os.environ)
     announce(variables, os.environ, [_key(name) for name in read])
     tree, set_ = base.model_dump(by_alias=True), {keys[0] for _, keys in variables}
@@ -206,13 +206,13 @@ def _from_environment(base: Params, read: Sequence[str]) -> Params:
 
 
 def _key(name: str | None) -> str:
-    """The name that a field of `Params` has in the file."""
+    """The name of a field of `Params` in the file."""
     assert name is not None
     return Params.model_fields[name].alias or name
 
 
 def _take_params_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """The value of `--params` (both spellings) and the other arguments."""
+    """The value of `--params` (either spelling), and the other arguments."""
     for i, argument in enumerate(argv):
         if argument == "--params":
             if i + 1 == len(argv):

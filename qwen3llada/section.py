@@ -1,4 +1,4 @@
-"""The base of every parameter section. A section lives in the module that it configures; `params.py` composes them."""
+"""Base class of all parameter sections. A section is in the module that it configures; `params.py` composes them."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
 MAX_TOKENS = 2**20
-"""The upper bound of every knob that counts tokens of one sequence: beyond the longest context of any Qwen3 model."""
+"""Upper bound of knobs that count tokens of a sequence: more than the longest context of any Qwen3 model."""
 
 
 class StrictKinds(BaseModel):
-    """A switch is true or false and a number is a number: pydantic alone takes 1 and "on" for true, and true for 1."""
+    """Booleans must be true or false, and numbers must be numbers. pydantic alone converts between them."""
 
     @field_validator("*", mode="before", check_fields=False)
     @classmethod
@@ -31,7 +31,7 @@ class StrictKinds(BaseModel):
 
 
 class Section(StrictKinds):
-    """A frozen, validated group of knobs. Unknown keys, wrong types and non-finite numbers are errors."""
+    """A frozen, validated group of parameters. Unknown keys, wrong types and non-finite numbers are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
@@ -40,14 +40,14 @@ class Section(StrictKinds):
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """A knob's value is a name in `registry`, and not in `but`."""
+    """Requires a knob's value to be a name in `registry` and not in `but`."""
 
     registry: Mapping[str, Any]
     but: Collection[str]
 
     @property
     def names(self) -> list[str]:
-        """The allowed values, read anew each time, so that a new entry is all that a new value takes."""
+        """The allowed values. Read anew each time, so that adding a registry entry is enough to allow it."""
         return [name for name in self.registry if name not in self.but]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -60,7 +60,7 @@ class OneOf:
 
 
 def one_of(registry: Mapping[str, Any], *, but: Collection[str] = ()) -> OneOf:
-    """For the type of a knob, `Annotated[str, one_of(REGISTRY)]`: its value is a name in `registry`, and not in `but`.
+    """For the type of a knob, `Annotated[str, one_of(REGISTRY)]`: its value must be a name in `registry`, not in `but`.
 
     The registry is read when a value is validated and when `--help` lists the names.
     """
@@ -68,19 +68,19 @@ def one_of(registry: Mapping[str, Any], *, but: Collection[str] = ()) -> OneOf:
 
 
 def choices(field: FieldInfo) -> list[str] | None:
-    """The names that a field made with `one_of` takes; None for any other field."""
+    """The names that a field made with `one_of` allows; None for other fields."""
     return next((item.names for item in field.metadata if isinstance(item, OneOf)), None)
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation is made of: those inside unions, tuples, lists and `Annotated`."""
+    """The plain types in an annotation, also inside unions, tuples, lists and `Annotated`."""
     if parts := get_args(annotation):
         return set().union(*(_kinds(part) for part in parts))
     return {annotation} if isinstance(annotation, type) else set()
 
 
 def allowed_range(cls: type[BaseModel], loc: Sequence[int | str]) -> str | None:
-    """The bounds of the number at `loc` (a key in the file, then the places inside it), as "1 to 65,536"; or None."""
+    """Bounds of the number at `loc` (a key in the file, then positions inside it), as "1 to 65,536"; or None."""
     by_key = {field.alias or name: field for name, field in cls.model_fields.items()}
     field = by_key.get(str(loc[0])) if loc else None
     if field is None:
@@ -98,7 +98,7 @@ _LOW, _HIGH = {Ge: "", Gt: "above "}, {Le: "to ", Lt: "to below "}
 
 
 def shown(limit: Ge | Gt | Le | Lt) -> str:
-    """A bound as descriptions and messages write it: 65,536 or 1e-06 or 2^63."""
+    """A bound as it is written in descriptions and messages: 65,536 or 1e-06 or 2^63."""
     (value,) = (getattr(limit, name) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name))
     if value == 2**63:
         return "2^63"
@@ -106,7 +106,7 @@ def shown(limit: Ge | Gt | Le | Lt) -> str:
 
 
 def _limits(annotation: Any, metadata: Iterable[Any]) -> Iterator[Ge | Gt | Le | Lt]:
-    """All bounds of a field, those of the numbers inside unions and tuples too."""
+    """All bounds of a field, including those of numbers inside unions and tuples."""
     for item in metadata:
         if isinstance(item, FieldInfo):
             yield from _limits(None, item.metadata)

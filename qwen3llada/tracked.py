@@ -1,7 +1,7 @@
-"""A direct call of a stage in DVC's pipeline: the outputs that it would replace, the inputs that are not there yet.
+"""Checks of direct stage calls against DVC's pipeline: outputs that would be replaced, inputs that are missing.
 
-`dvc.yaml` names the inputs and outputs of every stage and `dvc.lock` the outputs of the last run. Where DVC itself runs
-the stage, both are its business. Without a `dvc.yaml` nothing is checked here.
+`dvc.yaml` names the inputs and outputs of every stage; `dvc.lock` names the outputs of the last run. When DVC itself
+runs the stage, it takes care of both. Without a `dvc.yaml` nothing is checked.
 """
 
 import os
@@ -24,23 +24,23 @@ SHOWN = 6  # outputs named in an error
 
 
 class Request(Section):
-    """What belongs to one call of a stage and not to params.yaml."""
+    """Options of a single call of a stage, which are not in params.yaml."""
 
     force: bool = Field(False, description="Replace outputs that DVC tracks, also when this is no run of DVC's")
 
     def files(self) -> dict[str, Path] | None:
-        """The files that this call writes in place of the stage's outputs, by their flags; None: those outputs."""
+        """Files that this call writes instead of the stage's outputs, by flag; None: it writes those outputs."""
         return None
 
     def reads(self) -> list[str] | None:
-        """What this call reads, as in dvc.yaml's `deps`, in place of all that the stage depends on; None: that."""
+        """Inputs of this call, in the form of dvc.yaml's `deps`, instead of the stage's own; None: the stage's own."""
         return None
 
 
 def check_inputs(stage: str, used: Mapping[str, Any], asked: Request) -> None:
-    """Check that what a direct call of `stage` reads and another stage makes is there. `used`: as in `check_tracked`.
+    """Check that the inputs of a direct call of `stage` that other stages make exist. `used`: as in `check_tracked`.
 
-    Raises: InputError, one line that says which stages to run first.
+    Raises: InputError in one line that says which stages to run first.
     """
     if os.environ.get(DVC_STAGE) or not PIPELINE.is_file():
         return
@@ -64,9 +64,9 @@ def check_tracked(
 
     Args:
         own: the section whose keys are plain flags of the stage, or None.
-        used: all parameters as this call has them. given: as params.yaml has them.
+        used: all parameters of this call. given: all parameters in params.yaml.
 
-    Raises: InputError, one line with the outputs that exist and what to give instead.
+    Raises: InputError in one line with the existing outputs and the alternatives.
     """
     files = asked.files()
     if asked.force or os.environ.get(DVC_STAGE) or not PIPELINE.is_file() or files == {}:
@@ -87,20 +87,20 @@ def check_tracked(
 
 
 def outputs(entry: Any) -> Iterator[str]:
-    """The outputs of a stage's entry in dvc.yaml as they stand there, with templates (`${sft.dst}`)."""
+    """The outputs in a stage's entry of dvc.yaml, with unresolved templates (`${sft.dst}`)."""
     for kind in OUTPUTS:
         for output in (entry or {}).get(kind) or []:
             yield from output if isinstance(output, dict) else [output]
 
 
 def _filled(texts: Iterable[str], params: Mapping[str, Any]) -> dict[str, Path]:
-    """Paths by how they stand in dvc.yaml, those aside whose parameters do not exist."""
+    """Template in dvc.yaml -> path, without those whose parameters do not exist."""
     found = {text: TEMPLATE.sub(lambda key: _value(params, key[1]), text) for text in texts}
     return {text: Path(path) for text, path in found.items() if "\0" not in path}
 
 
 def _value(params: Mapping[str, Any], key: str) -> str:
-    """The parameter at a dotted key; a NUL, which no path has, where there is none. DVC itself will refuse that."""
+    """The parameter at a dotted key. If it does not exist: a NUL, which no path contains; DVC itself reports that."""
     value: Any = params
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -108,20 +108,20 @@ def _value(params: Mapping[str, Any], key: str) -> str:
 
 
 def _locked() -> Iterator[Path]:
-    """The outputs of the last run, which stay tracked when a path in params.yaml has changed since."""
+    """The outputs of the last run. They stay tracked even if params.yaml has other paths now."""
     if LOCK.is_file():
         for entry in (read_yaml(LOCK).get("stages") or {}).values():
             yield from (Path(output["path"]) for output in entry.get("outs") or [])
 
 
 def _touch(path: Path, other: Path) -> bool:
-    """Whether a path is the other (which is resolved), holds it or lies in it."""
+    """Whether `path` equals `other` (which is resolved), contains it or lies in it."""
     real = Path(os.path.realpath(path))
     return real == other or real in other.parents or other in real.parents
 
 
 def _other_paths(lost: Mapping[str, Path], own: str | None) -> list[str]:
-    """The flags that would lead elsewhere, in one piece of a sentence; nothing unless they cover all that is lost."""
+    """One phrase with flags for other paths; [] unless flags cover all outputs that would be lost."""
     named = [re.findall(rf"\$\{{{own}\.([\w.]+)\}}|^--(\w+)$", text) for text in lost]
     flags = dict.fromkeys(f"--{knob or flag}" for found in named for knob, flag in found)
     return [f"another {' and '.join(flags)}"] if all(named) else []

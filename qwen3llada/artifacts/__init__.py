@@ -1,9 +1,8 @@
-"""Writing outputs whole or not at all, and reading them back.
+"""Writing of outputs, completely or not at all, and reading them back.
 
-Every output goes to a temporary sibling first, is flushed to the disk, and takes its name by a rename. So a reader
-never meets half an output, a failure leaves what was there before, and a file that DVC has hard-linked into its cache
-is replaced by a new one instead of being rewritten in place. Outputs get the permissions that the umask gives:
-safetensors, for one, makes its files readable by their owner alone.
+Every output is written to a temporary sibling, flushed to disk and renamed. So a reader never sees a partial output, a
+failure leaves the old one, and a file that DVC has hard-linked into its cache is replaced instead of overwritten.
+Outputs get the permissions of the umask; safetensors, for example, would make its files readable only by their owner.
 """
 
 from qwen3llada.artifacts.digests import file_digest, text_digest

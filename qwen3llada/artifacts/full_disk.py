@@ -1,4 +1,4 @@
-"""A full disk's error in one line, whichever library met it."""
+"""One-line errors for a full disk, whichever library reported it."""
 
 import errno
 import os
@@ -11,14 +11,14 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FullDiskError(OSError):
-    """The disk is full; the message names the output, and `errno` is the system's."""
+    """The disk is full. The message names the output; `errno` is the system's."""
 
 
 @contextmanager
 def full_disk_named(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
-    """Turn a full disk's error into one line that names `path`, the bytes to write (`size`) and the bytes free.
+    """Turn a full disk's error into one line that names `path`, the bytes to write (`size`) and the free bytes.
 
-    Raises it at once where it is known that `size` bytes will not fit.
+    Raises it at once if `size` bytes cannot fit.
     """
     folder = _existing(Path(path))
     try:
@@ -37,9 +37,9 @@ def full_disk_named(path: str | os.PathLike, size: int | None = None) -> Iterato
 
 
 def _full_disk_number(error: BaseException | None) -> int | None:
-    """The system's number of the full disk that `error` comes from; None if it comes from something else.
+    """The errno if `error` was caused by a full disk, else None.
 
-    safetensors reports the system's error as text in an exception of its own, torch as the context of one.
+    safetensors puts the system's error into the text of its own exception, torch into the exception's context.
     """
     while error is not None:
         for number in FULL_DISK:

@@ -1,4 +1,4 @@
-"""JSON and JSON lines: written whole, and read with one line about what is wrong and where."""
+"""JSON and JSON lines: atomic writing, and reading with one-line errors that name the place."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        if (wide := wide_encoding(error.doc.encode())) is not None:  # ASCII as UTF-16 without its mark is valid UTF-8
+        if (wide := wide_encoding(error.doc.encode())) is not None:  # ASCII as UTF-16 without a mark is valid UTF-8
             raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}") from error
         raise InputError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
@@ -32,22 +32,22 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(
             f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; it seems to be {seems}"
         ) from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
         raise InputError(f"{path}: not JSON that can be read: {error}") from error
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
-    """Write one JSON value per line, as the iterable gives them. Raises ValueError for NaN and infinities."""
+    """Write one JSON value per line, consuming the iterable. Raises ValueError for NaN and infinities."""
     with new_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
-    """Yield the value of each line that is not blank. A byte order mark before the first is passed over.
+    """Yield the value of each line that is not blank. Skips a byte order mark at the start.
 
-    Raises: FileNotFoundError at once; InputError naming the file and the line that is not UTF-8 text (with the encoding
-    that it seems to have) or not JSON, when it is reached.
+    Raises: FileNotFoundError at once; on reaching the line, InputError naming the file and a line that is not UTF-8
+    (with its apparent encoding) or not JSON.
     """
     file = open(path, "rb")  # noqa: SIM115 - opened here so that a missing file is an error of the call
 
@@ -68,7 +68,7 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[Any]:
                     if number == 1 and (wide := wide_encoding(line + file.read(1 << 16))) is not None:
                         raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}") from error
                     raise InputError(f"{path}: line {number} is not JSON: {error.msg}") from error
-                except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+                except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
                     raise InputError(f"{path}: line {number} is not JSON that can be read: {error}") from error
                 yield value
 

@@ -1,17 +1,17 @@
-"""The marker of a folder that this project wrote, with the names of the files there."""
+"""The marker file of a folder that this project wrote: it lists the files in the folder."""
 
 from pathlib import Path
 
 from qwen3llada.artifacts.json_files import read_json, write_json
 from qwen3llada.errors import InputError
 
-MARKER = ".qwen3llada.json"  # in a folder that may be replaced whole: what this project wrote there
+MARKER = ".qwen3llada.json"  # lists the files that this project wrote to a replaceable folder
 
 
 def mark(folder: Path) -> None:
-    """Record in `folder` the names of the files in it, so that a later run knows what it may replace.
+    """Record the names of all files in `folder`, so that a later run knows what it may replace.
 
-    The marker has the same bytes wherever the same files are written: DVC hashes the folder.
+    The marker's bytes depend only on the file names, because DVC hashes the folder.
     """
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     written = {"written_by": "qwen3llada", "files": [name for name in names if name != MARKER]}
@@ -19,7 +19,7 @@ def mark(folder: Path) -> None:
 
 
 def read_marker(folder: Path) -> set[str] | None:
-    """The names that `mark` recorded in `folder`; None where there is no marker.
+    """The names that `mark` recorded in `folder`; None if there is no marker.
 
     Raises: InputError naming a marker that is damaged.
     """

@@ -1,4 +1,4 @@
-"""What makes a written file or folder lasting: its permissions, and that it is on the disk."""
+"""Permissions and flushing of written files and folders."""
 
 import os
 import secrets
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def settle(path: Path) -> None:
-    """Give a file, or a folder and all that is in it, the usual permissions, and wait until it is on the disk."""
+    """Give a file, or a folder with its content, the usual permissions, and flush it to disk."""
     usual = _folder_mode(path.parent)
     if path.is_file():
         _set_mode(path, usual & 0o666)
@@ -22,9 +22,9 @@ def settle(path: Path) -> None:
 
 
 def _folder_mode(parent: Path) -> int:
-    """The permissions of a new folder in `parent`, by the umask, the mount and the parent's default ACL.
+    """The permissions of a new folder in `parent`, given the umask, the mount and the parent's default ACL.
 
-    Read off a folder that is made and removed: Python can ask for the umask only by setting it, for all threads.
+    Determined by making and removing a folder, because Python can only read the umask by setting it for all threads.
     """
     probe = parent / f".mode.{secrets.token_hex(4)}.partial"
     probe.mkdir()
@@ -41,7 +41,7 @@ def _set_mode(path: Path, mode: int) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until the file or folder is on the disk."""
+    """Wait until the file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,7 +50,7 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder, if it is there."""
+    """Remove a file, link or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear completely or not at all."""
 
 import os
 import secrets
@@ -12,11 +12,11 @@ from qwen3llada.artifacts.on_disk import flush, remove, settle
 
 @contextmanager
 def new_file(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write to; on success flush it and rename it to `path`.
+    """Yield a temporary sibling of `path` to write to. On success flush it and rename it to `path`.
 
-    Missing parent folders are made. `size`, the number of bytes about to be written where it is known, is named in the
-    error when the disk is full.
-    Raises: OSError in one line, naming `path`, when the disk is full; what the body raises. The old file then stays.
+    Makes missing parent folders. `size`, the number of bytes to be written if known, appears in the error about a full
+    disk.
+    Raises: OSError in one line, naming `path`, if the disk is full; exceptions of the body. The old file then stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,12 +34,12 @@ def new_file(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]
 
 @contextmanager
 def new_folder(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
-    """Yield an empty temporary sibling folder to fill; on success flush it and put it in the place of `path`.
+    """Yield an empty temporary sibling folder to fill. On success flush it and replace `path` by it.
 
-    The temporary folder is always `.NAME.partial` beside `path`: there is one writer at a time, every process of a
-    distributed run can name it, and what a killed run left is removed by the next one. `size` as in `new_file`.
-    Raises: OSError in one line, naming `path`, when the disk is full; whatever the body raises. What was at `path`
-    before then stays, and nothing else is left.
+    The temporary folder is always `.NAME.partial` beside `path`: there is only one writer at a time, all ranks know the
+    name, and the next run removes what a killed one left. `size` as in `new_file`.
+    Raises: OSError in one line, naming `path`, if the disk is full; exceptions of the body. The old content of `path`
+    then stays, and nothing else is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ def new_folder(path: str | os.PathLike, size: int | None = None) -> Iterator[Pat
 
 
 def publish(folder: Path, path: Path) -> None:
-    """Flush `folder` to the disk and rename it to `path`; what was at `path` is removed only after that.
+    """Flush `folder` to disk and rename it to `path`. The old content of `path` is removed only afterwards.
 
-    A folder cannot be renamed over one that has files, so the old one steps aside and returns if the rename fails.
+    A folder cannot be renamed over one with files, so the old one is set aside, and restored if the rename fails.
     """
     settle(folder)
     old = path.parent / f".{path.name}.old"
@@ -77,11 +77,11 @@ def publish(folder: Path, path: Path) -> None:
 
 @contextmanager
 def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield a temporary sibling of each path, not there yet; on success all take their places, or none does.
+    """Yield a temporary sibling for each path, which does not exist yet. On success all replace their paths, or none.
 
-    The body makes a file or a folder at each. Whatever the body raises, or the renames, everything is as it was before.
-    The last path should be the record of the others: a process that is killed between two renames leaves no file there.
-    Raises: OSError in one line when the disk is full; whatever the body raises.
+    The body makes a file or folder at each. If the body or a rename raises, everything stays as it was. The last path
+    should be the record of the others: a process killed between two renames leaves no file there.
+    Raises: OSError in one line if the disk is full; exceptions of the body.
     """
     temporaries = [path.parent / f".{path.name}.partial" for path in paths]
     for path, temporary in zip(paths, temporaries, strict=True):
@@ -100,9 +100,9 @@ def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _swap(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
-    """Rename each temporary to its path; undo all of it if one rename fails."""
+    """Rename each temporary to its path. If one rename fails, undo all."""
     olds = [path.parent / f".{path.name}.old" for path in paths]
-    for path, old in zip(paths, olds, strict=True):  # what a killed process left between two renames
+    for path, old in zip(paths, olds, strict=True):  # leftovers of a process killed between two renames
         if os.path.lexists(old) and not os.path.lexists(path):
             os.rename(old, path)
         remove(old)
@@ -114,7 +114,7 @@ def _swap(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
             os.rename(temporary, path)
     except BaseException:
         for path, old, temporary in zip(paths, olds, temporaries, strict=True):
-            if not os.path.lexists(temporary):  # it has been put in place
+            if not os.path.lexists(temporary):  # already renamed
                 os.rename(path, temporary)
             if os.path.lexists(old):
                 os.rename(old, path)

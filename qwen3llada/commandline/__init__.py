@@ -1,4 +1,4 @@
-"""From a YAML file and a command line to a validated model, with errors of one line. Knows no section by name."""
+"""From a YAML file and a command line to a validated model, with one-line errors. Independent of the sections."""
 
 from qwen3llada.commandline.flags import parse_flags
 from qwen3llada.commandline.messages import ParamsError

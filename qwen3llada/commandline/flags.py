@@ -1,4 +1,4 @@
-"""A command line to the values of a model's fields."""
+"""Parsing of a command line into the values of a model's fields."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from qwen3llada.section import StrictKinds, allowed_range, choices
 
 
 class _FlagsAlone(BaseSettings):
-    """The base of the settings that flags fill: pydantic-settings would look for them in the environment, too."""
+    """Base class of settings filled by flags only. pydantic-settings would also read environment variables."""
 
     @classmethod
     def settings_customise_sources(
@@ -35,7 +35,7 @@ class _FlagsAlone(BaseSettings):
 
 
 def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dict[str, Any]:
-    """Values of `fields` (name -> (type, field)): defaults, then the flags in `argv`.
+    """Values of `fields` (name -> (type, field)): the defaults, overridden by the flags in `argv`.
 
     Raises: `ParamsError`; `SystemExit` after `--help`.
     """
@@ -66,7 +66,7 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dic
 
 
 def _with_choices(settings: type[BaseModel]) -> Callable[..., Any]:
-    """argparse's `add_argument`, with the names that a knob takes in place of `str` in `--help`."""
+    """argparse's `add_argument`, which shows in `--help` the names that a knob accepts instead of `str`."""
     names = {f"--{flag}": choices(field) for flag, field in flag_fields(settings)}
 
     def add_argument(parser: ArgumentParser, *flags: str, **options: Any) -> Any:
@@ -78,9 +78,9 @@ def _with_choices(settings: type[BaseModel]) -> Callable[..., Any]:
 
 
 def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Values of the repeatable flags, and the other arguments.
+    """Values of the repeatable flags, and the remaining arguments.
 
-    `--prompt TEXT` takes TEXT as it is, once a flag; pydantic-settings would split it at commas and read it as JSON.
+    `--prompt TEXT` takes TEXT literally; pydantic-settings would split it at commas or read it as JSON.
     """
     lists = {f"--{name}": name for name, (annotation, _) in fields.items() if annotation == list[str]}
     taken: dict[str, list[str]] = {}
@@ -99,10 +99,10 @@ def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, 
 
 
 def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
-    """The arguments as pydantic-settings knows them.
+    """Rewrite arguments to the forms that pydantic-settings accepts.
 
-    `--flag true` and `--flag=false` become `--flag` and `--no-flag`; a list of numbers becomes JSON.
-    Raises: `ParamsError` for any other value of the two.
+    `--flag true` and `--flag=false` become `--flag` and `--no-flag`; lists of numbers become JSON.
+    Raises: `ParamsError` for other values of such flags.
     """
     kinds = {f"--{name}": kind for name, kind in flag_types(settings)}
     rest: list[str] = []
@@ -125,16 +125,16 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
 
 
 def _is_numbers(kind: Any) -> bool:
-    """Whether a knob is a tuple, and not one of texts; `Annotated[str, …]` is a text, too."""
+    """Whether a knob is a tuple of anything but texts. `Annotated[str, …]` counts as text."""
     return get_origin(kind) is tuple and not any(str in (part, *get_args(part)) for part in get_args(kind))
 
 
 def _numbers(value: str, flag: str, limits: str | None) -> str:
-    """`0.9,0.95`, with or without brackets, as JSON."""
+    """Convert `0.9,0.95`, with or without brackets, to JSON."""
     inside = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     try:
         return json.dumps([float(part) for part in inside.split(",")], allow_nan=False)
-    except ValueError as error:  # a word, or NaN or an infinity
+    except ValueError as error:  # a word, NaN or an infinity
         each = f", each {limits}" if limits else ""
         given = cut(repr(value), 80)
         raise ParamsError(f"command line: {flag}: given {given}, must be numbers{each}, as 0.9,0.95") from error

@@ -1,4 +1,4 @@
-"""What is wrong with a parameter, in one line: the key, what was given, what is allowed."""
+"""One-line messages about a wrong parameter: the key, what was given, what is allowed."""
 
 import difflib
 import os
@@ -15,11 +15,11 @@ from qwen3llada.section import allowed_range
 
 
 class ParamsError(InputError):
-    """A parameter is unknown, of a wrong type, out of range, or contradicts another. The text is one line."""
+    """A parameter is unknown, of the wrong type, out of range, or contradicts another. The message is one line."""
 
 
 def first_error(error: ValidationError, cls: type[BaseModel]) -> str:
-    """`key: what was given, what is allowed` of the first error, and how many more there are."""
+    """`key: what was given, what is allowed` for the first error, and the number of others."""
     first, *others = error.errors(include_url=False)
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
@@ -30,14 +30,14 @@ def first_error(error: ValidationError, cls: type[BaseModel]) -> str:
         return f"{key}: missing, must be given{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f"given {cut(repr(first['input']), 80)}, "
-    place = f"{key}: " if key else ""  # two settings that contradict each other have no key of their own
+    place = f"{key}: " if key else ""  # an error about two contradicting settings has no key
     limits = None if first["type"] == "value_error" else allowed_range(cls, first["loc"])
     allowed = f"; allowed: {limits}" if limits else ""
     return f"{place}{given}{message[0].lower()}{message[1:]}{allowed}{more}"
 
 
 def environment_message(error: SettingsError, prefix: str) -> str:
-    """One line for a variable whose text is no JSON where a list or a section needs it."""
+    """One line for a variable that is not JSON although its knob is a list or section."""
     unread = re.fullmatch(r'error parsing value for field "(\w+)" from source "EnvSettingsSource"', str(error))
     if not unread:
         return f"environment: {prefix}…: {error}"
@@ -47,7 +47,7 @@ def environment_message(error: SettingsError, prefix: str) -> str:
 
 
 def flag_message(error: SettingsError, settings: type[BaseModel]) -> str:
-    """One line for what no field was asked about: an unknown flag, a missing value."""
+    """One line for errors outside the fields: an unknown flag, a missing value."""
     text = str(error).removeprefix("error parsing CLI: ")
     unknown = text.removeprefix("unrecognized arguments: ")
     if unknown == text:
@@ -61,7 +61,7 @@ def flag_message(error: SettingsError, settings: type[BaseModel]) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """A text of any length, such as a number of thousands of digits, in so many characters."""
+    """Shorten a text, such as a number with thousands of digits, to `length` characters."""
     return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
 
 
@@ -85,12 +85,12 @@ def _flag_names(cls: type[BaseModel]) -> list[str]:
 
 
 def flag_types(cls: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every flag."""
+    """(dotted name, type) of each flag."""
     return ((name, field.annotation) for name, field in flag_fields(cls))
 
 
 def flag_fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted name, field) of every flag."""
+    """(dotted name, field) of each flag."""
     for name, field in cls.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):

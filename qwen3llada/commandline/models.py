@@ -1,4 +1,4 @@
-"""Nested mappings and environment variables to a validated model."""
+"""From nested mappings and environment variables to a validated model."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(cls: type[Model], tree: dict[str, Any], where: str) -> Model:
-    """`cls` filled from `tree`; `where` names the source in an error. Raises `ParamsError`."""
+    """`cls` filled from `tree`. `where` names the source in errors. Raises `ParamsError`."""
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -20,14 +20,14 @@ def validated(cls: type[Model], tree: dict[str, Any], where: str) -> Model:
 
 
 def with_default(instance: BaseModel, name: str) -> tuple[Any, Any]:
-    """(type, field) of one field of `instance`: its constraints and description, its present value as default."""
+    """(type, field) of one field of `instance`: same constraints and description, current value as default."""
     field = type(instance).model_fields[name]
     kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation  # type: ignore
     return kind, Field(getattr(instance, name), description=field.description)
 
 
 def parse_environment(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Values of `fields` (name -> (type, field)): defaults, then the variables PREFIX_NAME, PREFIX_NAME__KEY.
+    """Values of `fields` (name -> (type, field)): the defaults, overridden by PREFIX_NAME and PREFIX_NAME__KEY.
 
     Raises: `ParamsError`.
     """

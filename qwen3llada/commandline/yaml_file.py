@@ -1,4 +1,4 @@
-"""Parameter files: YAML to nested mappings, and new values into a file that keeps its form."""
+"""Parameter files: reading YAML, and changing values in a file without changing its layout."""
 
 from io import StringIO
 from pathlib import Path
@@ -12,7 +12,7 @@ from qwen3llada.commandline.messages import ParamsError, cut
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in `path`, read as YAML 1.2: DVC writes `1e-05`, which YAML 1.1 takes for a string.
+    """The mapping in `path`, read as YAML 1.2: DVC writes `1e-05`, which YAML 1.1 reads as a string.
 
     Raises: `ParamsError` if the file is missing, not YAML, or not a mapping.
     """
@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: cannot be read: {error}") from error
     try:
         tree = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that Python does not have
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that Python lacks
         raise ParamsError(f"{path}: not valid YAML: {cut(' '.join(str(error).split()), 300)}") from error
     if not isinstance(tree, dict):
         raise ParamsError(f"{path}: must hold a mapping of sections, given {type(tree).__name__}")
@@ -32,7 +32,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `over` in place of its own; mappings are merged, everything else is replaced."""
+    """`base` with the leaves of `over`. Mappings are merged, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -41,8 +41,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def put_values(path: Path, over: dict[str, Any]) -> None:
-    """Write the leaves of `over` into the YAML file `path`, whose comments, order and other lines stay."""
-    yaml = YAML()  # no settings, as in `dvc exp run -S`: either tool leaves the lines of the other as they are
+    """Write the leaves of `over` to the YAML file `path`. Comments, order and other lines stay the same."""
+    yaml = YAML()  # default settings, as in `dvc exp run -S`, so that neither tool reformats the other's lines
     tree = yaml.load(path.read_text(encoding="utf-8"))
     _put(tree, over)
     text = StringIO()
@@ -52,7 +52,7 @@ def put_values(path: Path, over: dict[str, Any]) -> None:
 
 
 def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    """Put the leaves of `over` into `tree`. A value that is there already keeps its form: 1.0e-8 is not 1.0e-08."""
+    """Put the leaves of `over` into `tree`. Unchanged values keep their notation, such as 1.0e-8."""
     for key, value in over.items():
         there = tree.get(key)
         if isinstance(value, dict) and isinstance(there, dict):

@@ -1,4 +1,4 @@
-"""The check of the paths that a stage is about to write. It writes nothing."""
+"""The check of the paths that a stage is about to write. It changes nothing."""
 
 import os
 import tempfile
@@ -9,8 +9,8 @@ from qwen3llada.destinations.kinds import Kind
 from qwen3llada.errors import InputError
 
 SHOWN = 200  # characters of a path in an error
-TEMPORARY = len("..01234567.partial")  # what the name of a temporary file or folder has beside that of its output
-INSIDE = 100  # bytes left for the names of the files in a folder, of what a path may have in all
+TEMPORARY = len("..01234567.partial")  # extra characters in the name of a temporary file or folder
+INSIDE = 100  # bytes of the maximal path length reserved for file names in a folder
 
 
 def check_destinations(
@@ -19,10 +19,10 @@ def check_destinations(
     """Check all paths that a stage is about to write. Nothing is written.
 
     Args:
-        writes: knob -> path and what is written there. reads: knob -> input that must stay; None, and what does not
-            exist (a hub id), is passed over.
+        writes: knob -> path and kind of output. reads: knob -> input that must survive; None and paths that do not
+            exist (hub ids) are skipped.
 
-    Raises: InputError, one line that names the knob, the path and what is allowed.
+    Raises: InputError in one line that names the knob, the path and what is allowed.
     """
     inputs = {knob: Path(path).expanduser() for knob, path in reads.items() if path is not None}
     for knob, (path, kind) in writes.items():
@@ -43,7 +43,7 @@ def _raise_first(knob: str, given: str | os.PathLike, problems: Iterator[str]) -
 
 
 def _own_problems(path: Path, kind: Kind, inputs: Mapping[str, Path]) -> Iterator[str]:
-    """What is wrong with a path itself. Each check relies on those before it, so only the first problem is meant."""
+    """Problems of a path by itself. Later checks rely on earlier ones, so only the first problem is reported."""
     yield from _name_problems(path)
     yield from _place_problems(path, kind)
     project = Path.cwd()
@@ -54,7 +54,7 @@ def _own_problems(path: Path, kind: Kind, inputs: Mapping[str, Path]) -> Iterato
             yield f"must not lie in {private.name}"
     for knob, source in inputs.items():
         if not source.exists():
-            continue  # whoever reads it says so
+            continue  # the reader of this input reports it
         if _holds(path, source):
             yield f"must not be the input {knob}={str(source)!r}, nor hold it: the input would be lost"
         if _holds(source, path):
@@ -62,7 +62,7 @@ def _own_problems(path: Path, kind: Kind, inputs: Mapping[str, Path]) -> Iterato
 
 
 def _shared_problems(path: Path, kind: Kind, others: Mapping[str, tuple[Path, Kind]]) -> Iterator[str]:
-    """What would be lost at a path: another destination of the same run, or what is there."""
+    """Content that would be lost at a path: another destination of the same run, or existing files."""
     for knob, (other, its) in others.items():
         if _same(path, other):
             yield f"must not be {knob} too"
@@ -112,7 +112,7 @@ def _place_problems(path: Path, kind: Kind) -> Iterator[str]:
 
 
 def _writing_problems(path: Path, kind: Kind) -> Iterator[str]:
-    """Make a folder where something will be made, and remove it: permissions alone do not tell (as under /proc)."""
+    """Test by making and removing a folder, because permissions alone do not tell (as under /proc)."""
     inside = [path] if path.is_dir() and kind.folder else []
     for folder in (_nearest_folder(path), *inside):
         try:
@@ -122,18 +122,18 @@ def _writing_problems(path: Path, kind: Kind) -> Iterator[str]:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The nearest folder above `path` that exists."""
+    """The nearest existing folder above `path`."""
     for parent in path.absolute().parents:
         try:
             if parent.is_dir():
                 return parent
-        except OSError:  # a name that is too long
+        except OSError:  # the name is too long
             continue
     return Path("/")
 
 
 def _holds(outer: Path, inner: Path) -> bool:
-    """Whether `inner` is `outer` or lies in it, by whatever names."""
+    """Whether `inner` is `outer` or lies in it, with links resolved."""
     real = Path(os.path.realpath(inner))
     return any(_same(outer, place) for place in (real, *real.parents))
 
@@ -142,12 +142,12 @@ def _same(one: Path, other: Path) -> bool:
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
-        return os.path.samefile(one, other)  # a bind mount, or a file system that folds case
+        return os.path.samefile(one, other)  # a bind mount, or a case-insensitive file system
     except OSError:
         return False
 
 
 def _entry(folder: Path, inner: Path) -> str | None:
-    """The entry of `folder` in which `inner` lies, None if it lies elsewhere."""
+    """The entry of `folder` that contains `inner`; None if `inner` is elsewhere."""
     real, above = Path(os.path.realpath(inner)), Path(os.path.realpath(folder))
     return real.relative_to(above).parts[0] if above in real.parents else None

@@ -1,4 +1,4 @@
-"""What stages write at a path, and how each kind of output is recognised as this project's own."""
+"""Kinds of output, and how each kind is recognised as written by this project."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from qwen3llada.artifacts import MARKER, read_marker
 
-LOCK_FILE = ".qwen3llada.lock"  # in a working folder, held by the run that works there
-IGNORED = (".gitignore", ".DS_Store")  # put beside outputs by DVC and by file managers
+LOCK_FILE = ".qwen3llada.lock"  # in a working folder, locked by the run that uses it
+IGNORED = (".gitignore", ".DS_Store")  # created beside outputs by DVC and by file managers
 MODEL_TYPE = "qwen3llada"
-# What the model folders hold that were written before there was a marker.
+# Files in model folders written before markers existed.
 MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*_qwen3llada.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
     *("adapter", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
-CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder, or one of an older layout
+CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder; a checkpoint of an older layout
 CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
@@ -27,11 +27,11 @@ PAGE_TITLE = "<title>qwen3llada: denoising of "
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a stage writes at a path.
+    """Kind of output that a stage writes at a path.
 
-    `foreign(path, own)` names the first thing at an existing path that this project did not write, None if there is
-    none; `own` are entries of the folder that are destinations of the same run. `replaced` is the part of a folder that
-    is replaced, relative to it.
+    `foreign(path, own)` describes the first thing at an existing path that this project did not write; None if there is
+    none. `own`: entries of the folder that are destinations of the same run. `replaced`: the part of a folder that is
+    replaced, relative to it.
     """
 
     folder: bool
@@ -61,7 +61,7 @@ def _foreign_to_model(path: Path, own: frozenset[str]) -> str | None:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether this project wrote the model or the adapters in a folder without a marker."""
+    """Whether this project wrote the model or adapters in a folder without a marker."""
     config, adapter = _json(folder / "config.json"), _json(folder / "adapter_config.json")
     base = (adapter.get("auto_mapping") or {}).get("base_model_class") or ""
     return config.get("model_type") == MODEL_TYPE or str(base).startswith("Qwen3LLada")
@@ -105,7 +105,7 @@ def _foreign_to_page(path: Path, own: frozenset[str]) -> str | None:
 
 
 def _json(path: Path) -> dict:
-    """A JSON object in a file; {} where there is none."""
+    """The JSON object in a file; {} if there is none."""
     try:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -113,9 +113,9 @@ def _json(path: Path) -> dict:
     return tree if isinstance(tree, dict) else {}
 
 
-MODEL = Kind(folder=True, foreign=_foreign_to_model)  # a model or adapters, replaced whole
-WORK = Kind(folder=True, foreign=_foreign_to_work, replaced="checkpoints")  # checkpoints; the folder itself stays
-REPORTS = Kind(folder=True, foreign=_foreign_to_curves)  # DVCLive removes what it finds there
+MODEL = Kind(folder=True, foreign=_foreign_to_model)  # a model or adapters, replaced as a whole
+WORK = Kind(folder=True, foreign=_foreign_to_work, replaced="checkpoints")  # only the checkpoints are replaced
+REPORTS = Kind(folder=True, foreign=_foreign_to_curves)  # DVCLive removes its content
 ANSWERS = Kind(folder=False, foreign=_foreign_to_answers)
 PAGE = Kind(folder=False, foreign=_foreign_to_page)
-OUTPUT = Kind(folder=True, foreign=lambda path, own: None)  # of DVC, at a path that no knob changes
+OUTPUT = Kind(folder=True, foreign=lambda path, own: None)  # of DVC, at a path that no knob sets

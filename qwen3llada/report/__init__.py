@@ -1,1 +1,1 @@
-"""All results on one page."""
+"""The page with all results."""

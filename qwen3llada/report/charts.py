@@ -1,12 +1,12 @@
-"""Charts as inline SVG, drawn without a library: no script, no download, colours from the page's style sheet."""
+"""Charts as inline SVG without a library: no script, no download, colours from the page's style sheet."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import ceil, floor, isfinite, log10
 
-WIDTH, HEIGHT = 440, 240  # small enough that the text is still readable where a phone scales it down
+WIDTH, HEIGHT = 440, 240  # small enough that text stays readable when a phone scales the chart down
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 34
-POINTS = 300  # of a curve; more would not be seen
+POINTS = 300  # of a curve; more would be invisible
 TICKS = 5
 
 Point = tuple[float, float]
@@ -15,7 +15,7 @@ Point = tuple[float, float]
 def line_chart(
     series: Mapping[str, Sequence[Point]], *, x_label: str, y_label: str, dots: bool = False, zero: bool = False
 ) -> str:
-    """Curves over a common x axis, as an `<svg>` element; an empty string if there is no point.
+    """Curves over a common x axis, as an `<svg>` element; "" if there is no point.
 
     Args:
         series: points (x, y) by name, in order of x. At most as many as the style sheet has colours (four).
@@ -49,7 +49,7 @@ def line_chart(
 
 
 def bar_chart(values: Mapping[str, float], *, label: str) -> str:
-    """A horizontal bar per value, in the order given, as an `<svg>` element."""
+    """A horizontal bar per value, in the given order, as an `<svg>` element."""
     if not values:
         return ""
     row, text = 26, min(240, 14 + 7 * max(map(len, values)))
@@ -71,13 +71,13 @@ def number(value: float) -> str:
 
 
 def thin(points: Sequence[Point]) -> Sequence[Point]:
-    """At most `POINTS` of the points, at even distances, the last one among them."""
+    """At most `POINTS` of the points at even distances, including the last one."""
     stride = ceil(len(points) / POINTS)
     return points[(len(points) - 1) % stride :: stride] if stride > 1 else points
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About `TICKS` round numbers that span [low, high]."""
+    """About `TICKS` round numbers that cover [low, high]."""
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     raw = (high - low) / TICKS

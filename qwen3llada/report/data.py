@@ -1,4 +1,4 @@
-"""What the report shows, read from the outputs of the stages."""
+"""Data of the report, read from the outputs of the stages."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ RATE = "train/tokens_per_second"
 
 @contextmanager
 def content_blamed(path: Path) -> Iterator[None]:
-    """Around what takes the content of `path` apart: what is missing or of another kind there becomes an InputError."""
+    """Turn errors about missing or unexpected content of `path` into an InputError."""
     try:
         yield
     except InputError:
@@ -32,7 +32,7 @@ def content_blamed(path: Path) -> Iterator[None]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises: FileNotFoundError, or InputError naming a file that holds none."""
+    """The JSON object in a file. Raises: FileNotFoundError, or InputError naming a file with something else."""
     tree = read_json(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: must hold a JSON object, given {type(tree).__name__}")
@@ -40,7 +40,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_curves(folder: Path) -> dict[str, list[Point]]:
-    """Curves by name (`train/loss`), points (step, value), as the trainer wrote them: by DVCLive, or as metrics.jsonl.
+    """Curves by name (`train/loss`) as points (step, value), as written by the trainer: by DVCLive, or in
+    metrics.jsonl.
 
     Raises: InputError naming a file that is not a curve; FileNotFoundError if the folder has none.
     """
@@ -57,7 +58,7 @@ def read_curves(folder: Path) -> dict[str, list[Point]]:
 
 
 def _read_table(path: Path) -> list[Point]:
-    """DVCLive's tab-separated file: `step`, then the value under the curve's own name."""
+    """A tab-separated file of DVCLive: column `step`, and the value under the curve's name."""
     with content_blamed(path):
         lines = path.read_text(encoding="utf-8").splitlines()
     names = lines[0].split("\t") if lines else []
@@ -71,10 +72,10 @@ def _read_table(path: Path) -> list[Point]:
 
 
 def read_speed(folder: Path) -> dict[str, Any] | None:
-    """What the training run measured on this machine, and the chart of its throughput.
+    """Measurements of the training run on this machine, with a chart of its throughput.
 
-    None where it was not measured here, or in another run than the one in summary.json: DVC brings a summary back from
-    its cache, and does not know the speed.
+    None if it was not measured here, or belongs to another run than summary.json: DVC can restore a summary from its
+    cache, but not the speed.
     """
     if not (folder / "speed.json").is_file():
         return None
@@ -88,7 +89,7 @@ def read_speed(folder: Path) -> dict[str, Any] | None:
 
 
 def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
-    """Charts of a training run by their heading; those without points are left out."""
+    """Charts of a training run by heading, without empty ones."""
 
     def of(label: str, *, zero: bool = False, **names: str) -> str:
         chosen = {shown.replace("_", " "): curves.get(name, []) for shown, name in names.items()}
@@ -106,13 +107,13 @@ def training_charts(curves: Mapping[str, list[Point]]) -> dict[str, str]:
 
 
 def last_levels(curves: Mapping[str, list[Point]], prefix: str) -> dict[str, float]:
-    """The newest cross-entropy of each bucket of noise levels."""
+    """The latest cross-entropy of each bucket of noise levels."""
     named = {name: curves.get(f"{prefix}/{LEVELS}/{name}") for name in BUCKET_NAMES}
     return {name: points[-1][1] for name, points in named.items() if points}
 
 
 def level_chart(levels: Mapping[str, Mapping[str, float]]) -> str:
-    """Cross-entropy at the middle of each bucket, a line per entry."""
+    """Cross-entropy at the middle of each bucket, one line per entry."""
     series = {
         name: [((i + 0.5) / len(BUCKET_NAMES), values[key]) for i, key in enumerate(BUCKET_NAMES) if key in values]
         for name, values in levels.items()
@@ -121,7 +122,7 @@ def level_chart(levels: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def flat_numbers(tree: Any, prefix: str = "") -> dict[str, float]:
-    """The numbers of a JSON tree by their dotted path."""
+    """The numbers of a JSON tree by dotted path."""
     if isinstance(tree, bool) or tree is None:
         return {}
     if isinstance(tree, int | float):
@@ -133,7 +134,7 @@ def flat_numbers(tree: Any, prefix: str = "") -> dict[str, float]:
 
 
 def loss_table(losses: Mapping[str, Mapping[str, Any]], details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Held-out results of the two models: a row for each model, a column for each number that one of them has."""
+    """Held-out results: a row per model, a column for each number that any model has."""
     columns: list[str] = []
     rows = []
     for phase, results in losses.items():
@@ -144,10 +145,10 @@ def loss_table(losses: Mapping[str, Mapping[str, Any]], details: Mapping[str, Ma
 
 
 def read_sweep(path: Path, current: Mapping[str, float]) -> dict[str, Any] | None:
-    """The result of the last sweep beside the run that is reported; None if there was no sweep.
+    """The result of the last sweep together with the reported run; None if there was no sweep.
 
     Args:
-        current: metrics of this run by the names that sweeps give them, `reports/FILE:key`.
+        current: metrics of this run under the names that sweeps use, `reports/FILE:key`.
 
     Returns: {"metric", "columns": the metrics shown, "rows": name, overrides, metrics and error of each variant and of
         this run, "chart"}.
@@ -167,7 +168,7 @@ def read_sweep(path: Path, current: Mapping[str, float]) -> dict[str, Any] | Non
 
 
 def as_yaml_lines(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted key, value as JSON) of every leaf of the parameters."""
+    """(dotted key, value as JSON) of each leaf of the parameters."""
     lines = []
     for key, value in tree.items():
         name = f"{prefix}.{key}" if prefix else str(key)

@@ -1,8 +1,8 @@
-"""One page about a run: `reports/report.html`, for any browser and offline, and its short form `reports/summary.md`.
+"""The page about a run, `reports/report.html`, which works offline in any browser, and its short form `summary.md`.
 
-Both hold results alone, so that the same run gives the same bytes on every machine of one kind: DVC tracks them. What
-the machine and the moment decide (revision, hardware, speeds, earlier runs, a sweep) goes to `reports/report_run.js`
-beside the page, which DVC does not track and the page loads.
+Both contain only results, so that the same run gives the same bytes on every machine of one kind; DVC tracks them.
+Facts about machine and moment (revision, hardware, speeds, earlier runs, a sweep) go to `reports/report_run.js` beside
+the page. DVC does not track that file; the page loads it.
 """
 
 import json
@@ -49,17 +49,17 @@ def write_report(
     sample: SampleParams,
     seed: int,
 ) -> Path:
-    """Write `reports`/report.html, summary.md and report_run.js from what the stages left in `reports` and `runs`.
+    """Write `reports`/report.html, summary.md and report_run.js from the stages' outputs in `reports` and `runs`.
 
     Args:
         runs: by section (pretrain, sft), the folder of the training run's reports, and `settings_hash` of the
-            parameters that it must have been made with.
+            parameters that the run must have had.
         parameters: all of params.yaml. source: the record of `download`.
-        model, heldout, sample, seed: to record how answers come about, for playing.
+        model, heldout, sample, seed: to record the decoding of answers for the player.
 
-    Returns: the path of the page. `reports`/history.jsonl remembers the run, for comparison by the next one.
-    Raises: FileNotFoundError or InputError in one line, naming a file that a stage should have written, or that is of
-        another run.
+    Returns: the path of the page. `reports`/history.jsonl stores the run, for comparison by the next report.
+    Raises: FileNotFoundError or InputError in one line, naming a file that a stage should have written, or that belongs
+        to another run.
     """
     numbers = _numbers(reports, runs)
     leaves = as_yaml_lines(parameters)
@@ -87,11 +87,11 @@ def write_report(
 
 
 RESULTS = {"eval_loss": "eval_loss.json", "sample": "sample.json"}  # the metrics of dvc.yaml
-IDENTITY = "{identity of this page}"  # stands in the template where the hash of the page goes
+IDENTITY = "{identity of this page}"  # placeholder in the template for the hash of the page
 
 
 def _numbers(reports: Path, runs: Mapping[str, tuple[Path, str]]) -> dict[str, Any]:
-    """The numbers of each training run and of each file of `RESULTS`. Raises InputError for a file of another run."""
+    """The numbers of each training run and of each file in `RESULTS`. Raises InputError for a file of another run."""
     files = {phase: folder / "summary.json" for phase, (folder, _) in runs.items()}
     files |= {name: reports / file for name, file in RESULTS.items()}
     numbers = {name: read_object(file) for name, file in files.items()}
@@ -101,7 +101,7 @@ def _numbers(reports: Path, runs: Mapping[str, tuple[Path, str]]) -> dict[str, A
 
 
 def _results(reports: Path, numbers: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
-    """What the templates show of the files that the stages left; `folders` are those of the training runs' reports."""
+    """Data for the templates from the stages' outputs. `folders`: those of the training runs' reports."""
     details = read_object(reports / "eval_loss_details.json")
     return {
         "beside": BESIDE,
@@ -118,8 +118,8 @@ def _results(reports: Path, numbers: Mapping[str, Any], folders: Mapping[str, Pa
 
 
 def _check_run(phase: str, path: Path, summary: Mapping[str, Any], settings: str) -> None:
-    """Raises InputError if a summary is of other parameters than the report is about."""
-    if "settings" not in summary:  # of an older version
+    """Raises InputError if a summary belongs to other parameters than the report."""
+    if "settings" not in summary:  # written by an older version
         print(f"warning: {path} does not say which parameters it was made with", file=sys.stderr)
     elif summary["settings"] != settings:
         raise InputError(
@@ -129,14 +129,14 @@ def _check_run(phase: str, path: Path, summary: Mapping[str, Any], settings: str
 
 
 def _named_by_file(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics by the names that DVC gives them in a sweep: `FILE:key`."""
+    """The metrics under the names that DVC gives them in a sweep: `FILE:key`."""
     return {
         f"reports/{file}:{key}": n for name, file in RESULTS.items() for key, n in flat_numbers(numbers[name]).items()
     }
 
 
 def _script(identity: str, html: str) -> str:
-    """The script that fills the page of this identity. ASCII alone, so it has no encoding to get wrong."""
+    """The script that fills in the page with this identity. Pure ASCII, so that its encoding does not matter."""
     return f"showRun({json.dumps({'page': identity, 'html': html})});\n"
 
 

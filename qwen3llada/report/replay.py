@@ -1,4 +1,4 @@
-"""Answers with the order in which their tokens were decoded, for the report to play."""
+"""Answers with the order in which their tokens were decoded, for the report's player."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from qwen3llada.sampling.params import SampleParams
 
 
 def record_answers(model: Path, data: Path, params: SampleParams, *, count: int, seed: int) -> list[Trace]:
-    """Answer the first `count` of the prompts in samples.jsonl once more, watching; their answers are the same.
+    """Answer the first `count` prompts of samples.jsonl again, with a trace. The answers are the same.
 
     Args:
         model: folder of the checkpoint. data: folder of tokenized prompts and answers.

@@ -1,4 +1,4 @@
-"""What was run: revision, data, parameters, machine; and the history of earlier reports, for comparison."""
+"""Facts about a run: revision, data, machine; and the history of earlier reports, for comparison."""
 
 import json
 import os
@@ -18,7 +18,7 @@ HISTORY_KEPT = 100
 
 
 def revision() -> str:
-    """The commit of the working tree, `-dirty` if tracked files differ from it; empty outside a git repository."""
+    """The commit of the working tree, with `-dirty` if tracked files differ from it; "" outside a git repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -27,7 +27,7 @@ def revision() -> str:
 
 
 def hardware() -> dict[str, str]:
-    """Processor, memory, accelerators, operating system, Python and the main packages."""
+    """Processor, memory, accelerators, operating system, and versions of Python and the main packages."""
     import psutil
     import torch
 
@@ -55,7 +55,7 @@ def _processor() -> str:
 
 
 def data_sources(path: Path) -> list[dict[str, Any]]:
-    """What `download` took: name, source, revision, number and bytes of files, and a digest of their content."""
+    """Per source of `download`: name, source, revision, number and bytes of files, digest of their content."""
     rows = []
     with content_blamed(path):
         for name, entry in read_object(path).items():
@@ -74,13 +74,13 @@ def data_sources(path: Path) -> list[dict[str, Any]]:
 
 
 def compare_with_previous(path: Path, current: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Add this run to the history in `path`, and return the latest earlier one that differs from it.
+    """Add this run to the history in `path` and compare it with the latest earlier run that differs.
 
     Args:
         current: {"revision": …, "parameters": {dotted key: value}, "metrics": {name: number}}.
 
     Returns: None for the first run; else {"revision": …, "parameters": rows of (key, before, now) that differ,
-        "metrics": rows of (name, before, now, change) of those that changed, "unchanged": number of the others}.
+        "metrics": rows of (name, before, now, change) that changed, "unchanged": number of the others}.
     """
     history = list(read_jsonl(path)) if path.exists() else []
     with content_blamed(path):
