@@ -1,4 +1,4 @@
-"""What a run shows in Prefect's user interface: progress, metrics against the run before, samples, summary, report."""
+"""Artifacts of a run in Prefect's user interface: progress, metrics compared to the previous run, samples, report."""
 
 import json
 import re
@@ -24,11 +24,11 @@ SAMPLES = Path("reports/samples.jsonl")
 REPORT = Path("reports/report.html")
 SAMPLES_SHOWN = 20
 PROGRESS_SECONDS = 5.0
-_PERCENT = re.compile(r"(\d{1,3})%\|")  # as tqdm draws it
+_PERCENT = re.compile(r"(\d{1,3})%\|")  # as tqdm prints it
 
 
 class Progress:
-    """A progress artifact of a stage, from the percentages of the bars that it draws; none if it draws none."""
+    """Progress artifact of a stage, from the percentages of its progress bars; none if there are no bars."""
 
     def __init__(self, stage: str) -> None:
         self.key = f"progress-{artifact_key(stage)}"
@@ -37,14 +37,14 @@ class Progress:
         self._next = 0.0
 
     def see(self, lines: list[str]) -> None:
-        """Take a batch of output."""
+        """Read a batch of output."""
         percents = [int(match[1]) for line in lines if (match := _PERCENT.search(line))]
         if percents and time.monotonic() >= self._next:
             self._show(float(percents[-1]))
             self._next = time.monotonic() + PROGRESS_SECONDS
 
     def finish(self) -> None:
-        """The stage has succeeded."""
+        """Show 100 percent, after the stage has succeeded."""
         if self._id is not None:
             self._show(100.0)
 
@@ -57,12 +57,12 @@ class Progress:
 
 
 def artifact_key(name: str) -> str:
-    """Prefect allows lower-case letters, digits and dashes."""
+    """`name` in lower-case letters, digits and dashes, as Prefect requires."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def read_metrics(root: Path = Path()) -> dict[str, Any]:
-    """All metrics of the workspace at `root`, `file:key` to value, as `dvc metrics show` gives them."""
+    """All metrics of the workspace at `root`, `file:key` -> value, from `dvc metrics show`."""
     command = [sys.executable, "-m", "dvc", "metrics", "show", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
     if done.returncode != 0:
@@ -82,7 +82,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of metric, value before, value now, change; what is not as before comes first."""
+    """Rows of metric, value before, value now, change. Changed metrics come first."""
     rows = []
     for name in sorted(before.keys() | after.keys(), key=lambda name: (before.get(name) == after.get(name), name)):
         old, new = before.get(name), after.get(name)
@@ -96,7 +96,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def publish_results(before: dict[str, Any]) -> None:
-    """After a run: the metrics against `before`, and of samples, summary and report what there is."""
+    """Publish the metrics compared to `before`, and samples, summary and report if they exist."""
     if rows := compare(before, read_metrics()):
         create_table_artifact(rows, key="metrics", description="Metrics before this run, and now")
     if SUMMARY.exists():

@@ -1,4 +1,4 @@
-"""Short commands of git and dvc, and what they say."""
+"""Short git and dvc commands, and their output."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from flows.environment import child_environment
 
 
 def output_of(folder: Path, *command: str) -> str:
-    """Standard output of a command in `folder`, every byte of it: names of files need not be UTF-8, nor end in LF.
+    """Standard output of a command in `folder`, with every byte: file names may be invalid UTF-8 or end in LF.
 
-    Raises: RuntimeError with what it said on standard error.
+    Raises: RuntimeError with the command's standard error.
     """
     done = subprocess.run(command, cwd=folder, env=child_environment(), capture_output=True, check=False)
     if done.returncode != 0:

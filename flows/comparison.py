@@ -1,4 +1,4 @@
-"""What a sweep found: reports/sweep.json, and its plot."""
+"""Result of a sweep: reports/sweep.json, and its plot."""
 
 import fnmatch
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 RESULT = Path("reports/sweep.json")
 PLOT = Path("reports/sweep.svg")
-# What compares variants, best first: a bound on the likelihood does not depend on the loss that was trained with.
+# Metrics that compare variants, best first: a likelihood bound does not depend on the training loss.
 METRICS = ("*:sft*nelbo", "*nelbo", "*:sft*guidelines", "*guidelines", "*loss")
 
 
 def choose_metric(rows: Sequence[dict[str, Any]], wanted: str | None) -> str | None:
-    """The metric to compare: `wanted`, else the first of `METRICS` that every finished variant has; None if none is.
+    """The metric to compare: `wanted`, else the first of `METRICS` that every finished variant has; None without one.
 
     Raises: ValueError if a finished variant lacks `wanted`.
     """
@@ -28,7 +28,7 @@ def choose_metric(rows: Sequence[dict[str, Any]], wanted: str | None) -> str | N
 
 
 def write_comparison(rows: Sequence[dict[str, Any]], metric: str | None, root: Path = Path()) -> None:
-    """Write `reports/sweep.json` and, where there is something to plot, `reports/sweep.svg`."""
+    """Write `reports/sweep.json` and, if there is something to plot, `reports/sweep.svg`."""
     result = {"metric": metric, "variants": list(rows)}
     _write(root / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     shown = [row for row in rows if metric is not None and metric in row["metrics"]]
@@ -37,7 +37,7 @@ def write_comparison(rows: Sequence[dict[str, Any]], metric: str | None, root: P
 
 
 def _plot(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
-    """A bar per variant, best on top."""
+    """Plot a bar per variant, best on top."""
     import matplotlib as mpl
 
     mpl.use("svg")

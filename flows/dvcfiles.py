@@ -1,4 +1,4 @@
-"""Keeping `dvc.lock` and `.dvc/tmp/rwlock` whole: dvc rewrites both in place, so a killed dvc can leave half a file."""
+"""Repair of `dvc.lock` and `.dvc/tmp/rwlock`: dvc rewrites both in place, so a killed dvc may leave partial files."""
 
 import fcntl
 import json
@@ -17,10 +17,10 @@ BACKUP = TEMPORARY / "dvc.lock.good"
 
 
 def repair() -> list[str]:
-    """Mend what an earlier killed dvc left damaged. Returns a line per repair.
+    """Repair files that a killed dvc left damaged earlier. Returns a line per repair.
 
-    A damaged `dvc.lock` is replaced by the copy of before, or removed if there is none: stages then come back from
-    dvc's run cache. A damaged `rwlock` is removed. A file that a living dvc is writing is left alone.
+    A damaged `dvc.lock` is replaced by its backup, or removed without one: dvc's run cache then restores the stages. A
+    damaged `rwlock` is removed. A file that a running dvc holds is left alone.
     """
     done = []
     with _alone(TEMPORARY / "lock") as free:
@@ -34,10 +34,10 @@ def repair() -> list[str]:
 
 
 def back_up() -> None:
-    """Keep a copy of a whole `dvc.lock`, or none where there is no such file."""
+    """Keep a copy of an intact `dvc.lock`; remove the old copy if there is no `dvc.lock`."""
     with _alone(TEMPORARY / "lock") as free:
         if not free:
-            return  # the dvc that holds it is about to write; the copy of before is as good
+            return  # a running dvc is about to write; the previous copy is good enough
         if LOCK_FILE.exists():
             temporary = BACKUP.with_suffix(f".{os.getpid()}")
             shutil.copyfile(LOCK_FILE, temporary)
@@ -47,9 +47,9 @@ def back_up() -> None:
 
 
 def after_killed_dvc() -> list[str]:
-    """Mend after a dvc that was killed under our eyes. Returns a line per repair.
+    """Repair after our own dvc was killed. Returns a line per repair.
 
-    Half a `dvc.lock` can be valid YAML, so any change of it is undone; what it had recorded is in dvc's run cache.
+    A partial `dvc.lock` may be valid YAML, so any change is undone. dvc's run cache has what it recorded.
     """
     done = []
     with _alone(TEMPORARY / "lock") as free:
@@ -71,7 +71,7 @@ def _restore() -> str:
 
 
 def _is_lock_file(path: Path) -> bool:
-    """Whether the file is absent, or YAML of the shape of a dvc.lock."""
+    """Whether the file is absent, or YAML in the form of a dvc.lock."""
     if not path.exists():
         return True
     try:
@@ -93,7 +93,7 @@ def _is_json(path: Path) -> bool:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Hold one of dvc's own lock files (zc.lockfile: flock); gives whether no other process holds it."""
+    """Try to hold one of dvc's lock files (zc.lockfile: flock). Yields whether no other process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:

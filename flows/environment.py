@@ -1,4 +1,4 @@
-"""The environment of the processes that the flows start."""
+"""The environment of processes started by the flows."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def child_environment() -> dict[str, str]:
-    """For dvc and the stages: `python` is this Python, `flows` can be imported, and output is not held back."""
+    """Environment for dvc and the stages: `python` is this Python, `flows` is importable, output is unbuffered."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PATH": path, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}

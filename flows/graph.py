@@ -1,7 +1,7 @@
-"""The stages and their order, read from DVC's own graph, so that a stage added to `dvc.yaml` is in the flow.
+"""The stages and their order, from DVC's own graph, so that a stage added to `dvc.yaml` joins the flow.
 
-DVC is imported in a subprocess: it takes a second, keeps global state, and must see `dvc.yaml` as it is now.
-`meta.flow` of a stage in `dvc.yaml` says how the flow treats it; the keys are the fields of `Policy`.
+DVC is imported in a subprocess: the import takes a second, keeps global state, and must see the current `dvc.yaml`.
+`meta.flow` of a stage in `dvc.yaml` sets how the flow treats it; its keys are the fields of `Policy`.
 """
 
 import json
@@ -59,15 +59,15 @@ class Stage:
 
     name: str
     policy: Policy = field(default_factory=Policy)
-    sources: tuple[str, ...] = ()  # paths of the dependencies that no stage makes, relative to the root
+    sources: tuple[str, ...] = ()  # dependencies that no stage makes, relative to the root
 
 
 def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path()) -> list[Stage]:
-    """The stages of the project at `root` that `dvc repro TARGETS` would go through, in its order.
+    """The stages of the project at `root` that `dvc repro TARGETS` would run, in order.
 
-    No targets: all stages. `upstream=False` leaves out what the targets depend on.
-    Raises: ValueError that names an unknown target and the stages there are, with DVC's own message for a broken
-        `dvc.yaml`, or for a wrong `meta.flow`.
+    No targets: all stages. `upstream=False` excludes dependencies of the targets.
+    Raises: ValueError naming an unknown target and the existing stages, with DVC's message for a broken `dvc.yaml`, or
+        for a wrong `meta.flow`.
     """
     command = [sys.executable, "-m", "flows.graph", *(["--only"] if not upstream else []), *targets]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
@@ -77,10 +77,10 @@ def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path(
 
 
 def read_inputs(root: Path) -> list[tuple[str, str]]:
-    """What the stages of the project at `root` read that no stage makes, as (where it is given, path) pairs.
+    """Inputs of the stages of the project at `root` that no stage makes, as (where it is given, path) pairs.
 
-    The dependencies, and the values of the parameters of `meta.flow.reads`, which may be no path at all.
-    Raises: ValueError as `read_stages`, or for a key of `meta.flow.reads` that params.yaml does not have.
+    These are dependencies, and values of the parameters in `meta.flow.reads`, which may be other things than paths.
+    Raises: ValueError as `read_stages`, or for a key in `meta.flow.reads` that params.yaml does not have.
     """
     tree = YAML(typ="safe", pure=True).load((root / PARAMS).read_text(encoding="utf-8"))
     inputs = []
@@ -95,7 +95,7 @@ def read_inputs(root: Path) -> list[tuple[str, str]]:
 
 
 def _values(tree: Any, keys: list[str]) -> list[str]:
-    """The strings at a key, those of each entry where there is a list on the way."""
+    """The strings at a key. If there is a list on the way, those of all its entries."""
     if isinstance(tree, list):
         return [value for entry in tree for value in _values(entry, keys)]
     if keys:
@@ -141,12 +141,12 @@ def _main(targets: list[str], *, upstream: bool) -> list[dict]:
 
 
 def _given(dep: Any, root: str) -> str:
-    """The path of a dependency: relative to the root, unless dvc.yaml has an absolute one."""
+    """The path of a dependency: relative to the root, or absolute if it is so in dvc.yaml."""
     return dep.fs_path if os.path.isabs(dep.def_path) else os.path.relpath(dep.fs_path, root)
 
 
 def _unmade(dep: Any, made: list[Path]) -> bool:
-    """Whether a dependency is a local file or folder, and no output of a stage, nor above or below one."""
+    """Whether a dependency is a local path that is not an output of a stage, nor contains or lies in one."""
     if dep.protocol != "local" or type(dep).__name__ == "ParamsDependency":
         return False
     path = Path(dep.fs_path)

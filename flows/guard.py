@@ -1,11 +1,11 @@
-"""Runs one dvc command and sees that it ends well, whatever happens around it: `python -m flows.guard -- dvc repro …`.
+"""Runs one dvc command so that it always ends cleanly: `python -m flows.guard -- dvc repro …`.
 
-Nobody signals dvc: killed in mid-work it orphans the trainer and can leave half a `dvc.lock`. So dvc is started
-ignoring SIGTERM, SIGINT and SIGHUP, and the guard, told to stop by one of these or by the end of its standard input
-(its owner is gone), asks the processes that dvc runs instead. They save what they have, then dvc ends by itself.
-If dvc itself is killed, the guard inherits its children, stops them in the same way and mends dvc's files.
+dvc must never be signalled: killed while working, it orphans the trainer and can leave a partial `dvc.lock`. So dvc is
+started with SIGTERM, SIGINT and SIGHUP ignored. On one of these signals, or when its standard input ends (its owner is
+gone), the guard instead stops the processes that dvc runs. They save their state, and then dvc ends by itself. If dvc
+itself is killed, the guard inherits its children, stops them in the same way, and repairs dvc's files.
 
-Exit status: dvc's own; 124 after `--timeout`; 128 + signal if dvc was killed; 143 if told to stop.
+Exit status: dvc's own; 124 after `--timeout`; 128 + signal if dvc was killed; 143 if the guard was told to stop.
 """
 
 import argparse
@@ -22,23 +22,23 @@ import psutil
 from flows import dvcfiles
 from flows.processes import adopt_orphans, ask_to_stop, descendants, kill_all_but_dvc
 
-TIMED_OUT = 124  # as timeout(1)
+TIMED_OUT = 124  # same as timeout(1)
 TOLD_TO_STOP = 128 + signal.SIGTERM
 STOPPERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 POLL_SECONDS = 0.2
 
 
 class Guard:
-    """One dvc command, its output passed on, and the processes below it."""
+    """One dvc command: forwards its output and watches the processes below it."""
 
     def __init__(self, command: list[str], timeout: float, grace: float) -> None:
         self.command, self.timeout, self.grace = command, timeout, grace
-        self.reason: int | None = None  # exit status that says why we are stopping
+        self.reason: int | None = None  # exit status, set when stopping
         self.stopping_since = 0.0
         self.asked: set[int] = set()
 
     def run(self) -> int:
-        """Run to the end of every process below; returns the exit status."""
+        """Run until every process below has ended. Returns the exit status."""
         adopt_orphans()
         for signum in STOPPERS:
             signal.signal(signum, self._on_signal)
@@ -58,7 +58,7 @@ class Guard:
         return status if self.reason is None else self.reason
 
     def _watch(self) -> None:
-        """Until dvc and all below it have ended: pass output on, notice owner, time and death of dvc."""
+        """Forward output, and watch owner, time limit and dvc, until dvc and all processes below it have ended."""
         assert self.dvc.stdout is not None
         started, output, inputs = time.monotonic(), self.dvc.stdout.fileno(), {self.dvc.stdout.fileno(), 0}
         while True:
@@ -95,7 +95,7 @@ class Guard:
         self._stop(TOLD_TO_STOP, signal.Signals(signum).name)
 
     def _forward(self, output: int) -> bool:
-        """Pass on what dvc printed; False at its end. A reader that is gone must not cost the trainer its output."""
+        """Forward dvc's output; False at its end. If the reader is gone, the trainer must still be able to write."""
         data = os.read(output, 65536)
         self._write(data)
         return bool(data)
@@ -108,11 +108,11 @@ class Guard:
             while data:
                 data = data[os.write(1, data) :]
         except BrokenPipeError:
-            pass  # nobody reads any more; the end of standard input tells us why
+            pass  # the reader is gone; the end of standard input will tell why
 
 
 def _ignore() -> None:
-    """In the child: ignored signals stay ignored through exec, so dvc survives what is sent to the whole group."""
+    """Runs in the child: ignored signals stay ignored after exec, so dvc survives signals to the whole group."""
     for signum in STOPPERS:
         signal.signal(signum, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""What a signal raises (Ctrl-C, SIGTERM, cancellation), turned into an ordinary exception that says what is saved."""
+"""Conversion of exceptions from signals (Ctrl-C, SIGTERM, cancellation) to one that says what has been saved."""
 
 import signal
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ _signals: list[int] = []
 
 
 class Interrupted(Exception):
-    """A run was told to stop. The message says what is saved."""
+    """A run was told to stop. The message says what has been saved."""
 
 
 def interrupted(cause: BaseException, said: str = NOTHING_BEGUN) -> Interrupted:
-    """For `cause`, what a signal has raised: KeyboardInterrupt, SystemExit, or Prefect's TerminationSignal."""
+    """`Interrupted` for `cause`, raised by a signal: KeyboardInterrupt, SystemExit, or Prefect's TerminationSignal."""
     _signals.append(signal.SIGINT if isinstance(cause, KeyboardInterrupt) else signal.SIGTERM)
     return Interrupted(said)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raises `Interrupted` in place of what a signal raises within; other exceptions pass."""
+    """Convert exceptions raised by signals in this context to `Interrupted`. Other exceptions pass."""
     try:
         yield
     except Exception:
@@ -31,5 +31,5 @@ def interruptible() -> Iterator[None]:
 
 
 def status_of_stop() -> int:
-    """The exit status of a process that was told to stop, as of one that the first signal had killed."""
+    """Exit status of a process that was told to stop: as if the first signal had killed it."""
     return 128 + (_signals[0] if _signals else signal.SIGTERM)

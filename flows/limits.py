@@ -1,4 +1,4 @@
-"""Slots of a named limit: Prefect's global concurrency limit where there is a server, else a file lock."""
+"""Slots of a named limit: Prefect's global concurrency limit if there is a server, else a file lock."""
 
 import fcntl
 import time
@@ -9,16 +9,16 @@ from pathlib import Path
 from prefect.concurrency.sync import concurrency
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-LEASE_SECONDS = 60  # a slot whose holder was killed is free after this; Prefect allows no less
+LEASE_SECONDS = 60  # after this the slot of a killed holder is free; Prefect's minimum
 POLL_SECONDS = 1.0
 
 
 def slot(name: str | None) -> AbstractContextManager[None]:
-    """Wait for a slot of limit `name` and hold it; nothing for None.
+    """Wait for a slot of limit `name` and hold it. Does nothing for None.
 
-    With a server the limit must exist (`prefect gcl create NAME --limit 1`), or Prefect raises. Losing the server does
-    not end a stage that holds a slot: it would throw away work, and dvc's own locks still protect the workspace.
-    Without one, each run is its own server, which cannot free the slots of a killed run; a file lock can.
+    With a server the limit must exist (`prefect gcl create NAME --limit 1`), or Prefect raises. If the server is lost,
+    a stage keeps running: stopping it would waste work, and dvc's own locks still protect the workspace. Without a
+    server each run starts its own, which cannot free the slots of a killed run; a file lock can.
     """
     if name is None:
         return nullcontext()
@@ -31,7 +31,7 @@ def slot(name: str | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def _file_slot(path: Path) -> Iterator[None]:
-    """The one slot of a limit on this machine, for this user; it is free as soon as its holder is gone."""
+    """The single slot of a limit for this user on this machine. It is freed as soon as its holder ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         while True:
@@ -39,5 +39,5 @@ def _file_slot(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(POLL_SECONDS)  # not a blocking flock: cancellation must get through
+                time.sleep(POLL_SECONDS)  # polling instead of a blocking flock, which would block cancellation
         yield

@@ -1,4 +1,4 @@
-"""What became of a stage, read from dvc's exit status and text: dvc exits 255 whatever the stage's own status was."""
+"""How a stage ended, from dvc's exit status and output. dvc exits with 255 for any failure of a stage."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Literal
 
 from flows.guard import TIMED_OUT, TOLD_TO_STOP
 
-RESUMABLE = os.EX_TEMPFAIL  # 75: a stage that was stopped and has saved what it needs to go on
+RESUMABLE = os.EX_TEMPFAIL  # 75: the stage was stopped and saved what it needs to go on
 Kind = Literal["ran", "cached", "unchanged", "stopped", "killed", "busy", "network", "timeout", "cancelled", "failed"]
 SUCCESS: frozenset[Kind] = frozenset({"ran", "cached", "unchanged"})
 WORTH_RETRYING: frozenset[Kind] = frozenset({"stopped", "killed", "busy", "network"})
@@ -21,11 +21,11 @@ _NETWORK = re.compile(
     r"(429|500|502|503|504) (client|server) error|too many requests|bad gateway|service unavailable|gateway time-?out",
     re.IGNORECASE,
 )
-# A progress bar that a killed process left in mid-line, as tqdm ends it ("[00:02<00:05, 9.1step/s]"), before a message.
+# Remains of a tqdm progress bar ("[00:02<00:05, 9.1step/s]") that a killed process left before a message on the line.
 _BAR = re.compile(r"^.*\[\d+:\d\d[^\]]*\]\s*(?=(ERROR|WARNING|error|guard|stopped by \w+): )")
-# What a training says that was stopped and has saved: "stopped by SIGTERM: checkpoint saved at step 40 in …".
+# Message of a stopped training that saved a checkpoint: "stopped by SIGTERM: checkpoint saved at step 40 in …".
 _SAVED = re.compile(r"^stopped by [^:]+: checkpoint saved ")
-# How dvc reports such a stop, and the note of the stage that this is no failure: the line above says it better.
+# dvc's report of such a stop, and the stage's note that it is no failure. The message above says it better.
 REPORT_OF_STOP = re.compile(
     rf"ERROR: failed to reproduce .*, exited with {RESUMABLE}$|^what DVC says next is about this stop "
 )
@@ -34,7 +34,7 @@ _OURS = re.compile(r"^(ERROR|WARNING): |^> |^Running stage |^guard: |^Updating l
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: what kind of end, the stage's own exit status, and one line that says why."""
+    """How a stage ended: the kind of end, the stage's exit status, and one line with the reason."""
 
     kind: Kind
     status: int
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class StageFailedError(RuntimeError):
-    """A stage did not succeed; `outcome` says how."""
+    """A stage did not succeed. `outcome` says how."""
 
     def __init__(self, stage: str, outcome: Outcome) -> None:
         super().__init__(f"stage {stage}: {outcome.message}")
@@ -61,7 +61,7 @@ class StageFailedError(RuntimeError):
 
 
 def read_outcome(status: int, lines: Sequence[str]) -> Outcome:
-    """From the guard's exit status and the last lines of output."""
+    """The outcome from the guard's exit status and the last lines of output."""
     lines = [_BAR.sub("", line) for line in lines]
     text = "\n".join(lines)
     if status == 0:
@@ -103,11 +103,11 @@ def _dvc_failed(status: int, lines: Sequence[str], text: str) -> Outcome:
 
 
 def _saved(lines: Sequence[str]) -> str | None:
-    """What a stopped training said of its checkpoint."""
+    """The message of a stopped training about its checkpoint."""
     return next((line for line in reversed(lines) if _SAVED.match(line)), None)
 
 
 def _last_words(lines: Sequence[str]) -> str:
-    """The stage's own error line, else its last line."""
+    """The stage's own error line, or else its last line."""
     own = [line.strip() for line in lines if line.strip() and not _OURS.search(line)]
     return next((line for line in reversed(own) if line.startswith("error: ")), own[-1] if own else "no message")

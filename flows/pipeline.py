@@ -26,11 +26,11 @@ from flows.states import end_of_flow, end_of_task, report, result_of
 from flows.temporary import bind_server_to_this_process
 from flows.workspace import workspace
 
-RETRY_JITTER = 0.5  # a delay is lengthened at random by up to this share of it
+RETRY_JITTER = 0.5  # maximal random increase of a delay, as a share of it
 
 
 def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Only where another attempt can end otherwise: stopped, killed, busy lock, network."""
+    """Whether another attempt may end differently: stopped, killed, busy lock, network."""
     try:
         state.result()
     except StageFailedError as error:
@@ -42,9 +42,9 @@ def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
 
 @task(cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
 def dvc_stage(stage: Stage, *, force: bool = False, root: Path = Path(), label: str = "") -> str | State:
-    """Run one stage of the project at `root`; `label` tells its artifacts from those of other projects.
+    """Run one stage of the project at `root`. `label` distinguishes its artifacts from those of other projects.
 
-    Returns how it went: ran, cached or unchanged; a cancelled state if it was told to stop. Raises: `StageFailedError`.
+    Returns: ran, cached or unchanged; a cancelled state if the stage was told to stop. Raises: `StageFailedError`.
     """
     logger, progress = get_run_logger(), Progress(f"{label}{stage.name}")
 
@@ -62,9 +62,9 @@ def dvc_stage(stage: Stage, *, force: bool = False, root: Path = Path(), label: 
 
 
 def run_stages(stages: list[Stage], *, force: bool = False, root: Path = Path(), label: str = "") -> dict[str, str]:
-    """A task per stage, one after the other. Returns how each went.
+    """Run a task per stage, one after another. Returns how each ended.
 
-    Raises: `StageFailedError` of the first to fail; `Interrupted` if one was told to stop.
+    Raises: `StageFailedError` of the first failure; `Interrupted` if a stage was told to stop.
     """
     ended: dict[str, str] = {}
     for stage in stages:
@@ -74,7 +74,7 @@ def run_stages(stages: list[Stage], *, force: bool = False, root: Path = Path(),
 
 
 def with_policy(stage: Stage, label: str) -> Task[..., str]:
-    """The task that runs `stage`, named after it and retried as its policy says."""
+    """The task for `stage`: named after it, with the retries of its policy."""
     policy = stage.policy
     return dvc_stage.with_options(
         name=stage.name,
@@ -112,7 +112,7 @@ def pipeline(
     except Interrupted as stop:
         return end_of_flow(stop)
     except (StageFailedError, ValueError) as error:
-        return Failed(message=str(error))  # one line; a traceback through Prefect would say nothing more
+        return Failed(message=str(error))  # one line; Prefect's traceback would not add anything
     return Completed(message=", ".join(f"{name} {kind}" for name, kind in ended.items()), data=ended)
 
 
@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="run them even if nothing has changed")
     args = parser.parse_args()
     try:
-        if args.stage:  # a mistyped name is said at once, not after the start of a server
+        if args.stage:  # report a mistyped name at once, not after a server has started
             read_stages(args.stage)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The process tree below the guard or the service: who is in it, and telling it to stop without ever touching dvc."""
+"""The process tree below the guard or the service: finding its processes, and stopping them without signalling dvc."""
 
 import contextlib
 import ctypes
@@ -17,37 +17,37 @@ from flows.interruption import NOTHING_BEGUN
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.2
-LEFT_SECONDS = 10  # for what a run has left, other than stages under guard, to end when asked
+LEFT_SECONDS = 10  # for leftovers of a run, other than guarded stages, to end when asked
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of every descendant whose own parent dies. Linux only: elsewhere they go to init."""
+    """Become the parent of descendants whose own parent dies. Linux only; elsewhere init does."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_with_parent() -> None:
-    """In a child, before exec: it gets SIGTERM when its parent ends, even by SIGKILL. Linux only."""
+    """In a child, before exec: request SIGTERM when the parent ends, even by SIGKILL. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def descendants(own: Collection[int]) -> list[psutil.Process]:
-    """The living processes below this one. Dead adopted ones are reaped; those in `own` are left to their `Popen`."""
+    """Living processes below this one. Dead adopted ones are reaped; those in `own` are left to their `Popen`."""
     alive = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
             elif process.pid not in own:
-                with contextlib.suppress(ChildProcessError):  # a grandchild, which its own parent reaps
+                with contextlib.suppress(ChildProcessError):  # a grandchild, reaped by its own parent
                     os.waitpid(process.pid, os.WNOHANG)
     return alive
 
 
 def is_dvc(process: psutil.Process) -> bool:
-    """Whether this is a dvc (`dvc …`, `python …/dvc …`, `python -m dvc …`), which is never signalled."""
+    """Whether this is a dvc (`dvc …`, `python …/dvc …`, `python -m dvc …`), which must never be signalled."""
     try:
         return any(Path(argument).name == "dvc" for argument in process.cmdline()[:3])
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -55,7 +55,7 @@ def is_dvc(process: psutil.Process) -> bool:
 
 
 def is_guard(process: psutil.Process) -> bool:
-    """Whether this is a `python -m flows.guard`, which ends by itself when the stage has saved."""
+    """Whether this is a `python -m flows.guard`, which ends by itself once the stage has saved."""
     try:
         return process.cmdline()[1:3] == ["-m", "flows.guard"]
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -63,20 +63,20 @@ def is_guard(process: psutil.Process) -> bool:
 
 
 def ignores(process: psutil.Process, signum: int) -> bool:
-    """Whether the process ignores the signal: dvc and the shell below it do, and a trainer that is still importing."""
+    """Whether the process ignores the signal: dvc, the shell below it, and a trainer that is still importing do."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
     except OSError:
-        return False  # gone, or no /proc here
+        return False  # the process is gone, or there is no /proc
     mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
     return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
 def ask_to_stop(alive: list[psutil.Process], asked: set[int]) -> None:
-    """SIGTERM, once each, to the topmost processes that listen; called again and again while stopping.
+    """Send SIGTERM once to the topmost processes that listen. Called repeatedly while stopping.
 
-    dvc and shells ignore the signal by inheritance, so it goes to what they run. A launcher of several processes passes
-    it on itself. A process that still ignores it (it is importing) is asked as soon as it has installed its handler.
+    dvc and its shells ignore the signal, so it goes to the processes that they run. A launcher of several processes
+    passes it on. A process that still ignores it because it is importing gets it once its handler is installed.
     """
     below = {process.pid: process for process in alive}
     for process in alive:
@@ -90,7 +90,7 @@ def ask_to_stop(alive: list[psutil.Process], asked: set[int]) -> None:
 
 
 def kill_all_but_dvc(alive: list[psutil.Process]) -> None:
-    """SIGKILL to every process below that is not dvc; dvc then ends by itself, with its files whole."""
+    """SIGKILL every process below that is not dvc. dvc then ends by itself, with intact files."""
     for process in alive:
         if not is_dvc(process):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -98,13 +98,13 @@ def kill_all_but_dvc(alive: list[psutil.Process]) -> None:
 
 
 def end_adopted(own: Collection[int], seconds: float) -> None:
-    """End what others have left below this process, and return when it is gone.
+    """End processes that others left below this one. Returns when all are gone.
 
-    Each is asked to stop, once. What is still there after `seconds` is killed, but neither a guard nor what it guards:
-    it has a time limit of its own.
+    Each is asked to stop once. After `seconds` the rest is killed, except guards and the processes below them: a guard
+    has its own time limit.
 
     Args:
-        own: ids of this process's own children, which are left alone with all below them.
+        own: ids of this process's own children, which are left alone with everything below them.
     """
     asked: set[int] = set()
     end = time.monotonic() + seconds
@@ -117,21 +117,21 @@ def end_adopted(own: Collection[int], seconds: float) -> None:
 
 
 def exit_status(run: Callable[[], int]) -> int:
-    """What `run`, a flow on a terminal, returns; 130 and one line after Ctrl-C, 143 and one line after SIGTERM.
+    """Run `run`, a flow in a terminal, and return its status; 130 after Ctrl-C, 143 after SIGTERM, with one line each.
 
-    It runs in a child with a process group of its own. A terminal signals the whole group, and Prefect's temporary
-    server, gone with the first Ctrl-C, would leave the run trying to reach it for minutes. However the child ends,
-    what it has left is ended before this returns. If it is this process that is killed, the child gets SIGTERM.
+    `run` runs in a child with its own process group. A terminal signals the whole group, so Prefect's temporary server
+    would be gone at the first Ctrl-C, and the run would try to reach it for minutes. Everything that the child leaves
+    is ended before this returns. If this process is killed, the child gets SIGTERM.
     """
     adopt_orphans()
     ours = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)  # one that comes now waits until both are ready for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)  # a signal now waits until both processes can handle it
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         end_with_parent()
         if os.getppid() != ours:
-            os.kill(os.getpid(), signal.SIGTERM)  # it was gone before we could ask for the signal
+            os.kill(os.getpid(), signal.SIGTERM)  # the parent ended before the request for the signal
         return _as_child(run)
 
     def pass_on(signum: int, _: object) -> None:
@@ -147,7 +147,7 @@ def exit_status(run: Callable[[], int]) -> int:
 
 
 def _as_child(run: Callable[[], int]) -> int:
-    """What `run` returns. SIGTERM raises: the way out is then the usual one, which ends what Prefect started."""
+    """Run `run` in the child. SIGTERM raises, so that the usual cleanup ends what Prefect started."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored
     signal.signal(signal.SIGTERM, _raise_exit)
     try:
@@ -171,7 +171,7 @@ def _not_below(pids: Collection[int], processes: list[psutil.Process]) -> list[p
 
 
 def _line(process: psutil.Process) -> list[psutil.Process]:
-    """The process and those above it."""
+    """The process and its ancestors."""
     try:
         return [process, *process.parents()]
     except psutil.NoSuchProcess:

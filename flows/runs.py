@@ -1,4 +1,4 @@
-"""What the service tells the server about the runs of its work pool: cancel them, and end those that are lost."""
+"""Requests of the service to the server about runs in its work pool: cancel runs, and end lost ones."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ ACTIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
 def cancel_runs(pool: str, seconds: float, worker_lives: Callable[[], bool]) -> None:
-    """Cancel what runs in `pool` or is about to, and wait until its worker has ended it, at most `seconds`."""
+    """Cancel running and pending runs in `pool`, and wait at most `seconds` until its worker has ended them."""
     end = time.monotonic() + seconds
     with get_client(sync_client=True) as client:
         while worker_lives() and (runs := _active(client, pool)) and time.monotonic() < end:
@@ -24,9 +24,9 @@ def cancel_runs(pool: str, seconds: float, worker_lives: Callable[[], bool]) -> 
 
 
 def end_lost_runs(pool: str) -> None:
-    """Call what still counts as active in `pool` crashed. For when no process of any run is left.
+    """Mark runs in `pool` that still count as active as crashed. Call it when no process of any run is left.
 
-    Otherwise a run whose worker was killed would count for ever, and keep the next one of its deployment waiting.
+    Otherwise a run whose worker was killed would stay active forever and block the next one of its deployment.
     """
     with get_client(sync_client=True) as client:
         for run in _active(client, pool):

@@ -22,26 +22,26 @@ PORT = 4200  # Prefect's own default
 POOL = "qwen3llada"
 LIMIT = "gpu"
 START_SECONDS = 600  # a busy machine with two cores took three minutes
-STOP_SECONDS = 150  # a stage gets its grace_seconds to save, 120 by default
-# A lease of a slot outlives a restart of the server, and is taken back if its holder was killed.
+STOP_SECONDS = 150  # a stage gets grace_seconds to save, by default 120
+# Leases of slots outlive a restart of the server. They are revoked if their holder was killed.
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
 
 class Service:
-    """The processes of `make serve`, each in a group of its own: Ctrl-C reaches only this one, which stops the rest."""
+    """The processes of `make serve`, each in its own group: Ctrl-C reaches only this one, which stops the others."""
 
     def __init__(self, port: int, slots: int) -> None:
         self.url, self.port, self.slots = f"http://{HOST}:{port}/api", port, slots
         self.started: dict[str, subprocess.Popen] = {}
 
     def run(self) -> int:
-        """Until a signal, or until server or worker ends by itself (status 1)."""
+        """Run until a signal, or until server or worker ends by itself (status 1)."""
         if _answers(self.url):
             print(f"error: a Prefect server is already running at {self.url}", file=sys.stderr)
             return 1
         for signum in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, _interrupt)
-        adopt_orphans()  # of a worker that is killed
+        adopt_orphans()  # those of a killed worker
         try:
             self._start("server", "start", "--host", HOST, "--port", str(self.port))
             self._wait_for_server()
@@ -49,7 +49,7 @@ class Service:
             self._start("worker", "start", "--pool", POOL, "--type", "process")
             print(f"ready: {self.url.removesuffix('/api')} (Ctrl-C stops)", flush=True)
             while all(map(self._lives, self.started)):
-                descendants(self._own())  # reaps them
+                descendants(self._own())  # reaps dead ones
                 time.sleep(0.5)
             ended = next(name for name in self.started if not self._lives(name))
             print(f"error: the {ended} has ended, status {self.started[ended].returncode}", file=sys.stderr)
@@ -68,7 +68,7 @@ class Service:
         return name in self.started and self.started[name].poll() is None
 
     def _own(self) -> set[int]:
-        """Ids of those of the started processes that live, or whose status nobody has read yet."""
+        """Ids of started processes that are alive or whose status has not been read."""
         return {process.pid for process in self.started.values() if process.returncode is None}
 
     def _wait_for_server(self) -> None:
@@ -95,7 +95,7 @@ class Service:
         end_lost_runs(POOL)  # of a service that was killed, or whose machine went down
 
     def _stop(self) -> None:
-        """Runs first, then the worker and what it has left, then the server."""
+        """Stop the runs first, then the worker and its leftovers, then the server."""
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(signum, signal.SIG_IGN)
         served = self._lives("server") and "worker" in self.started
@@ -121,7 +121,7 @@ class Service:
 
 
 def _before_exec() -> None:
-    """In a child. Prefect's worker stops by sending itself SIGINT, which `make serve &` in a script makes it ignore."""
+    """Runs in the child. Prefect's worker stops by sending itself SIGINT, which `make serve &` in a script ignores."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -135,7 +135,7 @@ def _answers(url: str) -> bool:
 
 
 def _ask_server(request: Callable[[], None]) -> None:
-    """While stopping: a server that has gone meanwhile must not keep us from ending the rest."""
+    """Send a request while stopping. If the server is gone, the rest must still be ended."""
     import httpx
 
     try:
@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=PORT, help=f"port of the server on {HOST}")
     parser.add_argument("--slots", type=int, default=1, help=f"stages that may hold the limit `{LIMIT}` at once")
     args = parser.parse_args()
-    os.environ["PREFECT_API_URL"] = f"http://{HOST}:{args.port}/api"  # before Prefect is imported
+    os.environ["PREFECT_API_URL"] = f"http://{HOST}:{args.port}/api"  # must be set before Prefect is imported
     os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES)
     return Service(args.port, args.slots).run()
 

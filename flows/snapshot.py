@@ -1,4 +1,4 @@
-"""The files of a workspace for a clone of it, byte for byte, whatever git would make of their line ends."""
+"""Copies of a workspace's files for a clone, byte for byte, without git's conversion of line ends."""
 
 import glob
 import hashlib
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from flows.commands import output_of
 
-NEVER = {".git", ".dvc", "__pycache__"}  # folders that hold no data
+NEVER = {".git", ".dvc", "__pycache__"}  # folders without data
 
 
 def visible_files(root: Path) -> list[str]:
-    """The files of the workspace at `root` that git tracks or would add, relative to it; those deleted are left out.
+    """Files in the workspace at `root` that git tracks or would add, relative to it, without deleted ones.
 
-    Raises: ValueError for what a clone could not have: a repository inside this one, a link that leads out of it.
+    Raises: ValueError for what a clone cannot have: a repository inside this one, or a link that leads out of it.
     """
     listed = output_of(root, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = sorted({name for name in listed.split("\0") if name and os.path.lexists(root / name)})
@@ -33,13 +33,13 @@ def visible_files(root: Path) -> list[str]:
 
 
 def hidden_files(root: Path, inputs: Iterable[tuple[str, str]], visible: Collection[str]) -> list[str]:
-    """Of what a variant reads, the files that git does not see, relative to `root`; sorted.
+    """The files that a variant reads and git does not see, relative to `root`, sorted.
 
     Args:
-        inputs: (where it is given, path) pairs. The path of a file, a folder or a glob; what does not exist, such as
-            the name of a data set elsewhere, is passed over. An absolute path is the same in a clone.
-        visible: as from `visible_files`.
-    Raises: ValueError for a relative path that leads out of the workspace: from a clone it would lead elsewhere.
+        inputs: (where it is given, path) pairs. A path is a file, a folder or a glob. Paths that do not exist, such as
+            the name of a remote data set, and absolute paths, which are the same in a clone, are skipped.
+        visible: result of `visible_files`.
+    Raises: ValueError for a relative path out of the workspace, because it would lead elsewhere from a clone.
     """
     found: set[str] = set()
     for where, given in inputs:
@@ -62,9 +62,9 @@ def hidden_files(root: Path, inputs: Iterable[tuple[str, str]], visible: Collect
 
 
 def copy_files(root: Path, names: Iterable[str], destination: Path, *, links: bool) -> None:
-    """Copy content and mode, a piece at a time; links as links, or else what they lead to.
+    """Copy content and mode of files. Links are copied as links, or else as the files that they point to.
 
-    Raises: ValueError for a file that in the clone would lie behind a broken link.
+    Raises: ValueError for a file that would lie behind a broken link in the clone.
     """
     for name in names:
         target = destination / name
@@ -76,7 +76,7 @@ def copy_files(root: Path, names: Iterable[str], destination: Path, *, links: bo
 
 
 def digests(root: Path, names: Iterable[str], *, links: bool) -> dict[str, str]:
-    """By name, a SHA-256 of each file's content, and its mode; of a link where it points to, or of what it leads to."""
+    """File name -> SHA-256 of content, and mode. For links: of the target's path, or else of the target's content."""
     return {name: _digest(root / name, links) for name in names}
 
 
@@ -89,13 +89,13 @@ def _digest(path: Path, links: bool) -> str:
 
 @cache
 def _content(path: Path, _size: int, _time: int, _inode: int) -> str:
-    """Read once for all variants of a sweep, as long as the file is the same."""
+    """SHA-256 of a file, read once for all variants of a sweep as long as the file does not change."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(root: Path, name: str) -> Iterator[str]:
-    """The file `name`, or all files below the folder `name`, also behind links; each folder once."""
+    """The file `name`, or all files below the folder `name`, following links and visiting each folder once."""
     if not (root / name).is_dir():
         yield from [name] if (root / name).is_file() else []
         return
@@ -112,7 +112,7 @@ def _files(root: Path, name: str) -> Iterator[str]:
 
 
 def _refuse_leading_out(root: Path, name: str) -> None:
-    """A relative link to something outside of the workspace leads elsewhere from a clone."""
+    """Raise ValueError for a relative link out of the workspace, which leads elsewhere from a clone."""
     leads = os.readlink(root / name)
     if os.path.isabs(leads):
         return

@@ -1,4 +1,4 @@
-"""Runs one stage: `dvc repro --single-item` under guard, lines to a callback, the end as an `Outcome`."""
+"""Runs one stage: `dvc repro --single-item` under a guard, with output to a callback and an `Outcome` at the end."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _running: set[subprocess.Popen] = set()
 _stopping = threading.Event()
 
 
-# What dvc tells a person at a terminal, after every stage.
+# dvc's hints to terminal users after every stage.
 _HINTS = re.compile(
     r"\s*(git add .*|dvc config core\.autostage true|To track the changes with git, run:"
     r"|To enable auto staging, run:|Use `dvc push` to send your updates to remote storage\.)?\s*"
@@ -30,11 +30,10 @@ _HINTS = re.compile(
 
 
 def run_stage(stage: Stage, emit: Callable[[list[str]], None], *, force: bool = False, root: Path = HERE) -> Outcome:
-    """Run `stage` of the project at `root`; `emit` gets batches of its output.
+    """Run `stage` of the project at `root`. `emit` gets batches of its output.
 
-    An exception that a signal raises meanwhile (cancellation, Ctrl-C) stops the stage, and it ends when it has saved
-    what it needs. Raises: `StageFailedError`; `Interrupted` after a signal, or if `stop_all` was called, with what the
-    stage has saved.
+    An exception raised by a signal (cancellation, Ctrl-C) stops the stage, which first saves its state. Raises:
+    `StageFailedError`; `Interrupted` after a signal or `stop_all`, with what the stage has saved.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] if force else []), stage.name]
     policy = stage.policy
@@ -50,14 +49,14 @@ def run_stage(stage: Stage, emit: Callable[[list[str]], None], *, force: bool = 
 def run_dvc(
     command: list[str], emit: Callable[[list[str]], None], *, timeout: float, grace: float, root: Path
 ) -> Outcome:
-    """Run a dvc command under guard in the project at `root`; seconds for `timeout` (0: none) and `grace`.
+    """Run a dvc command under a guard in the project at `root`. `timeout` (0: none) and `grace` are in seconds.
 
-    Raises: `Interrupted` with what was saved, if the command was told to stop.
+    Raises: `Interrupted`, with what was saved, if the command was told to stop.
     """
     limits = ["--timeout", str(timeout), "--grace", str(grace)]
     guard = subprocess.Popen(
         [sys.executable, "-m", "flows.guard", *limits, "--", *command],
-        stdin=subprocess.PIPE,  # its end tells the guard that we are gone, however we went
+        stdin=subprocess.PIPE,  # its end tells the guard that this process is gone, for whatever reason
         stdout=subprocess.PIPE,
         env=child_environment(),
         cwd=root,
@@ -82,7 +81,7 @@ def run_dvc(
     outcome = read_outcome(guard.wait(), throttle.tail)
     if signalled is not None:
         raise interrupted(signalled, outcome.message) from signalled
-    if outcome.kind == "cancelled":  # by `stop_all`
+    if outcome.kind == "cancelled":  # stopped by `stop_all`
         raise Interrupted(outcome.message)
     return outcome
 
@@ -93,20 +92,20 @@ def _emit_what_matters(lines: list[str], emit: Callable[[list[str]], None]) -> N
 
 
 def stop_all() -> None:
-    """Stop what other threads of this process run, now and later; they raise `Interrupted`."""
+    """Stop current and future stages of other threads in this process; they raise `Interrupted`."""
     _stopping.set()
     for guard in list(_running):
         _let_go(guard)
 
 
 def _let_go(guard: subprocess.Popen) -> None:
-    """The end of its standard input tells the guard to stop the stage."""
+    """Close the guard's standard input, which makes it stop the stage."""
     assert guard.stdin is not None
     guard.stdin.close()
 
 
 def _pump(guard: subprocess.Popen, throttle: Throttle) -> None:
-    """Pass on output until the guard has closed it, which it does by ending."""
+    """Forward output until the guard has ended."""
     assert guard.stdout is not None
     output = guard.stdout.fileno()
     while True:

@@ -34,12 +34,12 @@ LOSSES = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_variant(variant: Variant, made: Path | Exception, stages: list[str]) -> dict[str, Any] | State:
-    """Run one variant in its clone. Returns its row of the result; `error` says why it failed, if it did.
+    """Run one variant in its clone. Returns its row of the result, with the reason of a failure in `error`.
 
-    A cancelled state if it was told to stop.
+    Returns a cancelled state if it was told to stop.
 
     Args:
-        made: the clone, or why it could not be made.
+        made: the clone, or the error in making it.
     """
     started = time.monotonic()
     row: dict[str, Any] = {"name": variant.name, "overrides": list(variant.overrides), "metrics": {}, "error": None}
@@ -97,8 +97,8 @@ def sweep(
 
 
 def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str, Any]]:
-    """The first variant alone, then at most `jobs` at once; rows in the order of `variants`."""
-    # All of one state of the workspace, whatever is edited or committed there while the first ones run.
+    """Run the first variant alone, then at most `jobs` at once. Returns rows in the order of `variants`."""
+    # Clone all before the first run, so that edits and commits during the sweep do not affect later variants.
     made = {variant.name: _clone(variant) for variant in variants}
     first = variants[0]
     rows = {first.name: result_of(_named(first)(first, made[first.name], stages, return_state=True))}
@@ -113,7 +113,7 @@ def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str
                 future = next(as_completed(list(running)))
                 rows[running.pop(future).name] = result_of(future.state)
     except BaseException as cause:
-        stop_all()  # the variants run in threads, which a signal does not reach
+        stop_all()  # variants run in threads, which a signal does not reach
         for future in running:
             future.wait()
         if isinstance(cause, Interrupted):

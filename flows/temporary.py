@@ -1,7 +1,7 @@
-"""Prefect's temporary server, which a run without a server starts for itself, made to end with its run.
+"""Binds Prefect's temporary server, which a run without a server starts, to the life of its run.
 
-Prefect stops it when the run's process exits, which a process that is killed does not do. So the server runs below
-`python -m flows.temporary PORT`, which holds the reading end of a pipe: the end of it says that the owner is gone.
+Prefect stops the server when the run's process exits, but a killed process cannot do that. So the server runs as
+`python -m flows.temporary PORT` and holds the reading end of a pipe. The pipe's end means that the owner is gone.
 """
 
 import os
@@ -14,9 +14,9 @@ HOST = "127.0.0.1"
 
 
 def bind_server_to_this_process() -> None:
-    """Have the temporary server of this process, which starts with the first need of one, end with it.
+    """Make this process's temporary server, which starts on first use, end with this process.
 
-    Nothing to do where a server is configured (`PREFECT_API_URL`).
+    Does nothing if a server is configured (`PREFECT_API_URL`).
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -29,7 +29,7 @@ def _bind() -> None:
     from prefect.settings import get_current_settings
 
     class BoundServer(SubprocessASGIServer):
-        """As Prefect's, but for its command, and for the pipe at its standard input."""
+        """Prefect's class with another command, and a pipe as standard input."""
 
         def _run_uvicorn_command(self) -> subprocess.Popen:
             settings = get_current_settings().to_environment_variables(exclude_unset=True)
@@ -40,11 +40,11 @@ def _bind() -> None:
                 env=os.environ | ephemeral | settings,
             )
 
-    BoundServer()  # all parts of Prefect share one instance, the first that is made
+    BoundServer()  # the first instance is shared by all parts of Prefect
 
 
 def _end_with_owner() -> None:
-    """Killed, not asked: a server that is still starting, or waits for a client, would take its time to stop."""
+    """Kill this process when its owner ends. A graceful stop could take long while starting or serving a client."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,15 +1,14 @@
-"""Many lines of output in few log records: each record costs the server, and a progress bar redraws all the time."""
+"""Batches many lines of output into few log records: records are expensive, and progress bars redraw constantly."""
 
 import time
 from collections.abc import Callable
 
 
 class Throttle:
-    """Splits bytes into lines and hands them to `emit` in batches, at most one batch per `seconds`.
+    """Splits bytes into lines and passes them to `emit` in batches, at most one batch per `seconds`.
 
-    Of what a progress bar redraws with carriage returns only the newest state is kept. Of a batch longer than
-    `longest` lines the first and last half are kept, and a line says how many are left out. `tail` holds the last
-    `longest` lines.
+    Of a progress bar redrawn with carriage returns only the latest state is kept. Of a batch longer than `longest`
+    lines only the first and last half are kept, with a line on how many are left out. `tail`: the last `longest` lines.
     """
 
     def __init__(self, emit: Callable[[list[str]], None], seconds: float = 1.0, longest: int = 200) -> None:
@@ -21,14 +20,14 @@ class Throttle:
         self._next = 0.0
 
     def feed(self, data: bytes) -> None:
-        """Take some output, which may end in mid-line."""
+        """Add output, which may end in the middle of a line."""
         *whole, self._rest = (self._rest + data).split(b"\n")
         for line in whole:
             self._add(line)
         self.tick()
 
     def tick(self) -> None:
-        """Emit what has come, if it is time."""
+        """Emit the current batch if it is due."""
         if time.monotonic() >= self._next:
             self._flush()
 
@@ -58,7 +57,7 @@ class Throttle:
         self._next = time.monotonic() + self.seconds
 
     def _progress(self) -> list[str]:
-        """The state of a progress bar in mid-line, if it is news; older states are forgotten."""
+        """The latest state of a progress bar in an unfinished line, if it is new. Older states are dropped."""
         drawn = [state for state in self._rest.split(b"\r") if state.strip()]
         if b"\r" not in self._rest or not drawn:
             return []

@@ -1,7 +1,7 @@
-"""Variants of the pipeline, each in a clone of the workspace, saved as DVC experiments of the workspace.
+"""Variants of the pipeline, each in a clone of the workspace and saved as a DVC experiment of the workspace.
 
-The workspace itself is only read. `dvc exp run --temp` would not do: it changes and restores params.yaml in the
-workspace while it sets up, which another run, or a kill at that moment, would meet.
+The workspace is only read. `dvc exp run --temp` does not suffice: during setup it changes and restores params.yaml in
+the workspace, so another run would see the change, and a kill at that moment would leave it.
 """
 
 import itertools
@@ -21,15 +21,15 @@ from flows.workspace import check_parameters, put_parameters
 
 CLONES = Path(".dvc/tmp/sweep")
 MADE_OF = "made-of"  # in the clone's .git folder
-# A variant's name is that of a folder, a git reference and a DVC experiment.
+# A variant's name is also the name of a folder, a git reference and a DVC experiment.
 NAME = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(?<!\.)")
-# Who commits, and what decides which files of the workspace are the same as those that git has stored.
+# Settings for commits, and those that decide whether git considers files unchanged.
 GIT_SETTINGS = ("user.name", "user.email", "core.autocrlf", "core.eol", "core.fileMode", "core.attributesFile")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One cell of the grid: the name of its experiment and its `section.key=value` overrides."""
+    """One cell of the grid: name of the experiment, and `section.key=value` overrides."""
 
     name: str
     overrides: tuple[str, ...]
@@ -43,10 +43,10 @@ class Variant:
 
 
 def expand(grid: dict[str, list[str]], prefix: str) -> list[Variant]:
-    """All combinations of the axes of a grid, the last axis fastest.
+    """All combinations of a grid's axes, the last axis varying fastest.
 
     An axis `a.key,b.key: [x, y]` sets several keys to the same value. A variant is named after its values.
-    Raises: ValueError for an empty grid or axis, two variants of one name, or a name that no folder may have.
+    Raises: ValueError for an empty grid or axis, variants with equal names, or a name that no folder may have.
     """
     if not grid or not all(grid.values()):
         raise ValueError(f"grid={grid} must have an axis, and each axis a value")
@@ -63,13 +63,12 @@ def expand(grid: dict[str, list[str]], prefix: str) -> list[Variant]:
 
 
 def clone(root: Path, variant: Variant) -> Path:
-    """A clone of the workspace at `root`, changes and untracked files included, with the variant's parameters.
+    """A clone of the workspace at `root`, including changes and untracked files, with the variant's parameters.
 
-    Files are copied byte for byte. So is what a variant reads though git ignores it. DVC's cache is shared.
-    A clone that an interrupted sweep has left is used again if it was made of the same files and parameters: its
-    checkpoints are in it.
-    Raises: ValueError for what a clone cannot have or would find elsewhere; `StageFailedError` naming a wrong key or a
-        folder that is not the project's to replace; RuntimeError with the text of git or dvc.
+    Files are copied byte for byte, also ignored files that a variant reads. DVC's cache is shared. A clone left by an
+    interrupted sweep is reused if it was made of the same files and parameters, because it contains checkpoints.
+    Raises: ValueError for what a clone cannot have or would find elsewhere; `StageFailedError` naming a wrong key, or a
+        folder that the project must not replace; RuntimeError with git's or dvc's message.
     """
     visible = visible_files(root)
     revision = output_of(root, "git", "rev-parse", "HEAD").strip()
@@ -96,10 +95,10 @@ def clone(root: Path, variant: Variant) -> Path:
 
 
 def save(path: Path, variant: Variant, stages: Iterable[str]) -> None:
-    """Make what the clone holds an experiment of the workspace, replacing one of that name, and remove the clone.
+    """Save the clone as an experiment of the workspace, replacing one of the same name, and remove the clone.
 
     Args:
-        stages: those whose outputs are there; dvc would miss the others'.
+        stages: stages whose outputs exist; dvc would report the others' as missing.
     """
     output_of(path, sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", variant.name, *stages)
     output_of(path, sys.executable, "-m", "dvc", "exp", "push", "--force", "--no-cache", "origin", variant.name)
@@ -107,7 +106,7 @@ def save(path: Path, variant: Variant, stages: Iterable[str]) -> None:
 
 
 def _configure(root: Path, path: Path) -> None:
-    """The clone's own settings of dvc and git: the workspace's, and its cache."""
+    """Copy the workspace's dvc and git settings to the clone, and set its cache."""
     if (local := root / ".dvc/config.local").exists():
         shutil.copy2(local, path / ".dvc/config.local")
     cache = output_of(root, sys.executable, "-m", "dvc", "cache", "dir").strip()
@@ -124,10 +123,10 @@ def _configure(root: Path, path: Path) -> None:
 
 
 def _hidden(root: Path, path: Path, visible: Collection[str]) -> list[str]:
-    """The files of `root` that the stages read with the parameters in the clone at `path`, but git does not see."""
+    """Files of `root` that the stages read with the clone's parameters and that git does not see."""
     return hidden_files(root, read_inputs(path), visible)
 
 
 def _word(value: str) -> str:
-    """A value as part of a name that git and DVC accept."""
+    """A value as part of a name that is valid for git and DVC."""
     return re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_") or "none"

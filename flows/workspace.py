@@ -1,4 +1,4 @@
-"""Parameters of a run, put into `params.yaml` before its first stage, and by no run while another is going on."""
+"""Parameters of a run: written to `params.yaml` before its first stage, and never while another run is active."""
 
 import fcntl
 import subprocess
@@ -20,16 +20,17 @@ STEP = "parameters"
 
 @contextmanager
 def workspace(params: str | None, overrides: Sequence[str], root: Path = Path()) -> Iterator[None]:
-    """Hold the workspace at `root` for a run, after writing its parameters into `params.yaml` and checking them.
+    """Hold the workspace at `root` for a run, after writing its parameters to `params.yaml` and checking them.
 
-    Runs that change no parameters share the workspace (dvc locks single stages); one that does must be alone when it
-    starts. The parameters stay: they are what the outputs were made with. `git restore params.yaml` undoes them.
+    Runs that change no parameters share the workspace, because dvc locks single stages. A run that changes them must be
+    alone when it starts. The parameters stay, because the outputs were made with them. `git restore params.yaml` undoes
+    the change.
 
     Args:
         params: a parameter set (`configs/NAME.yaml`), or None.
-        overrides: `section.key=value`, on top of it.
-    Raises: `StageFailedError` of step "parameters": busy if another run is going on; else with the line that names
-        the wrong key, and nothing is written; or as `check_parameters`.
+        overrides: `section.key=value`, applied on top of `params`.
+    Raises: `StageFailedError` of step "parameters": busy if another run is active; with the line that names a wrong
+        key, in which case nothing is written; or as `check_parameters`.
     """
     if not (root / ".dvc").is_dir():
         raise ValueError(f"{root.resolve()} must be the root of a DVC project: it has no .dvc")
@@ -51,9 +52,9 @@ def _lock(file: Any, kind: int, message: str) -> None:
 
 
 def put_parameters(params: str | None, overrides: Sequence[str], root: Path = Path()) -> None:
-    """Write a parameter set and overrides into params.yaml of `root`.
+    """Write a parameter set and overrides to params.yaml in `root`.
 
-    Raises: `StageFailedError` of step "parameters" with the line that names the wrong key; nothing is written then.
+    Raises: `StageFailedError` of step "parameters" with the line that names the wrong key. Nothing is written then.
     """
     file = Path(params) if params and not overrides else GIVEN
     if overrides:
@@ -67,7 +68,7 @@ def put_parameters(params: str | None, overrides: Sequence[str], root: Path = Pa
 
 
 def check_parameters(root: Path = Path()) -> None:
-    """Check params.yaml of `root` and the folders that it has replaced, before dvc, which removes them unasked.
+    """Check params.yaml in `root` and the folders that it replaces, because dvc removes these without asking.
 
     Raises: `StageFailedError` of step "parameters" with the line that names the wrong key or the folder.
     """
@@ -75,7 +76,7 @@ def check_parameters(root: Path = Path()) -> None:
 
 
 def _run_params(argument: str, root: Path) -> None:
-    """The package's own command, which checks parameters, in a subprocess: flows import nothing of the package."""
+    """Run the package's own command on parameters in a subprocess, because flows import nothing of the package."""
     command = [sys.executable, "-m", "qwen3llada.params", argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
     if done.returncode != 0:
@@ -84,7 +85,7 @@ def _run_params(argument: str, root: Path) -> None:
 
 
 def _said(line: str) -> str:
-    """The line of an error; overrides come in a file that nobody but `put_parameters` knows."""
+    """The text of an error line. Overrides are passed in a file that users do not know, so its name is replaced."""
     return line.removeprefix("error: ").replace(f"{GIVEN}: ", "overrides: ", 1)
 
 

@@ -136,7 +136,7 @@ def load_stage(
     return validated(Params, tree, "command line"), asked
 
 
-def run_stage(
+def run_as_stage(
     main: Callable[..., None],
     *,
     own: str | None = None,

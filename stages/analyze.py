@@ -6,7 +6,7 @@ Any difference is an error.
 from pathlib import Path
 
 from qwen3llada.artifacts import write_json
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 REPORT = Path("reports/analyze.json")
 
@@ -18,10 +18,10 @@ def main(params: Params) -> None:
 
     report = compare_checkpoints(fetch_model(params.convert.src), params.convert.dst)
     show(report)
-    # The source as it was given: the folder that a hub repository was downloaded to is another on every machine.
+    # The source as given in the parameters: the download folder of a hub repository differs between machines.
     write_json(REPORT, report.as_dict() | {"source": params.convert.src})
     report.raise_if_wrong()
 
 
 if __name__ == "__main__":
-    run_stage(main, shared=("convert",))
+    run_as_stage(main, shared=("convert",))

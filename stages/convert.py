@@ -1,7 +1,7 @@
 """A Qwen3 checkpoint becomes a qwen3llada one: the same weights, a mask token, attention to both sides."""
 
 from qwen3llada.destinations import MODEL, check_destinations
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 
 def main(params: Params) -> None:
@@ -19,4 +19,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="convert")
+    run_as_stage(main, own="convert")

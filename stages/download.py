@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from qwen3llada.destinations import OUTPUT, check_destinations
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 RAW = Path("data/raw")
 
@@ -25,4 +25,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, shared=("builtin", "model", "pretrain_data", "sft_data"))
+    run_as_stage(main, shared=("builtin", "model", "pretrain_data", "sft_data"))

@@ -6,7 +6,7 @@ reports/eval_loss_details.json has the losses by noise level, and what was measu
 from pathlib import Path
 
 from qwen3llada.artifacts import write_json
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 REPORT = Path("reports/eval_loss.json")
 DETAILS = Path("reports/eval_loss_details.json")
@@ -28,4 +28,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="eval_loss", shared=("seed", "pretrain", "sft"))
+    run_as_stage(main, own="eval_loss", shared=("seed", "pretrain", "sft"))

@@ -1,6 +1,6 @@
 """Train the converted model on packed text; the result is the base model."""
 
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 
 def main(params: Params) -> None:
@@ -10,4 +10,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="pretrain", shared=("seed",))
+    run_as_stage(main, own="pretrain", shared=("seed",))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 REPORTS, SOURCE = Path("reports"), Path("data/raw/SOURCE.json")
 
@@ -29,4 +29,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="report", shared=("seed", "pretrain", "sft", "sample"))
+    run_as_stage(main, own="report", shared=("seed", "pretrain", "sft", "sample"))

@@ -6,7 +6,7 @@ how they were denoised. --interactive is a chat.
 
 from pathlib import Path
 
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 from qwen3llada.sampling.lean_import import import_model_code
 from qwen3llada.sampling.params import SampleRequest
 
@@ -33,4 +33,4 @@ def main(params: Params, request: SampleRequest) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="sample", shared=("seed",), request=SampleRequest)
+    run_as_stage(main, own="sample", shared=("seed",), request=SampleRequest)

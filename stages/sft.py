@@ -1,6 +1,6 @@
 """Fine-tune the base model on prompts and answers."""
 
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 
 def main(params: Params) -> None:
@@ -10,4 +10,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="sft", shared=("seed", "sft_data"))
+    run_as_stage(main, own="sft", shared=("seed", "sft_data"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 RAW = Path("data/raw")
 VALIDATED = Path("data/validated")
@@ -36,4 +36,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, shared=("pretrain_data", "sft_data", "pretrain", "sft"))
+    run_as_stage(main, shared=("pretrain_data", "sft_data", "pretrain", "sft"))

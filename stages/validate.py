@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from qwen3llada.destinations import OUTPUT, check_destinations
-from qwen3llada.params import Params, run_stage
+from qwen3llada.params import Params, run_as_stage
 
 RAW = Path("data/raw")
 VALIDATED = Path("data/validated")
@@ -35,4 +35,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, own="validation", shared=("sft_data",))
+    run_as_stage(main, own="validation", shared=("sft_data",))

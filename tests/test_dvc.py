@@ -74,7 +74,7 @@ def test_code_dependencies_are_what_is_imported(stage):
 
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_parameters_are_what_is_read(stage):
-    """A stage declares its own section and each shared entry that it names in `run_stage(…)` or reads from `params`."""
+    """A stage declares its own section, and each entry that it names in `run_as_stage` or reads from `params`."""
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
     # How many processes work changes no output, so it is no parameter of the pipeline.
     neutral = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "num_proc"}

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.graph import Policy
 from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
-from qwen3llada.params import Params, load, load_stage, run_stage, use
+from qwen3llada.params import Params, load, load_stage, run_as_stage, use
 from qwen3llada.sampling.dialogue.ask import SampleRequest
 from qwen3llada.sampling.dialogue.chat import ChatParams
 from qwen3llada.section import Section
@@ -462,7 +462,7 @@ def test_a_stage_that_is_stopped_with_nothing_to_save_says_so_in_one_line(monkey
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:
-            run_stage(main, own="convert")
+            run_as_stage(main, own="convert")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert left.value.code == 128 + number
@@ -477,7 +477,7 @@ def test_a_file_that_is_missing_is_named_without_a_number_of_the_system(monkeypa
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:
-            run_stage(main, own="convert")
+            run_as_stage(main, own="convert")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert left.value.code == 1

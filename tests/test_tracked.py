@@ -179,7 +179,7 @@ def test_a_stage_asks_before_it_begins(monkeypatch, capsys):
     for argv, status in ((["--max_steps", "10"], 1), (["--max_steps", "10", "--force"], 0)):
         monkeypatch.setattr(sys, "argv", ["sft", *argv])
         with pytest.raises(SystemExit) as ended:
-            params.run_stage(main, own="sft", shared=("seed",))
+            params.run_as_stage(main, own="sft", shared=("seed",))
         assert ended.value.code == status
     assert begun == ["direct"]
     assert "error: out/qwen3llada-sft, " in capsys.readouterr().err
