@@ -1,6 +1,6 @@
 """Time to make micro-batches (noise and collation) on one loader worker: `python -m bench.batching`.
 
-The budget is 5 % of a training step that handles 100,000 tokens a second.
+The budget is 5 % of a training step at 100,000 tokens per second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 class RandomTokens:
-    """Packed sequences of random ids in memory."""
+    """Packed sequences of random ids, in memory."""
 
     def __init__(self, samples: int) -> None:
         self.tokens = np.random.default_rng(0).integers(0, VOCABULARY, (samples, LENGTH), dtype=np.int32)
@@ -41,7 +41,7 @@ class RandomTokens:
 
 
 def milliseconds_per_batch(noise: NoiseParams, workers: int) -> float:
-    """Median time from one micro-batch to the next with nobody computing between them, one thread per worker."""
+    """Median time between micro-batches when nothing else computes, with one thread per worker."""
     settings = BatchSettings(
         noise=noise,
         seed=0,

@@ -1,10 +1,10 @@
-"""Tokenizing and packing against the bare tokenizer and the usual recipe; memory.
+"""Tokenizing and packing compared with the bare tokenizer and with the usual recipe: time and memory.
 
     python -m bench.data [--megabytes 50] [--rounds 3] [--large 1000] [--processes 2] [--text FILE]
 
-Every candidate runs in a fresh process, and they take turns. Times are without imports; what is read from and written
-to disk is included, except for "bare", which encodes texts that are in memory and throws the result away, and for
-"recipe", whose texts are in Arrow already. Peaks are of all processes together (PSS: what they share counts once).
+Every candidate runs in a fresh process, and they take turns. Times exclude imports and include disk reads and writes,
+with two exceptions: "bare" encodes texts in memory and discards the result, and "recipe" starts from texts in Arrow.
+Peaks are PSS over all processes, so shared memory counts once.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from typing import Any
 from bench.generated import MB, read_texts, write_text, write_tokenizer
 from bench.processes import Clock, measure
 
-LENGTH = 2048  # tokens of a sequence
+LENGTH = 2048  # tokens per sequence
 TEXT = Path("text") / "a.jsonl"
 clock = Clock()
 
 
 def bare(folder: Path, processes: int) -> int:
-    """`encode_batch` of the tokenizers library on lists of texts, in as many threads."""
+    """`encode_batch` of the tokenizers library on lists of texts, with `processes` threads."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
@@ -50,7 +50,7 @@ def ours(folder: Path, processes: int) -> int:
 
 
 def recipe(folder: Path, processes: int) -> int:
-    """`datasets.map` to tokenize, and again to group with `sum(lists, [])`, as many training scripts do."""
+    """`datasets.map` to tokenize, and again to group by `sum(lists, [])`, as many training scripts do."""
     import datasets
     from transformers import PreTrainedTokenizerFast
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
-    """The three ways to tokenize, in turns."""
+    """Run the three candidates in turns."""
     results: dict[str, list[dict[str, float]]] = {part: [] for part in PARTS}
     for _ in range(arguments.rounds):
         for part in PARTS:
@@ -124,7 +124,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def report(part: str, megabytes: int, results: list[dict[str, float]]) -> tuple[float, float]:
-    """Print the median times and largest peak of a part; its tokens a second, and a second of processor time."""
+    """Print the median times and largest peak of a candidate. Returns tokens per second, wall and processor time."""
     seconds, processor = (statistics.median(result[name] for result in results) for name in ("seconds", "processor"))
     count, peak = results[0]["count"], max(result["peak"] for result in results) / MB
     times = f"{seconds:8.2f} s, {processor:8.2f} s of processors"

@@ -1,4 +1,4 @@
-"""Text, conversations and a tokenizer that are made for a benchmark."""
+"""Generated text, conversations and a tokenizer for benchmarks."""
 
 import itertools
 import json
@@ -9,13 +9,13 @@ from pathlib import Path
 MB = 10**6
 VOCABULARY = 16_000  # of the tokenizer
 WORDS = 60_000
-RARE = 0.02  # share of words that nobody has used before: names, numbers, slips of the pen
+RARE = 0.02  # share of words that occur once: names, numbers, typos
 SYLLABLES = [a + b for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "er", "ion", "ö", "ст")]
 ENDS = (".", ".", ".", ",", ";", "!", "?", ".\n", "\n\n", ' "', ": ", " (", ")", ".\n\n    ")
 
 
 class Writer:
-    """Made-up words, whose frequencies fall as Zipf found, and sentences of them."""
+    """Generates words with Zipf-distributed frequencies, and sentences from them."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
@@ -26,7 +26,7 @@ class Writer:
         return "".join(self.rng.choices(SYLLABLES, k=self.rng.choice((1, 2, 2, 3, 3, 4))))
 
     def text(self, words: int) -> str:
-        """So many words, 17 between two punctuation marks, one in fifty a new word or a number."""
+        """`words` words, 17 between punctuation marks; one in fifty is a new word or a number."""
         drawn = self.rng.choices(self._words, cum_weights=self._shares, k=words)
         for place in range(self.rng.randrange(int(1 / RARE)), words, int(1 / RARE)):
             rare = f"{self._word()}{self._word()}{self._word()}"
@@ -36,7 +36,7 @@ class Writer:
 
 
 def write_text(path: Path, megabytes: int) -> None:
-    """Documents of 20 to 2,000 words as JSON lines, `megabytes` of text in all."""
+    """Write documents of 20 to 2,000 words as JSON lines, `megabytes` of text in total."""
     writer, left = Writer(0), megabytes * MB
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
@@ -47,14 +47,14 @@ def write_text(path: Path, megabytes: int) -> None:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """The texts that `write_text` wrote."""
+    """The texts written by `write_text`."""
     with open(path, encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)["text"]
 
 
 def write_tokenizer(folder: Path, text: Path) -> None:
-    """A tokenizer of Qwen3's kind, with its added tokens, trained on the first documents of `text`."""
+    """Write a tokenizer of Qwen3's kind, with its added tokens, trained on the first documents of `text`."""
     from transformers import PreTrainedTokenizerFast
 
     from qwen3llada.corpus.builtin.model import write_tokenizer as train
@@ -66,7 +66,7 @@ def write_tokenizer(folder: Path, text: Path) -> None:
 
 
 def write_conversations(path: Path, records: int, seed: int) -> None:
-    """Conversations of one to three pairs; one in two hundred has a blank answer, one in five hundred no answer."""
+    """Write conversations of one to three pairs. One in 200 has a blank answer, one in 500 no answer."""
     writer = Writer(seed)
     rng = writer.rng
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Forward and backward of the vocabulary head: full logits against the fused loss and the libraries that offer one.
+"""Forward and backward of the vocabulary head: full logits, our fused loss, and libraries with a fused loss.
 
     python -m bench.loss [--device cpu|cuda] [--repeats N]
 
-All candidates compute sum_i w_i·CE_i over the corrupted half of the tokens. "plain" projects all tokens, widens the
+All candidates compute sum_i w_i·CE_i over the corrupted half of the tokens. "plain" projects all tokens, converts the
 logits to float32 and takes the cross-entropy at corrupted positions. Peaks include hidden states, weight and gradients.
 """
 
@@ -20,8 +20,8 @@ from bench.measure import cpu_peak, cuda_peak, print_ratios, take_turns
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
 
 VOCABULARY = 151_936  # rows of Qwen3's embedding
-TORCH_ROWS = 512  # of a chunk; torch's own choice here is 2 rows, which takes minutes on a CPU
-LARGEST_WEIGHT = 10.0  # 1/p of a token that is masked with probability 0.1
+TORCH_ROWS = 512  # rows per chunk; torch would choose 2 here, which takes minutes on a CPU
+LARGEST_WEIGHT = 10.0  # 1/p of a token masked with probability 0.1
 
 
 class Head(NamedTuple):
@@ -31,17 +31,17 @@ class Head(NamedTuple):
     weight: Tensor  # [V, D]
     targets: Tensor  # [T]
     token_weights: Tensor  # [T] float32
-    positions: Tensor  # [T/2] of the corrupted tokens
+    positions: Tensor  # [T/2] indices of the corrupted tokens
 
     def corrupted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the loss is made of: hidden [T/2, D], weight, targets [T/2], token weights [T/2]."""
+        """Inputs of the loss: hidden [T/2, D], weight, targets [T/2], token weights [T/2]."""
         at = self.positions
         chosen = self.hidden.index_select(0, at), self.weight
         return *chosen, self.targets.index_select(0, at), self.token_weights.index_select(0, at)
 
 
 def make_head(tokens: int, width: int, dtype: torch.dtype, device: str) -> Head:
-    """Random inputs; logits have a standard deviation of about 1, as at the start of training."""
+    """Random inputs. Logits have a standard deviation of about 1, as at the start of training."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=generator)
     weight = torch.randn(VOCABULARY, width, generator=generator) * width**-0.5
@@ -53,19 +53,19 @@ def make_head(tokens: int, width: int, dtype: torch.dtype, device: str) -> Head:
 
 
 def plain(head: Head) -> Tensor:
-    """Logits of all tokens, in float32, then the loss at corrupted positions."""
+    """Float32 logits of all tokens, then the loss at corrupted positions."""
     logits = F.linear(head.hidden, head.weight).float().index_select(0, head.positions)
     _, _, targets, token_weights = head.corrupted()
     return (token_weights * F.cross_entropy(logits, targets, reduction="none")).sum()
 
 
 def fused(head: Head) -> Tensor:
-    """This project's."""
+    """This project's fused loss."""
     return cast(Tensor, fused_cross_entropy(*head.corrupted()))
 
 
 def torch_chunked(head: Head) -> Tensor:
-    """torch's own chunked projection (2.12 and later); weights per token only by taking its losses one by one."""
+    """torch's chunked projection (2.12 and later). Weights per token require its unreduced losses."""
     hidden, weight, targets, token_weights = head.corrupted()
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=TORCH_ROWS, chunking_method=None)
     losses = F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
@@ -73,7 +73,7 @@ def torch_chunked(head: Head) -> Tensor:
 
 
 def liger(head: Head) -> Tensor:
-    """Liger-Kernel: as above."""
+    """Liger-Kernel, with unreduced losses as above."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     hidden, weight, targets, token_weights = head.corrupted()
@@ -82,7 +82,7 @@ def liger(head: Head) -> Tensor:
 
 
 def cut(head: Head) -> Tensor:
-    """Cut cross-entropy (arXiv 2411.09009), without its filter of small gradients, which makes them inexact."""
+    """Cut cross-entropy (arXiv 2411.09009), without its filter of small gradients, which would make them inexact."""
     from cut_cross_entropy import linear_cross_entropy
 
     hidden, weight, targets, token_weights = head.corrupted()
@@ -91,7 +91,7 @@ def cut(head: Head) -> Tensor:
 
 
 def candidates(device: str) -> dict[str, Callable[[Head], Tensor]]:
-    """Those that can run here, by name."""
+    """The candidates that can run here, by name."""
     found: dict[str, Callable[[Head], Tensor]] = {"plain": plain, "fused": fused}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         found["torch linear_cross_entropy"] = torch_chunked
@@ -103,7 +103,7 @@ def candidates(device: str) -> dict[str, Callable[[Head], Tensor]]:
 
 
 def forward_backward(loss: Callable[[Head], Tensor], head: Head) -> Tensor:
-    """One training step's work in the head; leaves gradients in its leaves."""
+    """The head's work in one training step. Leaves gradients in the inputs."""
     head.hidden.grad = head.weight.grad = None
     value = loss(head)
     value.backward()
@@ -111,22 +111,22 @@ def forward_backward(loss: Callable[[Head], Tensor], head: Head) -> Tensor:
 
 
 def gradients(head: Head) -> tuple[Tensor, Tensor]:
-    """Of the hidden states and the weight, after a step."""
+    """Gradients of hidden states and weight after a step."""
     return cast(Tensor, head.hidden.grad), cast(Tensor, head.weight.grad)
 
 
 def once(name: str, tokens: int, width: int, dtype: torch.dtype) -> None:
-    """A step in a process of its own, for its memory."""
+    """One step, run in a separate process to measure its memory."""
     forward_backward(candidates("cpu")[name], make_head(tokens, width, dtype, "cpu"))
 
 
 def compare(tokens: int, width: int, dtype: torch.dtype, device: str, repeats: int) -> None:
-    """Time and memory of all candidates on one size."""
+    """Measure time and memory of all candidates for one size."""
     names, place = candidates(device), torch.device(device)
     head = make_head(tokens, width, dtype, device)
     steps = {name: functools.partial(forward_backward, loss, head) for name, loss in names.items()}
     values = {name: step() for name, step in steps.items()}
-    times = take_turns(steps, place, warmup=0, repeats=repeats)  # the line before has warmed up
+    times = take_turns(steps, place, warmup=0, repeats=repeats)  # the line above has warmed up
     if device == "cuda":
         head.hidden.grad = head.weight.grad = None
         peaks = {name: cuda_peak(step, place) for name, step in steps.items()}

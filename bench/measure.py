@@ -1,4 +1,4 @@
-"""Timing and peak memory for side-by-side comparisons: every candidate in one process, taking turns."""
+"""Timing and peak memory for comparisons: all candidates run in one process and take turns."""
 
 import gc
 import multiprocessing
@@ -14,13 +14,13 @@ MIB = 2**20
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; a CPU has nothing to wait for."""
+    """Wait for the device. Nothing to wait for on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call: between CUDA events on a GPU, by the clock of the host elsewhere."""
+    """Time of one call: by CUDA events on a GPU, else by the host's clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -36,7 +36,7 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 def take_turns(
     calls: Mapping[str, Callable[[], Any]], device: torch.device, *, warmup: int = 2, repeats: int = 7
 ) -> dict[str, float]:
-    """Median seconds of each call. One round runs each of them once, so that a slow moment of the machine hits all."""
+    """Median seconds of each call. A round runs each call once, so that a slow moment of the machine affects all."""
     for call in calls.values():
         for _ in range(warmup):
             call()
@@ -49,7 +49,7 @@ def take_turns(
 
 
 def cuda_peak(call: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes that tensors held during the call, its inputs and everything else alive included."""
+    """Most bytes in tensors during the call, including its inputs and everything else alive."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -59,9 +59,9 @@ def cuda_peak(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def cpu_peak(function: Callable[..., Any], *arguments: Any) -> int:
-    """Most bytes that `function(*arguments)` adds to a fresh process, the inputs that it makes included.
+    """Most bytes that `function(*arguments)` adds to a fresh process, including inputs that it makes.
 
-    `function` belongs to a module, so that the process can import it, which is not counted. Needs Linux's /proc.
+    `function` must belong to a module, which the process imports first (not counted). Needs Linux's /proc.
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
@@ -70,7 +70,7 @@ def cpu_peak(function: Callable[..., Any], *arguments: Any) -> int:
 
 def _peak_growth(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current resident size
     before = _status("VmRSS")
     function(*arguments)
     return _status("VmHWM") - before
@@ -87,7 +87,7 @@ def _status(field: str) -> int:
 def print_ratios(
     title: str, times: Mapping[str, float], peaks: Mapping[str, int | None], baseline: str, notes: Mapping[str, str]
 ) -> None:
-    """A table: time and peak of each candidate, and how they compare with the baseline's."""
+    """Print a table: time and peak of each candidate, and ratios to the baseline."""
     print(f"\n{title}\n  {'':34} {'ms':>9} {'faster':>8} {'peak MiB':>9} {'of plain':>8}")
     for name, value in times.items():
         peak, reference = peaks.get(name), peaks.get(baseline)

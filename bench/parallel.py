@@ -1,4 +1,4 @@
-"""The whole training loop on one GPU and on several: speed, and whether the loss is the same.
+"""The whole training loop on one and on several GPUs: speed, and equality of the loss.
 
 python -m bench.parallel FOLDER --prepare                       random Qwen3-0.6B and data, once
 python -m bench.parallel FOLDER --name one                      one GPU
@@ -7,9 +7,9 @@ accelerate launch --config_file launch/ddp.yaml -m bench.parallel FOLDER --name 
 accelerate launch --config_file launch/fsdp2.yaml -m bench.parallel FOLDER --name fsdp2
 python -m bench.parallel FOLDER --compare
 
-Long sequences: --rows 8 --length 4096 in all of these, --prepare too. Accumulation: --accumulation 8 for --prepare and
-"one", which is then the reference itself, and 4 for the two. Of --steps, the same number in all of these, the second
-half is timed: cards grow warm, and slower by 2 to 3 %, within half a minute.
+Long sequences: --rows 8 --length 4096 in all commands, also --prepare. Accumulation: --accumulation 8 for --prepare and
+for "one", which is then also the reference, and 4 for ddp and fsdp2. --steps must be the same in all commands. The
+second half of the steps is timed, because GPUs slow down by 2 to 3 % within half a minute as they warm up.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Take the steps; the main process writes their losses and times to FOLDER/NAME.json."""
+    """Take the steps. Rank 0 writes losses and times to FOLDER/NAME.json."""
     params = PretrainParams.model_validate(
         {
             "model": args.folder / "model",
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
     for result in training_steps(run, stop):
         monitor.take(result)
         losses.append(result)
-        if result.step in (half, args.steps):  # before the loader's processes end
+        if result.step in (half, args.steps):  # the last one before the loader's workers end
             monitor.flush()
             began, ended = ended, time.perf_counter()
     seconds = (ended - began) / (args.steps - half)
@@ -92,7 +92,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def compare(folder: Path) -> None:
-    """Speed against one GPU, and the largest difference of a step's loss from that of the reference."""
+    """Print the speed relative to one GPU, and the largest relative difference of a step's loss to the reference."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     one = runs["one"]
     reference = runs.get("reference", one)

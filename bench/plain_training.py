@@ -1,4 +1,4 @@
-"""The training step that ours is compared with."""
+"""The published training step, as a baseline."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ from bench.random_run import DEVICE, FIRST_WORD, MASK
 
 
 def plain_step(folder: Path, rows: int, length: int, *, block_length: int = 0) -> Callable[[], None]:
-    """The published recipe: eager model, dense additive mask, float32 logits of everything.
+    """The published recipe: eager model, dense additive mask, float32 logits at all positions.
 
-    `block_length` above 0: block diffusion over [corrupted | clean] with that mask, one level for each block.
+    `block_length` above 0: block diffusion over [corrupted | clean] with such a mask, one noise level per block.
     """
     from qwen3llada import Qwen3LLadaForMaskedLM
 
@@ -44,7 +44,7 @@ def plain_step(folder: Path, rows: int, length: int, *, block_length: int = 0) -
 
 
 def _copies_bias(length: int, block_length: int, dtype: torch.dtype) -> Tensor:
-    """The mask of [corrupted | clean], 0 or -inf: [1, 1, 2·length, 2·length]."""
+    """The additive mask (0 or -inf) of [corrupted | clean]: [1, 1, 2·length, 2·length]."""
     column = torch.arange(2 * length, device=DEVICE)
     clean, block = column >= length, column % length // block_length
     query, key = block[:, None], block[None]

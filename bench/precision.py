@@ -1,10 +1,10 @@
-"""Loss curves under several precisions and optimisers: the same model, text, order and noise.
+"""Loss curves under several precisions and optimisers, with the same model, text, order and noise.
 
     python -m bench.precision data/tokenized/pretrain out/qwen3llada-converted --out curves.json
     python -m bench.precision --plot curves.json [MORE.json …] --to curves.png
 
-The first two arguments are tokenized text and a model folder whose tokenizer made it. A model of `--shapes` with random
-weights and that vocabulary is trained: "0.6b" has the layers of Qwen3-0.6B, "tiny" runs on a CPU.
+The first two arguments are tokenized text, and the model folder whose tokenizer made it. The trained model has random
+weights, that vocabulary, and the layers of `--shapes`: "0.6b" as Qwen3-0.6B, "tiny" for a CPU.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from qwen3llada.training.params import PretrainParams
 from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 
-LAST = 50  # steps whose mean loss is told
+LAST = 50  # steps for the reported mean loss
 
-# What differs from fp32 weights, computing in bf16, AdamW.
+# Differences from fp32 weights with bf16 computation and AdamW.
 VARIANTS: dict[str, dict[str, Any]] = {
     "all in fp32": {"bf16": False},
     "fp32 weights": {},
     "fp32 weights, another seed": {},
-    "fp32 weights, wide residuals": {},  # the sums between layers in fp32 too, as autocast alone leaves them
+    "fp32 weights, wide residuals": {},  # residual stream in fp32, as autocast alone leaves it
     "bf16 weights": {"param_dtype": "bfloat16"},
     "adamw8bit": {"optim": {"name": "adamw8bit"}},
     "lion8bit": {"optim": {"name": "lion8bit"}},
 }
-LION = {"lr": 1 / 5, "weight_decay": 5}  # times AdamW's (Chen et al., arXiv 2302.06675, section 5: 3 to 10)
+LION = {"lr": 1 / 5, "weight_decay": 5}  # factors on AdamW's values (Chen et al., arXiv 2302.06675, section 5: 3 to 10)
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def write_model(folder: Path, tokenizer: Path, shapes: dict[str, Any]) -> None:
 
 
 def train(args: argparse.Namespace, folder: Path, name: str, lr: float) -> dict[str, Any]:
-    """The losses of all steps, and the held-out loss at the end."""
+    """The losses of all steps, and the final held-out loss."""
     changes = VARIANTS[name]
     optim = {"lr": lr, "warmup_ratio": 0.05, "scheduler": "cosine"} | changes.get("optim", {})
     if name == "lion8bit":
@@ -119,13 +119,13 @@ def train(args: argparse.Namespace, folder: Path, name: str, lr: float) -> dict[
 
 @contextmanager
 def wide_residuals() -> Iterator[None]:
-    """Embeddings as the weights are, in float32, so that the residual sums are, too."""
+    """Keep embeddings in float32, like the weights, so that the residual stream is float32 as well."""
     with patch.object(MaskedDiffusionObjective, "_embedded", lambda self, x: self.model.get_input_embeddings()(x)):
         yield
 
 
 def plot(curves: list[dict[str, Any]], to: Path) -> None:
-    """Losses over the steps, smoothed by the mean of 20, a panel for each learning rate."""
+    """Plot losses over steps, as means of 20, in a panel per learning rate."""
     import matplotlib
 
     matplotlib.use("Agg")

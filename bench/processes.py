@@ -1,4 +1,4 @@
-"""Parts of a benchmark in fresh processes: their time, and the memory of all the processes that they start."""
+"""Parts of a benchmark in fresh processes: time, and memory of all processes that they start."""
 
 import contextlib
 import json
@@ -15,16 +15,16 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class Clock:
-    """Seconds since `start`, and the processor time that this process and those it has waited for took since."""
+    """Wall time since `start`, and processor time of this process and its finished children since then."""
 
     begin = used = 0.0
 
     def start(self) -> None:
-        """From here on."""
+        """Start both clocks."""
         self.begin, self.used = time.perf_counter(), self._processor()
 
     def read(self) -> dict[str, float]:
-        """Both, in seconds."""
+        """Both times in seconds."""
         return {"seconds": time.perf_counter() - self.begin, "processor": self._processor() - self.used}
 
     @staticmethod
@@ -34,9 +34,9 @@ class Clock:
 
 
 def measure(module: str, part: str, folder: Path, processes: int) -> dict[str, float]:
-    """What `python -m MODULE --part PART` prints last (seconds, processor, count), and `peak` bytes.
+    """The last line printed by `python -m MODULE --part PART` (seconds, processor, count), and `peak` bytes.
 
-    The peak is of all its processes together, in PSS: what they share counts once.
+    The peak is PSS over all its processes, so shared memory counts once.
     """
     import psutil
 
@@ -64,7 +64,7 @@ def _watch(process: Any, peak: list[int], done: threading.Event) -> None:
     while not done.wait(SECONDS_BETWEEN_LOOKS):
         total = 0
         for one in [process, *_children(process)]:
-            with contextlib.suppress(psutil.Error, OSError):  # it has just ended
+            with contextlib.suppress(psutil.Error, OSError):  # the process has just ended
                 total += one.memory_full_info().pss
         peak[0] = max(peak[0], total)
 

@@ -1,4 +1,4 @@
-"""A model of random weights and random sequences to train it on, for benchmarks of training."""
+"""A model with random weights and random training sequences, for training benchmarks."""
 
 import gc
 from pathlib import Path
@@ -40,7 +40,7 @@ TINY = {
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> None:
-    """Random weights and a tokenizer of hardly more than a mask token."""
+    """Write a model with random weights, and a tokenizer with little more than a mask token."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -57,7 +57,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> None:
 
 
 def write_data(folder: Path, config: dict[str, Any], samples: int, length: int, *, prompts: str = "") -> None:
-    """Random sequences in `folder`/data; with `prompts` in the folder of that name, half of each a prompt."""
+    """Write random sequences to `folder`/data; with `prompts`, to the folder of that name, each half prompt."""
     tokens = np.random.default_rng(0).integers(FIRST_WORD, config["vocab_size"], samples * length, dtype=np.int32)
     train = folder / (prompts or "data") / "train"
     train.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def write_data(folder: Path, config: dict[str, Any], samples: int, length: int, 
 
 
 def clean() -> None:
-    """Forget the last candidate: its memory, its compiled code, and Accelerate's idea of the precision."""
+    """Reset after a candidate: its memory, compiled code, and Accelerate's precision."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

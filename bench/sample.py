@@ -1,10 +1,10 @@
-"""Sampling: LLaDA's published algorithm and this project's sampler, on the same weights, in one run.
+"""Sampling: LLaDA's published algorithm and this project's sampler on the same weights.
 
     python -m bench.sample [--device cpu|cuda] [--repeats N]
 
-Weights are random, prompts too, and nothing ends early. The published algorithm takes the same time in every step, so
-only its first steps are timed and the rest is reckoned from them; ours is timed from prompts to answers. The two take
-turns. --agreement counts the answer tokens that both give.
+Weights and prompts are random, and no answer ends early. Every step of the published algorithm takes the same time, so
+only its first steps are timed and the total is extrapolated. Ours is timed from prompts to answers. The two take turns.
+--agreement counts the answer tokens that are equal.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLada
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
 
 VOCABULARY, MASK = 151_936, 151_669  # Qwen3's embedding, and its first free row
-TEXT = 151_643  # ids below are text
+TEXT = 151_643  # lower ids are text
 TIMED_STEPS = {"cpu": 3, "cuda": 32}  # of the published algorithm
 
 
 class Setting(NamedTuple):
-    """What is generated from what."""
+    """Sizes of prompts and answers."""
 
     name: str
     batch: int
@@ -53,7 +53,7 @@ SETTINGS = {
 
 
 def make_model(device: str, dtype: torch.dtype) -> Any:
-    """Random weights: Qwen3-0.6B's shapes on a GPU, a small model with its vocabulary on a CPU."""
+    """A model with random weights: Qwen3-0.6B's shapes on a GPU, a small model with its vocabulary on a CPU."""
     big = device == "cuda"
     config = Qwen3LLadaConfig(
         vocab_size=VOCABULARY,
@@ -74,9 +74,9 @@ def make_model(device: str, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def published(model: Any, prompt: Tensor, setting: Setting) -> Iterator[Tensor]:
-    """LLaDA's `generate` as it is commonly published, greedy; the canvas [B, L] after each step.
+    """LLaDA's `generate` as commonly published, greedy. Yields the canvas [B, L] after each step.
 
-    The whole canvas and all its logits in each step, softmax in float64, the transfer of tokens in a loop over rows.
+    Each step computes the whole canvas with all its logits, softmax in float64, and commits tokens in a loop over rows.
     """
     x = torch.full((len(prompt), setting.prompt + setting.gen_length), MASK, device=prompt.device)
     x[:, : setting.prompt] = prompt
@@ -89,7 +89,7 @@ def published(model: Any, prompt: Tensor, setting: Setting) -> Iterator[Tensor]:
         for step in range(steps):
             mask_index = x == MASK
             logits = model(input_ids=x).logits
-            logits[..., MASK] = -torch.inf  # random weights propose it, and what stays masked is no answer
+            logits[..., MASK] = -torch.inf  # random weights would propose the mask token, which is no answer
             x0 = logits.argmax(-1)
             p = torch.softmax(logits.double(), -1)
             x0_p = p.gather(-1, x0[..., None]).squeeze(-1)
@@ -108,7 +108,7 @@ def params_of(setting: Setting, **given: Any) -> SampleParams:
 
 
 def compare(model: Any, setting: Setting, repeats: int) -> None:
-    """Time the published algorithm and ours in turns, and print a table."""
+    """Time the published algorithm and ours in turns. Prints a table."""
     device = model.device
     prompt = torch.randint(TEXT, (setting.batch, setting.prompt), device=device)
     timed = TIMED_STEPS[device.type]
@@ -135,7 +135,7 @@ def compare(model: Any, setting: Setting, repeats: int) -> None:
 
     tokens = setting.batch * setting.gen_length
     print(f"\n{setting.name}, {setting.steps} steps")
-    if device.type == "cpu":  # hardly depends on what else the machine does
+    if device.type == "cpu":  # hardly affected by other load on the machine
         ratios = {name: statistics.median(work["published"]) / statistics.median(work[name]) for name in calls}
         print("  processor time, times less:", ", ".join(f"{name} {ratio:.1f}x" for name, ratio in ratios.items()))
     print(
@@ -154,7 +154,7 @@ def compare(model: Any, setting: Setting, repeats: int) -> None:
 
 
 def wall(call: Any, device: torch.device) -> float:
-    """Seconds of a call, compiling and all."""
+    """Seconds of a call, including compilation."""
     begin = time.perf_counter()
     call()
     synchronize(device)
@@ -162,7 +162,7 @@ def wall(call: Any, device: torch.device) -> float:
 
 
 def agreement(model: Any, setting: Setting) -> None:
-    """How many tokens equal the published algorithm's under full attention."""
+    """Print the share of tokens equal to the published algorithm's under full attention."""
     prompt = torch.randint(TEXT, (setting.batch, setting.prompt), device=model.device)
     *_, theirs = published(model, prompt, setting)
     ours = generate(model, prompt, params_of(setting, **OURS["full"]), eos_token_ids=()).canvas

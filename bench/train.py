@@ -1,13 +1,13 @@
-"""The optimiser step: ours against the plain one, on the same weights and data, in one process.
+"""The optimiser step: ours compared with the plain one on the same weights and data, in one process.
 
     python -m bench.train                       a GPU: Qwen3-0.6B shapes at 16×1024 and 8×4096; a CPU: a tiny model
     python -m bench.train --only default plain  some of the candidates
     python -m bench.train --only plain "plain blocks" default block_causal "two views" "sft full" "sft block_causal"
     python -m bench.train --profile NAME        where the time of the step of a candidate goes
 
-The plain step is what the published training scripts of this model family do: an eager model, a dense additive
-attention mask, float32 logits of all positions, cross-entropy at the masked ones, AdamW on bf16 weights. Ours is
-`optimiser_step` of the trainer, fed by its own loader; "whole loop" adds telemetry.
+The plain step is that of the published training scripts for this model family: an eager model, a dense additive
+attention mask, float32 logits at all positions, cross-entropy at the masked ones, AdamW on bf16 weights. Ours is
+`optimiser_step` of the trainer with its own loader; "whole loop" adds telemetry.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 40
 
 BLOCKS_OF_32 = {"policy": "block_causal", "block_length": 32}
 PLAIN = {"plain": 0, "plain blocks": 32}  # name -> block length of the published recipe, 0: full attention
-# Candidates: what differs from the default parameters.
+# Candidates, by their differences from the default parameters.
 OURS: dict[str, dict[str, Any]] = {
     "default": {"bf16": DEVICE.type == "cuda"},
     "bf16 weights": {"bf16": True, "param_dtype": "bfloat16"},
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
-    """Seconds of a step and peak memory of one candidate, or the error that it ends with."""
+    """Seconds per step and peak memory of one candidate, or its error."""
     clean()
     try:
         if name in PLAIN:
@@ -109,15 +109,15 @@ def attempt(folder: Path, name: str, rows: int, length: int) -> dict[str, Any]:
 
 
 def measure(step: Callable[[], Any], peak: PeakMemory) -> dict[str, Any]:
-    """Seconds of a step after warm-up, the median of several blocks of steps; peak memory of all.
+    """Seconds per step after warm-up as the median over blocks of steps, and peak memory.
 
-    As in training, where a block lies between two points of the curves, the device is waited for at its end.
+    Waits for the device after each block. In training a block corresponds to the steps between points of the curves.
     """
     began = time.perf_counter()
     for _ in range(WARMUP):
         step()
     synchronize(DEVICE)
-    peak.read()  # what graphs were recorded meanwhile is known from here on
+    peak.read()  # accounts for graphs captured so far
     warm = time.perf_counter() - began
     times = []
     for _ in range(BLOCKS):
@@ -130,14 +130,14 @@ def measure(step: Callable[[], Any], peak: PeakMemory) -> dict[str, Any]:
 
 
 def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
-    """Seconds of a step in the loop as `train` runs it: loader, noise and telemetry included."""
+    """Seconds per step of the loop in `train`, including loader, noise and telemetry."""
     with ours(folder, "default", rows, length) as run:
         run.total_steps = WARMUP + LOOP_STEPS
         stop = StopRequest()
         monitor, seconds = Monitor(run, stop), {0: time.perf_counter()}
         for result in training_steps(run, stop):
             monitor.take(result)
-            if result.step in (WARMUP, run.total_steps):  # before the loader's processes end
+            if result.step in (WARMUP, run.total_steps):  # the last one before the loader's workers end
                 monitor.flush()
                 seconds[result.step] = time.perf_counter()
         peak = monitor.peak_memory.read()
@@ -148,7 +148,7 @@ def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
 
 @contextmanager
 def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
-    """A run of the trainer with the changes of a candidate."""
+    """A training run with a candidate's changes."""
     changes = {"deterministic": False, "noise": {"random_length_prob": 0.0}} | OURS[name]
     sft = name.startswith("sft")
     section: type[TrainParams] = SftParams if sft else PretrainParams
@@ -175,7 +175,7 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
 
 
 def profile(folder: Path, name: str, rows: int, length: int) -> None:
-    """Kernels of our step, the most expensive first."""
+    """Print the kernels of our step, most expensive first."""
     with ours(folder, name, rows, length) as run:
         batches, stop = cycle(list(islice(run.data.steps(epoch=0), 8))), StopRequest()
         for _ in range(WARMUP):
@@ -194,7 +194,7 @@ def profile(folder: Path, name: str, rows: int, length: int) -> None:
 
 
 def rival(name: str) -> str:
-    """The published recipe that a candidate is compared with."""
+    """The published recipe to compare a candidate with."""
     return "plain blocks" if "attention" in OURS.get(name, {}) else "plain"
 
 

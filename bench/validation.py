@@ -1,8 +1,8 @@
-"""The stage `validate` over generated conversations: its time and memory.
+"""Time and memory of the stage `validate` on generated conversations.
 
     python -m bench.validation [--records 100000] [--processes 2]
 
-The whole stage is timed, from starting Python (imports among it) to the validated data and the reports on disk.
+The whole stage is timed, from the start of Python (including imports) to the validated data and reports on disk.
 """
 
 import argparse
@@ -18,7 +18,7 @@ clock = Clock()
 
 
 def validation(folder: Path, processes: int) -> int:
-    """The stage, with its default rules, setting invalid records aside."""
+    """Run the stage with its default rules, in quarantine mode."""
     clock.start()
     from qwen3llada.corpus.validation.gate import validate
     from qwen3llada.corpus.validation.rules import ValidateParams

@@ -38,8 +38,8 @@ def body(model: Any, tokens: Tensor, positions: Tensor, mask: Mask, cache: Prefi
 
     Args:
         tokens, positions: [U, Q] int64.
-        mask: bool [U, 1, 1 or Q, K], True where a key is seen; None where everything sees everything.
-        cache: the keys and values that the queries see before their own.
+        mask: bool [U, 1, 1 or Q, K], True where a key is seen; None: everything sees everything.
+        cache: keys and values that the queries see before their own.
     """
     return model.model(
         input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=False
