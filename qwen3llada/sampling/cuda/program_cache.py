@@ -16,7 +16,7 @@ from qwen3llada.sampling.proposals import Head
 COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple
 KEPT_PROGRAMS = 32
 # Parameters left out of a step program's cache key: they change its content, or what the sampler does around it.
-FREE = {"steps": 1, "gen_length": 1, "block_length": None, "block_attention": None, "parallel_blocks": False}
+NOT_IN_KEY = {"steps": 1, "gen_length": 1, "block_length": None, "block_attention": None, "parallel_blocks": False}
 
 
 def bucket_columns(count: int) -> int:
@@ -68,7 +68,7 @@ class Graphs:
     ) -> StepProgram:
         """The program of a step for this shape and these parameters, captured for each number of chunks in `chunks`."""
         return self._program(
-            ("step", shape, id(prefix), head.mask_token_id, params.model_copy(update=FREE)),
+            ("step", shape, id(prefix), head.mask_token_id, params.model_copy(update=NOT_IN_KEY)),
             lambda: StepProgram(self.packed, shape, prefix, head, params, self.device),
             chunks,
         )

@@ -22,7 +22,7 @@ from qwen3llada.sampling.open_blocks import Units
 from qwen3llada.sampling.proposals import make_head
 from qwen3llada.sampling.request import Request
 
-POLICIES = ("full", "block", "block_causal", "window")
+GRAPHED_POLICIES = ("full", "block", "block_causal", "window")
 
 
 def why_not(model: Any, request: Request) -> str | None:
@@ -31,8 +31,8 @@ def why_not(model: Any, request: Request) -> str | None:
         return f"the model is on {model.device.type}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if request.policy not in POLICIES:
-        return f"attention policy {request.policy} has no graph; {', '.join(POLICIES)} have one"
+    if request.policy not in GRAPHED_POLICIES:
+        return f"attention policy {request.policy} has no graph; {', '.join(GRAPHED_POLICIES)} have one"
     return unsupported(model)
 
 
