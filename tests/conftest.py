@@ -1,10 +1,10 @@
-"""The order of the test files, and what all of them are spared."""
+"""Order of the test files, and garbage collection during the suite."""
 
 import gc
 
-gc.disable()  # until all is imported, which leaves no garbage
+gc.disable()  # until everything is imported: imports leave no garbage
 
-# Those that start servers come first, so that the end is not spent waiting for them.
+# Files that start servers run first, so that the suite does not end waiting for them.
 FIRST = ("tests/flows/test_flow_kills.py", "tests/flows/test_flow_terminal.py", "tests/flows/test_flow_guard.py")
 
 
@@ -13,10 +13,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """The garbage collector need not look through a million objects of torch and others again and again."""
+    """Exempt a million objects of torch and other packages from repeated garbage collection."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_unconfigure():
-    gc.unfreeze()  # triton counts what is left of it when the process ends, and complains
+    gc.unfreeze()  # triton counts its remaining objects at exit, and complains

@@ -1,4 +1,4 @@
-"""Outputs are whole or absent, and never written in place."""
+"""Outputs are complete or absent, and never written in place."""
 
 import errno
 import json
@@ -194,7 +194,7 @@ def test_other_errors_pass_unchanged(tmp_path):
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002, 0o027])
 def test_written_files_have_the_permissions_of_the_umask(tmp_path, mask):
-    """Also where a library writes them for their owner alone, as safetensors does, in any folder."""
+    """Also if a library makes them readable only by their owner, as safetensors does, and in any folder."""
 
     def private(path):
         path.write_text("x")
@@ -246,7 +246,7 @@ def write_together(folder, content):
 
 @pytest.mark.parametrize("failing", [None, *range(6)])
 def test_outputs_that_change_together(tmp_path, monkeypatch, failing):
-    """Each of the six renames fails once: three step aside, three take their places."""
+    """Each of the six renames fails once: three set old paths aside, three put new ones in place."""
     write_together(tmp_path, "old")
     before, rename, calls = state(tmp_path), os.rename, []
     assert set(before.values()) == {"old"}

@@ -65,7 +65,7 @@ def test_flag_beats_environment_beats_file(monkeypatch):
     train = from_environment(Train(lr=0.5))
     assert (train.lr, train.noise) == (0.25, Noise(cap=3.0))
     assert flags(train, "--lr", "0.125")["lr"] == 0.125
-    assert flags(Train(lr=0.5))["lr"] == 0.5  # flags alone do not look there
+    assert flags(Train(lr=0.5))["lr"] == 0.5  # flags do not read environment variables
 
 
 def test_a_wrong_value_in_the_environment_is_one_line(monkeypatch):

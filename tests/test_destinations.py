@@ -1,4 +1,4 @@
-"""Nothing that this project did not write is replaced: each bad destination is one line, and all files stay."""
+"""Nothing that this project did not write is replaced: bad destinations give one line, and all files stay."""
 
 import json
 import os
@@ -15,7 +15,7 @@ KINDS = {"model": MODEL, "work": WORK, "reports": REPORTS, "answers": ANSWERS, "
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch) -> Path:
-    """A project folder, which is the present one: parameters, data, texts of the user, a model and its links."""
+    """A project folder as working directory: parameters, data, texts of the user, a model and its links."""
     folder = tmp_path / "project"
     write(folder, "params.yaml", "dvc.yaml", ".git/HEAD", "data/train/tokens.arrow", "texts/a.txt", "texts/b.txt")
     write(folder, "source/config.json", "source/model.safetensors")
@@ -90,7 +90,7 @@ def test_what_holds_the_project_or_an_input(tmp_path):
     refused("big", "must not be the input model='big/model', nor hold it", reads={"model": mkdir("big/model")})
     elsewhere = mkdir(tmp_path / "elsewhere/data")
     Path("out").symlink_to(tmp_path / "elsewhere")
-    refused(elsewhere.parent, "must not be the input data", reads={"data": "out/data"})  # by another name
+    refused(elsewhere.parent, "must not be the input data", reads={"data": "out/data"})  # the same folder
     refused("out/data", "must not be the input data", reads={"data": elsewhere})
 
 
@@ -109,7 +109,7 @@ def mkdir(path) -> Path:
 
 def test_what_is_new_or_empty_is_allowed():
     mkdir("empty")
-    write(Path("out"), ".gitignore")  # DVC's, beside its outputs
+    write(Path("out"), ".gitignore")  # DVC writes it beside its outputs
     for path, kind in (("new", MODEL), ("a/b/c", WORK), ("empty", MODEL), ("empty", WORK), ("empty", REPORTS)):
         allowed(path, kind)
     allowed("out", REPORTS)
@@ -138,7 +138,7 @@ def test_the_marker_has_the_same_bytes_everywhere():
     for folder, order in (("one", ("b", "a/c")), ("two", ("a/c", "b"))):
         write(Path(folder), *order)
         mark(Path(folder))
-        mark(Path(folder))  # and does not list itself
+        mark(Path(folder))  # the marker does not list itself
     assert Path("one", MARKER).read_bytes() == Path("two", MARKER).read_bytes()
     assert json.loads(Path("one", MARKER).read_text())["files"] == ["a/c", "b"]
 

@@ -17,7 +17,7 @@ def of_kind(kind):
 
 
 def missing_model() -> str:
-    """Why the outputs of the default model cannot be compared here; "" where they can."""
+    """Why the outputs of the default model cannot be compared here; "" if they can."""
     files = sorted(path for path in (ROOT / MODEL).rglob("*") if path.is_file())
     if not files:
         return f"{MODEL} is not there (make repro)"

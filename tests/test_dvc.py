@@ -1,4 +1,4 @@
-"""dvc.yaml: dependencies are the code and the parameters that a stage really uses; what is stale after a change."""
+"""dvc.yaml: dependencies are the code and parameters that a stage uses; what becomes stale after a change."""
 
 import ast
 import os
@@ -21,15 +21,15 @@ BY_VALUE = {"qwen3llada/params.py", "qwen3llada/section.py"}
 BY_VALUE |= {f"qwen3llada/commandline/{name}.py" for name in ("flags", "messages", "models", "yaml_file")}
 BY_VALUE |= {"qwen3llada/knob_variables.py"}  # which sets nothing under DVC
 BY_VALUE |= {"qwen3llada/evaluation/params.py"}  # sections and nothing else
-BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # a class and words for messages
-# They refuse to run; no output depends on them.
+BY_VALUE |= {"qwen3llada/errors.py", "qwen3llada/encodings.py"}  # an exception class, and words for messages
+# They only refuse to run; no output depends on them.
 BY_VALUE |= {
     "qwen3llada/destinations/check.py",
     "qwen3llada/destinations/kinds.py",
     "qwen3llada/folder_lock.py",
     "qwen3llada/tracked.py",
 }
-# What tokenizes while training if data are streamed: stream.json, an output of tokenize_pack, holds the hash of it.
+# Code that tokenizes streamed data during training. stream.json, an output of tokenize_pack, holds its hash.
 BY_VALUE |= {"qwen3llada/corpus/text/text_stream.py"}
 yaml = YAML(typ="safe", pure=True)
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -76,7 +76,7 @@ def test_code_dependencies_are_what_is_imported(stage):
 def test_parameters_are_what_is_read(stage):
     """A stage declares its own section, and each entry that it names in `run_as_stage` or reads from `params`."""
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
-    # How many processes work changes no output, so it is no parameter of the pipeline.
+    # The number of processes changes no output, so it is no parameter of the pipeline.
     neutral = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "num_proc"}
     read = {
         node.attr
@@ -96,7 +96,7 @@ def outputs(stage: str, kind: str) -> list[str]:
 
 
 def test_nothing_is_tracked_that_the_machine_decides():
-    """What lies beside the outputs is no output, nor in a folder that is one, and no stage depends on it."""
+    """Files beside the outputs are no outputs, lie in no folder that is one, and are no dependencies."""
     reports = [PARAMS[phase]["reports"] for phase in ("pretrain", "sft")]
     beside = [f"{folder}/{name}" for folder in reports for name in ("speed.json", "speed.jsonl", "metrics.json")]
     beside += ["reports/report_run.js", "reports/history.jsonl", "reports/sample_throughput.json"]
@@ -109,7 +109,7 @@ def test_nothing_is_tracked_that_the_machine_decides():
 
 
 def test_metrics_are_the_few_numbers_that_people_compare(tmp_path, monkeypatch):
-    """The rest of an evaluation goes to an output that is no metric."""
+    """The other results of an evaluation go to an output that is no metric."""
     from qwen3llada.evaluation import eval_loss as package
     from stages import eval_loss
 
@@ -129,7 +129,7 @@ def test_metrics_are_the_few_numbers_that_people_compare(tmp_path, monkeypatch):
 
 
 def test_the_source_is_tracked_as_it_was_given(tmp_path, monkeypatch):
-    """Not as the folder that a hub repository was downloaded to, which is another on every machine."""
+    """Not the download folder of a hub repository, which differs between machines."""
     from qwen3llada.corpus.fetch import download
     from qwen3llada.modeling import analyze as package
     from qwen3llada.modeling import comparison_table
@@ -146,7 +146,7 @@ def test_the_source_is_tracked_as_it_was_given(tmp_path, monkeypatch):
 
 
 def test_dvc_tells_a_command_which_stage_it_is():
-    """By the variable that `knob_variables.py` looks for."""
+    """By the variable that `knob_variables.py` checks."""
     from dvc.stage.run import prepare_kwargs
 
     stage = SimpleNamespace(wdir=".", repo=SimpleNamespace(root_dir="."), addressing="pretrain")
@@ -232,5 +232,5 @@ def test_nothing_is_stale_without_a_change(recorded):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_change_makes_only_its_own_stages_stale(recorded, edit, stale):
-    """What follows downstream is decided by the new outputs; upstream stages never run again."""
+    """New outputs decide what runs downstream; upstream stages never run again."""
     assert stale_after(recorded, edit) == stale

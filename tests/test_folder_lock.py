@@ -1,4 +1,4 @@
-"""One process at a time in a folder; what the holder's end releases, and what it does not."""
+"""One process at a time in a folder; what ends the lock, and what does not."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def released():
 
 
 def holder(folder: Path, then: Callable[[], None] = lambda: time.sleep(60)):
-    """A process that holds `folder`, and does `then`."""
+    """A process that holds `folder` and then does `then`."""
     ours, theirs = CONTEXT.Pipe()
 
     def work() -> None:
@@ -39,7 +39,7 @@ def holder(folder: Path, then: Callable[[], None] = lambda: time.sleep(60)):
 
 def end(process) -> None:
     os.kill(process.pid, signal.SIGKILL)
-    os.waitpid(process.pid, 0)  # join would wait for its workers too
+    os.waitpid(process.pid, 0)  # join would wait for its workers as well
 
 
 def test_a_second_run_is_refused_and_told_who_is_there(tmp_path):
@@ -70,7 +70,7 @@ def test_a_worker_of_a_killed_run_does_not_keep_the_lock(tmp_path):
         with pytest.raises(ValueError, match="in use"):
             hold_folder("output_dir", tmp_path, create=True)
         end(process)
-        os.kill(worker, 0)  # it lives
+        os.kill(worker, 0)  # the worker is alive
         hold_folder("output_dir", tmp_path, create=True)
     finally:
         os.kill(worker, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What `pip install` of the project gives: the package with its data files, which samples where nothing else is."""
+"""`pip install` of the project gives the package with its data files, which can sample elsewhere."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ assert page_templates().get_template("trace.html.jinja")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A model that has learned nothing: its answers are whatever its random weights say."""
+    """An untrained model: its answers depend on random weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     write_tokenizer(folder, ["the quick brown fox jumps over the lazy dog", "hello world " * 3], bpe_tokens=270)
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.mark.slow
 def test_a_wheel_has_the_package_alone_and_samples_in_an_environment_of_its_own(checkpoint, tmp_path):
-    """The environment sees the installed dependencies, and of the project only what the wheel has."""
+    """The environment has the installed dependencies, and of the project only the wheel's content."""
     source = tmp_path / "source"  # setuptools writes into the tree that it builds from
     for name in CODE:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -78,7 +78,7 @@ def test_a_wheel_has_the_package_alone_and_samples_in_an_environment_of_its_own(
     python = tmp_path / "venv/bin/python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    with zipfile.ZipFile(wheel) as archive:  # all that an installation of a wheel without scripts does
+    with zipfile.ZipFile(wheel) as archive:  # installing a wheel without scripts is only unpacking it
         archive.extractall(site)
     version, file, text = run(python, "-c", ELSEWHERE, checkpoint, cwd=tmp_path).splitlines()
     assert version == __version__

@@ -28,9 +28,9 @@ LAYERS = [
     "errors",
 ]
 MODULES = sorted(p for top in ("qwen3llada", "stages", "flows") for p in (ROOT / top).rglob("*.py"))
-# What trust_remote_code copies beside a checkpoint: there the package may not be installed.
+# Files that trust_remote_code copies beside a checkpoint. The package may not be installed there.
 STANDALONE = {"configuration_qwen3llada", "modeling_qwen3llada"}
-# Slow or heavy, and absent on a training machine: only these places may import them.
+# Slow or heavy packages, absent on training machines. Only these places may import them.
 CONFINED = {"great_expectations": {"qwen3llada/corpus/validation/expectations.py"}, "prefect": {"flows/"}}
 
 

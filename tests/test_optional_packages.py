@@ -15,7 +15,7 @@ OPTIONAL |= {"bitsandbytes", "peft", "tensorboard", "wandb", "mlflow"}
 HERE = {*ROOT.joinpath("qwen3llada").rglob("*.py"), *ROOT.joinpath("stages").glob("*.py")}
 TESTS = {path for path in ROOT.joinpath("tests").rglob("*.py") if path.parts[len(ROOT.parts) + 1] != "flows"}
 
-# As a plugin of pytest's: Python's finder of installed packages, blind to some.
+# A pytest plugin that hides some installed packages from Python's import system.
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
@@ -28,7 +28,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Blind
 
 
 def imported_at_once(tree: ast.AST) -> set[str]:
-    """What importing a module imports: not what its functions do, it as a program, and type checkers."""
+    """What importing a module imports, without functions, main programs and type checking."""
     names: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
@@ -43,7 +43,7 @@ def imported_at_once(tree: ast.AST) -> set[str]:
 
 
 def needed(path: Path, seen: set[Path]) -> set[str]:
-    """The packages that a file needs at once, through modules of `flows` too: some of these import Prefect."""
+    """The packages that a file needs when imported, also through modules of `flows`, some of which import Prefect."""
     seen.add(path)
     names = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
     ours = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith("flows.")}
@@ -62,13 +62,13 @@ def test_the_tests_of_flows_are_skipped_where_there_is_no_prefect(tmp_path):
     options = ("-p", "without_prefect", "-p", "no:cacheprovider", "--collect-only", "-q", "-rs")
     command = [sys.executable, "-m", "pytest", *options, "tests/flows"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 5, done.stdout[-2000:]  # nothing collected, and nothing went wrong
+    assert done.returncode == 5, done.stdout[-2000:]  # nothing was collected, and nothing failed
     assert "needs prefect, not installed (pip install .[workflow])" in done.stdout
 
 
 @pytest.mark.parametrize("path", sorted(TESTS), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_of_tests_can_be_run_alone(path):
-    """Its helpers lie beside it or beside a conftest.py above it: pytest puts these folders alone on the path."""
+    """Its helpers are in its folder or in one with a conftest.py above it: pytest puts only these on the path."""
     helpers = {file.stem: file.parent for file in TESTS if file.stem != "conftest"}
     above = [folder for folder in path.parents if folder.is_relative_to(ROOT / "tests")]
     on_path = {path.parent, *(folder for folder in above if (folder / "conftest.py").is_file())}

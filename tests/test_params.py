@@ -1,4 +1,4 @@
-"""params.yaml and every parameter set: they load, and params.yaml leaves no knob out."""
+"""params.yaml and all parameter sets can be loaded, and params.yaml lists every knob."""
 
 import difflib
 import os
@@ -69,7 +69,7 @@ def test_every_knob_is_explained():
 
 
 def numbers(cls: type[BaseModel]) -> Iterator[tuple[str, dict, list[dict]]]:
-    """(dotted key, the property, its numbers) of every numeric knob, by the JSON schema that pydantic writes."""
+    """(dotted key, property, its numbers) of every numeric knob, from pydantic's JSON schema."""
     schema = cls.model_json_schema()
 
     def leaves_of(node: dict) -> Iterator[dict]:
@@ -211,7 +211,7 @@ def test_every_parameter_set_loads(path):
     load(FILE, path)
 
 
-# Knobs of training that do not decide what is learnt or how it is measured: a set may leave them to params.yaml.
+# Knobs of training that affect neither learning nor its measurement: a set may leave them to params.yaml.
 UNLEARNT = {
     *("model", "data", "dst", "output_dir", "reports", "save_steps", "save_total_limit", "resume_from"),
     *("bf16", "fp16", "param_dtype", "gradient_checkpointing", "compile", "cuda_graphs", "deterministic"),
@@ -222,7 +222,7 @@ UNLEARNT = {
 
 
 def unstated(overlay: Path) -> set[str]:
-    """Knobs of learning that a set for a model or texts of one's own leaves at the values of the built-in default."""
+    """Knobs of learning that a set for the user's own model or text leaves at the built-in defaults."""
     params, stated = load(FILE, overlay), leaves(read_yaml(overlay))
     if {params.model.source, params.pretrain_data.name, params.sft_data.name} == {"builtin"}:
         return set()
@@ -234,7 +234,7 @@ def unstated(overlay: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sets_for_other_data_state_every_knob_of_learning(path):
-    """The values in params.yaml are tuned to the built-in world, and good for nothing else."""
+    """The values in params.yaml are tuned to the built-in world and suit nothing else."""
     assert unstated(path) == set()
 
 
@@ -270,13 +270,13 @@ ONE_CHANGE += ["sample.block_attention=true", "pretrain.noise.reweight_cap=5.0",
 
 
 def changed_lines(before: str, after: str) -> list[str]:
-    """The lines that are in one text alone, as `diff` marks them."""
+    """The lines that are in only one of the texts, marked as by `diff`."""
     lines = difflib.ndiff(before.splitlines(), after.splitlines())
     return [line for line in lines if line.startswith(("+", "-"))]
 
 
 def with_dvc(path: Path, *overrides: str) -> str:
-    """What `dvc exp run -S` makes of params.yaml."""
+    """The result of `dvc exp run -S` on params.yaml."""
     from dvc.utils.hydra import apply_overrides
 
     path.write_bytes(FILE.read_bytes())
@@ -285,7 +285,7 @@ def with_dvc(path: Path, *overrides: str) -> str:
 
 
 def with_use(path: Path, text: str) -> str:
-    """What `make use` makes of params.yaml, of a parameter set of this text."""
+    """The result of `make use` on params.yaml, for a parameter set with this text."""
     path.write_bytes(FILE.read_bytes())
     path.with_name("set.yaml").write_text(text, encoding="utf-8")
     use(path.with_name("set.yaml"), path)
@@ -300,7 +300,7 @@ def test_the_file_has_the_form_that_dvc_writes(tmp_path):
 
 @pytest.mark.parametrize("change", ONE_CHANGE)
 def test_one_changed_value_is_one_changed_line(tmp_path, change):
-    """By either tool, and both write the same."""
+    """Both tools change the values, and both write the same."""
     key, value = change.split("=")
     written = with_dvc(tmp_path / "params.yaml", change)
     text = FILE.read_text(encoding="utf-8")
@@ -311,13 +311,13 @@ def test_one_changed_value_is_one_changed_line(tmp_path, change):
 
 
 def test_values_that_are_there_already_change_no_line(tmp_path):
-    """In whatever form a set writes them: 1.0e-8, 1e-8, a list in brackets, null."""
+    """For any notation in the set: 1.0e-8, 1e-8, a list in brackets, null."""
     text = "pretrain: {optim: {eps: 1e-8, betas: [0.9, 0.95]}, noise: {reweight_cap: null}, max_grad_norm: 1}"
     assert with_use(tmp_path / "params.yaml", text) == FILE.read_text(encoding="utf-8")
 
 
 SETS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*.yaml"))}
-SETS["long"] = f"pretrain_data: {{name: {'my texts/' * 12}a.jsonl, heldout_fraction: 0.1}}"  # is broken over two lines
+SETS["long"] = f"pretrain_data: {{name: {'my texts/' * 12}a.jsonl, heldout_fraction: 0.1}}"  # broken over two lines
 
 
 @pytest.mark.parametrize("text", SETS.values(), ids=SETS)

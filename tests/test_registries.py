@@ -1,4 +1,4 @@
-"""A new entry in a registry is all that a new value of its knob takes: nothing else lists the names."""
+"""A new registry entry is enough for a new value of its knob: nothing else lists the names."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""Code that lies in a checkpoint's folder is never run, and nobody is asked whether to."""
+"""Code in a checkpoint's folder is never run, and there is no prompt asking for it."""
 
 import ast
 import json

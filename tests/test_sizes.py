@@ -1,10 +1,10 @@
-"""No file that cannot be read in one sitting."""
+"""Every file can be read in one sitting."""
 
 import pytest
 from test_layers import MODULES, ROOT
 
 MOST_LINES = 250
-TABLES: set[str] = set()  # files that are one table of values: nothing to read from top to bottom
+TABLES: set[str] = set()  # files that consist of one table of values
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

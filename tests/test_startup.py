@@ -1,4 +1,4 @@
-"""What a start imports: a parameter's error needs no torch, and a first answer nothing that it does not call."""
+"""Imports at start-up: a parameter error needs no torch, and a first answer only packages that it calls."""
 
 import subprocess
 import sys

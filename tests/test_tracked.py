@@ -31,7 +31,7 @@ stages:
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch) -> None:
-    """A project after a run: the outputs of `sft` and `sample` are there."""
+    """A project after a run: the outputs of `sft` and `sample` exist."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(DVC_STAGE, raising=False)
     Path("dvc.yaml").write_text(PIPELINE)
@@ -113,7 +113,7 @@ def test_answers_to_prompts_are_no_outputs_but_may_replace_one():
 
 
 def test_every_stage_of_the_pipeline_asks(monkeypatch):
-    """By the real dvc.yaml, with every output there; the stages that it names are all of them (`test_dvc`)."""
+    """With the real dvc.yaml and all outputs present. Its stages are complete (`test_dvc`)."""
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     Path("dvc.yaml").write_text(text)
     Path("dvc.lock").write_text((ROOT / "dvc.lock").read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def missing(stage: str, message: str, asked: Request | None = None) -> None:
 
 
 def test_what_another_stage_makes_is_asked_of_that_stage(monkeypatch):
-    """Inputs of the call alone: what no stage makes is left to whoever reads it."""
+    """Only inputs that a stage makes are checked; others are left to their readers."""
     missing(
         "sft", "out/qwen3llada-converted, data/tokenized/sft: not there yet; first run dvc repro convert tokenize_pack"
     )
@@ -148,7 +148,7 @@ def test_what_another_stage_makes_is_asked_of_that_stage(monkeypatch):
     missing("sample", "out/qwen3llada-sft: not there yet; first run dvc repro sft", SampleRequest(prompt=["Who?"]))
     missing("sample", ".*dvc repro sft", SampleRequest(interactive=True))
     check_inputs("sample", PARAMS, SampleRequest(prompt=["Who?"], model=Path("out/qwen3llada-converted")))
-    monkeypatch.setenv(DVC_STAGE, "sample")  # DVC has looked itself
+    monkeypatch.setenv(DVC_STAGE, "sample")  # DVC has checked it already
     check_inputs("sample", PARAMS, Request())
 
 
@@ -162,7 +162,7 @@ def test_in_a_fresh_clone_each_stage_but_the_first_names_another(tmp_path_factor
 
 
 def test_a_stage_asks_before_it_begins(monkeypatch, capsys):
-    """Through `run`, which every stage is started by; a flag --force is one of each stage."""
+    """Through `run_as_stage`, which starts every stage. Every stage has the flag --force."""
     import sys
 
     from qwen3llada import params

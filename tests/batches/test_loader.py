@@ -1,4 +1,4 @@
-"""Batches: the order, the shares of processes, padding, and that nothing but the key changes a sample's noise."""
+"""Batches: order, shares of ranks, padding; and that only its key changes a sample's noise."""
 
 import pickle
 from dataclasses import dataclass, replace
@@ -28,12 +28,12 @@ SEED, EPOCH = 11, 3
 
 
 def blocks_of(length: int) -> AttentionParams:
-    """Blocks of so many tokens, counted from the end of the prompt."""
+    """Blocks of `length` tokens, counted from the end of the prompt."""
     return AttentionParams(policy="block", block_length=length)
 
 
 class Texts:
-    """Packed pretraining sequences; the last of them shorter."""
+    """Packed pretraining sequences, the last one shorter."""
 
     def __init__(self, samples: int, length: int = 24) -> None:
         rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ class Texts:
 
 
 class Answers(Texts):
-    """Prompts and answers of all lengths; every third answer is truncated, so it does not end with EOS."""
+    """Prompts and answers of all lengths. Every third answer is truncated, so it does not end with EOS."""
 
     def __init__(self, samples: int) -> None:
         rng = np.random.default_rng(1)
@@ -64,7 +64,7 @@ class Answers(Texts):
 
 
 class Counting:
-    """A stream whose sample at position k holds k, 3k, 5k …; its cursor says where the next one starts."""
+    """A stream whose sample at position k contains k, 3k, 5k …. Its cursor says where the next one starts."""
 
     sample_length = 8
 
@@ -96,7 +96,7 @@ def settings_of(noise=HARD, **kwargs) -> BatchSettings:
 
 @dataclass
 class Placed:
-    """A batch, and where its samples belong: told by the rule of the docstrings, for a batch does not say it."""
+    """A batch with the positions of its samples, computed by the documented rule; a batch does not store them."""
 
     batch: Batch
     indices: np.ndarray  # positions in the epoch's order; none for a row of padding
@@ -118,7 +118,7 @@ def placed(batch, source, settings, epoch=EPOCH) -> Placed:
 
 
 class loader:
-    """`make_loader` with the settings of these tests; its batches are `Placed`."""
+    """`make_loader` with the settings of these tests. Its batches are `Placed`."""
 
     def __init__(self, source, noise=HARD, *, epoch=EPOCH, start_step=0, cursors=None, **kwargs):
         self.source, self.epoch, self.settings = source, epoch, settings_of(noise, **kwargs)
@@ -132,7 +132,7 @@ class loader:
 
 
 def all_processes(source, *, num_processes=1, **kwargs):
-    """The batches of each process: a list of lists."""
+    """The batches of each rank: a list of lists."""
     return [
         list(loader(source, num_processes=num_processes, process_index=index, **kwargs))
         for index in range(num_processes)
@@ -140,7 +140,7 @@ def all_processes(source, *, num_processes=1, **kwargs):
 
 
 def by_position(processes):
-    """Position in the epoch -> everything that the model sees of that sample, padding left off."""
+    """Position in the epoch -> everything that the model sees of that sample, without padding."""
     seen = {}
     for batch in (batch for batches in processes for batch in batches):
         for row, position in enumerate(batch.indices.tolist()):
@@ -192,8 +192,8 @@ def test_buckets_are_of_similar_length():
     order = epoch_order(lengths, seed=0, epoch=0, bucket=64)
     groups = lengths[order[: 4096 * 2]].reshape(-1, 64)
     spread = groups.max(axis=1) - groups.min(axis=1)
-    assert spread.mean() < 20  # 1000 / 64 in the mean; without buckets nearly 1000
-    # Neither the groups nor the samples inside come in the order of their lengths.
+    assert spread.mean() < 20  # 1000 / 64 on average; without buckets nearly 1000
+    # Neither the groups nor the samples inside are sorted by length.
     assert abs(np.corrcoef(groups.mean(axis=1), np.arange(128))[0, 1]) < 0.3
     assert abs(np.corrcoef(groups[:, 0] - groups.mean(axis=1), groups[:, -1] - groups.mean(axis=1))[0, 1]) < 0.3
 
@@ -287,7 +287,7 @@ def test_the_global_generator_is_not_moved():
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_every_process_knows_the_denominator(name, kind, num_processes):
-    """Also in the last step of 45 samples, where not all processes get one."""
+    """Includes the last step of 45 samples, in which some ranks get none."""
     source, settings = SOURCES[kind]
     loss = LOSSES[name]
     processes = all_processes(
@@ -311,7 +311,7 @@ def test_every_process_knows_the_denominator(name, kind, num_processes):
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("start", [0, 1])
 def test_steps_hold_their_micro_batches_and_know_all_processes(kind, start):
-    """Two processes, three steps of 20, 20 and 5 samples: the denominators of both are those of all that both hold."""
+    """Two ranks, three steps of 20, 20 and 5 samples: both ranks know the denominators over all samples."""
     source, settings = SOURCES[kind]
     cut = {"micro_batch_size": 5, "gradient_accumulation_steps": 2, "num_processes": 2}
     made = [
@@ -341,7 +341,7 @@ def test_a_step_without_a_token_has_the_denominator_1():
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", SOURCES)
 def test_the_gradient_of_a_step_does_not_depend_on_its_parts(name, kind):
-    """The 16 samples of a step in parts and processes, through a small model, in the way that training adds them up."""
+    """The 16 samples of a step, split into micro-batches and ranks, through a small model and summed as in training."""
     source, settings = SOURCES[kind]
     loss = LOSSES[name]
     rng = np.random.default_rng(7)
@@ -418,7 +418,7 @@ def test_answers_are_continued():
     # Answers of 3 and 1 tokens become 4; the second, truncated, is never continued with EOS.
     assert by_block == [[5, 6, 7, EOS, EOS], stored[1], [5, EOS, EOS, EOS, EOS]]
     short, _ = rows(answer_padding="block", attention=blocks_of(4), max_length=4)
-    assert short == [[5, 6, 7, EOS], stored[1], [5, EOS, EOS, EOS]]  # the second is longer already
+    assert short == [[5, 6, 7, EOS], stored[1], [5, EOS, EOS, EOS]]  # the second is already longer
     by_batch, batch = rows(answer_padding="batch")
     assert by_batch == [[5, 6, 7, EOS, EOS, EOS], stored[1], [5, EOS, EOS, EOS, EOS, EOS]]
     assert not batch.padded
@@ -457,7 +457,7 @@ def test_cut_pretraining_sequences_keep_the_width():
             kept = int(batch.valid[row].sum())
             assert batch.tokens[row, :kept].tolist() == source[index].tokens[:kept].tolist()
             assert not batch.noised.masked[row, kept:].any()
-            assert (batch.noised.tokens[row, kept:] == PADDING_TOKEN).all()  # nothing of the tail is left
+            assert (batch.noised.tokens[row, kept:] == PADDING_TOKEN).all()  # nothing of the cut-off tail remains
     assert 20 < sum(length < 24 for length in lengths) < 44  # about half are cut
     whole = [b.valid.sum().item() for b in loader(source, NoiseParams(random_length_prob=0.0), micro_batch_size=8)]
     assert sum(whole) == source.lengths.sum()
@@ -536,7 +536,7 @@ def test_a_stream_goes_on_from_its_cursors(num_workers):
     stream = Counting()
     resumed = loader(stream, start_step=4, cursors=stream.needed(cursors), **settings)
     assert by_position([[b for _, b in zip(range(4), resumed, strict=False)]]) == by_position([batches[8:]])
-    assert num_workers or stream.first_read == 16  # nothing before was read again
+    assert num_workers or stream.first_read == 16  # earlier samples were not read again
     afresh = loader(Counting(), start_step=4, **settings)
     assert by_position([[b for _, b in zip(range(4), afresh, strict=False)]]) == by_position([batches[8:]])
 

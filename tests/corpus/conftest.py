@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-# Qwen's chat layout, written here so that the expected text can be spelled out by hand.
+# Qwen's chat layout, written here so that tests can spell out the expected text.
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -12,7 +12,7 @@ TEMPLATE = (
 
 
 def byte_tokenizer(bos=False, eos=True):
-    """One token a byte, so that ids can be read back with no knowledge of the code under test."""
+    """One token per byte, so that ids can be decoded without the code under test."""
     alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -28,11 +28,11 @@ def byte_tokenizer(bos=False, eos=True):
 
 @pytest.fixture(scope="session")
 def make_tokenizer():
-    """A function that makes a tokenizer of one token a byte, with or without BOS and EOS."""
+    """A function that makes a tokenizer with one token per byte, with or without BOS and EOS."""
     return byte_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A tokenizer of one token a byte, with EOS and no BOS, as Qwen's."""
+    """A tokenizer with one token per byte, with EOS and without BOS, like Qwen's."""
     return byte_tokenizer()

@@ -1,4 +1,4 @@
-"""The fused loss against logits written out whole, in float64."""
+"""The fused loss against full logits in float64."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_gradients_by_finite_differences(smoothing):
 
 
 def test_neither_all_logits_nor_a_second_chunk_exists():
-    """Of everything allocated on the way, one storage alone is as large as a chunk of logits."""
+    """Only one of all storages allocated on the way is as large as a chunk of logits."""
     rows, tokens = 40, 400
     sizes: dict[int, int] = {}
 
@@ -127,7 +127,7 @@ def test_tokens_of_weight_zero_change_nothing():
 
 
 def test_gradients_are_scaled_and_accumulated():
-    """By the gradient of the loss (loss scaling), over several backward passes, and again over a retained graph."""
+    """The backward pass scales by the incoming gradient, over several backward passes and over a retained graph."""
     given = inputs()
     _, hidden, weight = exact(*given)
     loss = fused_cross_entropy(*given, chunk_size=10)
@@ -139,7 +139,7 @@ def test_gradients_are_scaled_and_accumulated():
 
 
 def test_a_weight_used_twice_sums_its_gradients():
-    """Tied embeddings: the table makes the hidden states and projects them."""
+    """Tied embeddings: the table both makes and projects the hidden states."""
     _, table, targets, token_weights = inputs()
     ids = torch.arange(N) % 11
     fused_cross_entropy(F.embedding(ids, table).tanh(), table, targets, token_weights).backward()
@@ -191,7 +191,7 @@ def test_half_precision_is_no_worse_than_the_plain_path(dtype):
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.bfloat16, 2**-13), (torch.float16, 8.0)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_half_precision_on_a_gpu(dtype, scale, smoothing):
-    """In chunks of two sizes, so that the compiled chunk meets a new number of rows."""
+    """In chunks of two sizes, so that the compiled kernel meets another number of rows."""
     given = inputs(300, 256, 20_000, dtype, "cuda", spread=0.1)
     compare_with_plain_half_precision(given, scale, smoothing, chunk_size=128)
 
@@ -205,8 +205,8 @@ def compare_with_plain_half_precision(given, scale, smoothing=0.0, chunk_size=24
     factors = (1, scale, scale)
     for value, reference, expected, factor in zip(ours, theirs, truth, factors, strict=True):
         assert value.dtype == reference.dtype
-        # Of two results rounded at the same places either may be better by chance: 2 % are granted, far below one bit
-        # of bfloat16. Scales are powers of 2, which leave the places where they are.
+        # Of two results with the same rounding either may be better by chance. 2 % are allowed, far below one bit of
+        # bfloat16. Scales are powers of 2, so they do not move the rounding.
         assert error(value, expected * factor) <= 1.02 * error(reference, expected * factor)
 
 
@@ -225,7 +225,7 @@ def test_autocast_rounds_the_operands_and_nothing_else(dtype):
 
 
 def test_a_chunk_kept_in_half_precision_is_rounded_once():
-    """What a GPU compiles: bfloat16 logits in, their gradient out, everything between in float32."""
+    """The function that a GPU compiles: bfloat16 logits in, their gradient out, float32 between."""
     torch.manual_seed(0)
     logits = (3 * torch.randn(20, V)).bfloat16()
     targets, scale = torch.randint(V, (20,)), torch.rand(20)
@@ -240,7 +240,7 @@ def test_a_chunk_kept_in_half_precision_is_rounded_once():
 
 
 def test_float16_scale_keeps_small_probabilities():
-    """A softmax of 1/151,936 is below what float16 resolves; scaled, it keeps its 11 bits, whatever the weights are."""
+    """float16 cannot resolve a softmax of 1/151,936. Scaled, it keeps its 11 bits for any weights."""
     for largest in (1e-3, 1.0, 1e4):
         token_weights = torch.tensor([0.5, 1.0]) * largest
         scale, unscale = module._logit_gradient_scale(token_weights, torch.float16)

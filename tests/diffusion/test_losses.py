@@ -22,7 +22,7 @@ def position_loss(scores: list[float], target: int, smoothing: float) -> float:
 
 
 def by_hand(name, logits, tokens, noised, valid, prompts, cap, noise_type="mask"):
-    """The table of losses, one number at a time."""
+    """The table of losses, computed number by number."""
     smoothing = SMOOTHING if name == "soft_ce" else 0.0
     batch, length = tokens.shape
     total, real_tokens, samples = 0.0, 0, 0
@@ -47,7 +47,7 @@ def by_hand(name, logits, tokens, noised, valid, prompts, cap, noise_type="mask"
 
 
 def case(kind: str) -> dict[str, Any]:
-    """Arguments of a loss: five rows of nine tokens, uneven in every way that `kind` allows."""
+    """Arguments of a loss: five rows of nine tokens, with all irregularities that `kind` allows."""
     rng = np.random.default_rng(4)
     tokens = torch.from_numpy(rng.integers(0, MASK, (5, 9)))
     logits = torch.from_numpy(rng.normal(0, 2, (5, 9, VOCABULARY)))
@@ -73,7 +73,7 @@ def noise_for(arguments, params=NoiseParams(), levels=None):
 
 
 def masks(which, arguments, noised):
-    """All or exactly one of the positions that may be masked, or as drawn."""
+    """Masks all maskable positions, exactly one, or as drawn."""
     if which == "drawn":
         return noised
     everything = noise_for(arguments, NoiseParams(min_masking_rate=1.0)).masked
@@ -108,7 +108,7 @@ def test_equals_the_table(name, kind, which, cap):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cap", [None, 2.5])
 def test_a_p_of_each_position_equals_the_table(name, kind, cap):
-    """As block diffusion has it: one p for each position, masks drawn with it."""
+    """As in block diffusion: one p per position, and masks drawn with it."""
     arguments = case(kind)
     levels = torch.from_numpy(np.random.default_rng(6).uniform(0.1, 1, (5, 9)))
     noised = noise_for(arguments, levels=levels)
@@ -122,7 +122,7 @@ def test_a_p_of_each_position_equals_the_table(name, kind, cap):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cap", [None, 2.5])
 def test_one_p_for_all_positions_has_the_bits_of_a_p_for_each(name, kind, cap):
-    """And those of the formula for a p [B] written out: 1/p, capped, over the answer's length, then over positions."""
+    """The loss of p [B] equals its formula: 1/p, capped, over the answer's length, then over positions."""
     arguments = case(kind)
     arguments.pop("logits")
     tokens, noised = arguments.pop("tokens"), noise_for(arguments | {"tokens": case(kind)["tokens"]})
@@ -194,7 +194,7 @@ def test_gradient(name, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_parts_add_up_to_the_step(name, kind, size):
-    """Weights and denominators of micro-batches, put together, give the loss and the gradient of the whole."""
+    """Weights and denominators of micro-batches combine to the loss and gradient of the whole step."""
     arguments = case(kind)
     noised, loss = noise_for(arguments), LOSSES[name]
     logits = arguments.pop("logits").requires_grad_()
@@ -291,7 +291,7 @@ def test_a_positions_mean_weight_is_one(name, length):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sequence_without_a_mask_adds_zero(name, kind):
-    """It counts in the denominator all the same; a batch of nothing else has the loss 0 and the gradient 0."""
+    """A sample without masks counts in the denominator. A batch of such samples has loss 0 and gradient 0."""
     arguments = case(kind)
     noised = noise_for(arguments, NoiseParams(min_masking_rate=0.5))
     masked = noised.masked & (torch.arange(5) != 1)[:, None]

@@ -1,4 +1,4 @@
-"""Noise: its distributions against closed forms, what it must never touch, and that it depends on its key alone."""
+"""Noise: distributions against closed forms, positions that it must never change, dependence on its key alone."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ INVERSE = {
     "power": lambda p: 1 - np.sqrt(1 - p),
     "sigmoid": lambda p: 1 - (np.log((g := _sigmoid_at(p)) / (1 - g)) + 3) / 6,
 }
-ALPHA = 1e-4  # the draws are keyed, so a test that passes once passes always
+ALPHA = 1e-4  # the draws are keyed, so a test that passed once always passes
 
 
 def _sigmoid_at(p):
@@ -40,7 +40,7 @@ def noise(clean, params=NoiseParams(), *, first=0, seed=3, epoch=1, **kwargs):
 
 
 def constant_p(p, **kwargs):
-    """A schedule that stays below `p` until the very end, so that the clamp makes it `p` for every sample."""
+    """A schedule that stays below `p` until the end, so that the clamp makes it `p` for every sample."""
     return NoiseParams(schedule="power", power=1e-9, eps=1e-9, min_masking_rate=p, **kwargs)
 
 
@@ -103,7 +103,7 @@ def test_p_mask_is_the_probability_used():
 
 @pytest.mark.parametrize("span_probability", [0.0, 1.0])
 def test_no_mask_is_forced(span_probability):
-    """Of 4000 sequences of 5 tokens that are masked with p = 0.05 a binomial number stays whole; a span is of 0."""
+    """Of 4000 sequences of 5 tokens with p = 0.05 a binomial number stays unmasked; a span has length 0."""
     clean = tokens(4000, 5)
     noised = noise(clean, constant_p(0.05, mask_contiguous_region_prob=span_probability))
     whole = int((~noised.masked.any(1)).sum())
@@ -324,7 +324,7 @@ def test_the_same_level_everywhere_gives_the_bits_of_one_for_the_sequence(params
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_probabilities_of_positions_are_those_of_sequences(schedule):
-    """Bit for bit, however many levels there are, and whether some are equal."""
+    """Equal bit for bit for any number of levels, and if some are equal."""
     params = NoiseParams(schedule=schedule, eps=0.02)
     t = noise_levels(torch.arange(60), seed=1, epoch=0)
     t[7] = t[3]

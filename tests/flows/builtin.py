@@ -102,7 +102,7 @@ def test_through_cancellation_and_kills_to_the_same_model(undisturbed, clone, se
     trainer.kill()
     trainer.wait()
     seen = clone.saved()
-    trainer = clone.wait_for_training(seen)  # tried again, and further than before
+    trainer = clone.wait_for_training(seen)  # tried again, and it got further than before
     next(parent for parent in trainer.parents() if "repro" in parent.cmdline()).kill()
     psutil.wait_procs([trainer], LONG_PATIENCE)
     seen = clone.saved()
@@ -135,7 +135,7 @@ def test_bad_parameters_and_bad_data_fail_before_anything_is_trained(clone, serv
     assert clone.git("status", "--porcelain") == ""
     assert not (clone.root / "data").exists()
 
-    # one that was written into params.yaml by hand
+    # written into params.yaml by hand
     whole = (clone.root / "params.yaml").read_text()
     (clone.root / "params.yaml").write_text(whole.replace("people: 24", "people: -24"))
     run = service.submit("nightly")

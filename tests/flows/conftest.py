@@ -18,7 +18,7 @@ MISSING = [name for name in ("prefect", "dvc") if find_spec(name) is None]
 
 
 class NeedsTheWorkflow(pytest.Module):
-    """A test file that is skipped instead of imported: flows import Prefect at once, and call DVC."""
+    """Skips a test file instead of importing it if Prefect or DVC is missing, because flows import them at once."""
 
     def collect(self):
         pytest.skip(f"needs {' and '.join(MISSING)}, not installed (pip install .[workflow])")
@@ -32,7 +32,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 def pristine(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pristine") / "project"
     shutil.copytree(SOURCE, root)
-    # Under its own name in this repository: DVC takes every dvc.yaml below its root for a part of the project.
+    # Under another name in this repository, because DVC treats every dvc.yaml below its root as part of the project.
     (root / "stages.yaml").rename(root / "dvc.yaml")
     (root / ".gitignore").write_text("/work/\n/text.txt\n/model.txt\n/metrics.json\n/reports/\n__pycache__/\n")
     commands = (

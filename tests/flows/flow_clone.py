@@ -28,14 +28,14 @@ class Clone(Workspace):
         return {path.name for path in (self.root / "out/pretrain/checkpoints").glob("*/step-*")}
 
     def wait_for_training(self, seen=frozenset()) -> psutil.Process:
-        """Until the trainer runs and has saved a checkpoint that was not there before."""
+        """Wait until the trainer runs and has saved a new checkpoint."""
         self.wait_until(lambda: bool(self.saved() - seen) and self.trainer() is not None, LONG_PATIENCE)
         trainer = self.trainer()
         assert trainer is not None, "training ended before anything could be done to it"
         return trainer
 
     def digests(self) -> dict[str, str]:
-        """Of the models, and of the optimiser's state at the end of both trainings."""
+        """Digests of the models, and of the optimiser's state at the end of both trainings."""
         files = [self.root / f"out/qwen3llada-{name}/model.safetensors" for name in ("base", "sft")]
         for phase in ("pretrain", "sft"):
             checkpoints = (self.root / "out" / phase / "checkpoints").glob("*/step-*")

@@ -1,4 +1,4 @@
-"""What is done to runs and services, and what must hold afterwards: for the suite and for the long scenarios."""
+"""Interruptions of runs and services, and what must hold afterwards. Used by the suite and the long scenarios."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def deploy(project, *deployments):
 
 
 def next_life(project, begin):
-    """What `begin` returns, which starts a trainer, when this has come further than the one before."""
+    """Call `begin`, which starts a trainer, and return its result once it has got further than the one before."""
     lives, saved = len(project.lives()), project.saved_step()
     begun = begin()
     project.wait_until(lambda: len(project.lives()) > lives and project.saved_step() > saved, PATIENCE)
@@ -31,7 +31,7 @@ def next_life(project, begin):
 
 
 def training(service, project, deployment="once", **parameters):
-    """A new run, when it trains."""
+    """A new run, once it trains."""
     return next_life(project, lambda: service.submit(deployment, **parameters))
 
 
@@ -51,7 +51,7 @@ def cancel(service, project, run) -> float:
 
 
 def kill(project, *words) -> float:
-    """SIGKILL to the processes with one of the words as an argument. Returns the time at which it was sent."""
+    """SIGKILL processes with one of the words as an argument. Returns the time at which it was sent."""
     victims = project.running(*words)
     assert victims
     for pid in victims:
@@ -60,7 +60,7 @@ def kill(project, *words) -> float:
 
 
 def kill_service(service, project, *words) -> float:
-    """Kill a part of a service. Returns the seconds until all of it has ended, and the run's stage, which has saved."""
+    """Kill a part of a service. Returns the seconds until it and the run's stage have ended; the stage has saved."""
     killed = kill(project, *words)
     assert service.process.wait(PATIENCE) != 0
     project.wait_until(lambda: not project.processes(), PATIENCE)
@@ -69,7 +69,7 @@ def kill_service(service, project, *words) -> float:
 
 
 def resume(service, project, deployment, steps):
-    """A new run goes on from the checkpoint, and after `steps` more the model is that of an undisturbed training."""
+    """A new run resumes from the checkpoint. After `steps` steps its model is that of an undisturbed training."""
     saved = project.saved_step()
     project.set(steps=saved + steps)
     run = service.submit(deployment)

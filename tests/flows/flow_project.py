@@ -24,7 +24,7 @@ class Workspace:
         self.root = root
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that works in this folder or below it, this process aside."""
+        """All living processes that work in this folder or below it, except this one."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -35,7 +35,7 @@ class Workspace:
         return [process for process in found if process.pid != os.getpid()]
 
     def running(self, *words: str) -> list[int]:
-        """Ids of those of `processes` that have one of the words as an argument."""
+        """Ids of the `processes` that have one of the words as an argument."""
         found = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -44,7 +44,7 @@ class Workspace:
         return found
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
-        """Asks every 20 ms, but for at most a tenth of the time: looking at all processes costs what is waited for."""
+        """Poll every 20 ms, but at most a tenth of the time, because listing all processes costs time."""
         end = time.monotonic() + seconds
         while True:
             asked = time.monotonic()
@@ -79,7 +79,7 @@ class Project(Workspace):
         yaml.dump(tree, self.root / "params.yaml")
 
     def undisturbed_model(self, steps: int, text: str = "some text\n", rate: float = 0.1) -> str:
-        """What training gives if nothing interferes."""
+        """The result of training without interruptions."""
         model = text
         for step in range(1, steps + 1):
             model = hashlib.sha256(f"{model} {step} {rate}".encode()).hexdigest()
@@ -89,7 +89,7 @@ class Project(Workspace):
         return (self.root / "model.txt").read_text()
 
     def lives(self) -> list[int]:
-        """The process ids that training has had so far."""
+        """The ids of all training processes so far."""
         file = self.root / "work" / "lives"
         return [int(line) for line in file.read_text().split()] if file.exists() else []
 
@@ -97,6 +97,6 @@ class Project(Workspace):
         return (self.root / "work" / "checkpoint.json").exists()
 
     def saved_step(self) -> int:
-        """The step of the checkpoint; 0 where there is none."""
+        """The step of the checkpoint; 0 if there is none."""
         file = self.root / "work" / "checkpoint.json"
         return json.loads(file.read_text())["step"] if file.exists() else 0

@@ -4,8 +4,8 @@ import signal
 import socket
 from pathlib import Path
 
-PATIENCE = 200  # seconds; a wait ends as soon as what it waits for is there
-LONG_PATIENCE = 1800  # for what trains the built-in model
+PATIENCE = 200  # seconds; a wait ends as soon as its condition holds
+LONG_PATIENCE = 1800  # for training of the built-in model
 
 
 class Service:
@@ -29,7 +29,7 @@ class Service:
         assert self.process.poll() is None, self.said()
 
     def said(self) -> str:
-        """What it has printed since its last start."""
+        """Its output since the last start."""
         return Path(self.log.name).read_text()
 
     def stop(self) -> None:
@@ -63,7 +63,7 @@ class Service:
             return {task.name: task for task in client.read_task_runs(flow_run_filter=one)}
 
     def artifacts(self, run) -> dict:
-        """What the run's artifacts hold, by key: the newest, as a retried stage makes its own anew."""
+        """Content of the run's artifacts by key, the newest one, because a retried stage makes new ones."""
         from prefect.client.schemas.filters import FlowRunFilter
 
         one = FlowRunFilter.model_validate({"id": {"any_": [run]}})

@@ -16,7 +16,7 @@ SECONDS_TO_STOP = 60  # with the temporary server, on two busy cores
 
 
 def interrupt(process, project):
-    """Ctrl-C in a terminal: everything in the process's group gets the signal."""
+    """Ctrl-C in a terminal: every process in the group gets the signal."""
     os.killpg(process.pid, signal.SIGINT)
     seconds = end_of_terminal_run(process, project, 130)
     print(f"\nfrom Ctrl-C to the end: {seconds:.1f} s")
@@ -102,7 +102,7 @@ def test_a_sweep_leaves_the_workspace_alone(project):
     assert "train.py" in project.git("ls-tree", "--name-only", second)
     assert "later.txt" not in project.git("ls-tree", "--name-only", second)
 
-    # they are experiments of this project
+    # the variants are experiments of this project
     shown = project.dvc("exp", "show", "--csv", "--no-pager").stdout
     assert "rates-0_1" in shown
     assert "rates-1" not in shown

@@ -82,7 +82,7 @@ def test_two_at_once_wait_for_the_slot(service, project):
     project.set(steps=300, hold=True)
     first, second = service.submit(), service.submit()
     project.wait_until(project.has_checkpoint, PATIENCE)
-    time.sleep(30)  # the other run has come to the stage meanwhile
+    time.sleep(30)  # meanwhile the other run reaches the stage
     assert len(project.lives()) == 1
     (project.root / "work" / "go").touch()
     assert service.ended(first).is_completed()

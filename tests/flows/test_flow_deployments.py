@@ -1,4 +1,4 @@
-"""What prefect.yaml and the Kubernetes template say, as Prefect reads them."""
+"""prefect.yaml and the Kubernetes template, as Prefect reads them."""
 
 import asyncio
 import inspect

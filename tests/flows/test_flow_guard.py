@@ -1,4 +1,4 @@
-"""Real dvc, real signals: what becomes of training and of dvc's files."""
+"""Real dvc, real signals: effects on training and on dvc's files."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from flows.graph import Policy, Stage
 from flows.outcome import StageFailedError
 from flows.stage import run_stage
 
-pytestmark = pytest.mark.timeout(900)  # where the machine is busy, each dvc takes a minute to start
+pytestmark = pytest.mark.timeout(900)  # on a busy machine each dvc takes a minute to start
 GUARD = ("-m", "flows.guard", "--grace", "20", "--", "python", "-m", "dvc", "repro", "--single-item", "train")
 STEPS = 60
 
@@ -48,7 +48,7 @@ def test_a_stopped_guard_lets_training_save(project, how):
 
 
 def test_a_stage_that_saves_slowly_survives_the_kill_of_its_owners_process_group(project):
-    """Prefect sends SIGKILL to the group of a cancelled run that has not ended after 30 s."""
+    """Prefect sends SIGKILL to the group of a cancelled run after 30 s."""
     project.set(steps=STEPS, hold=True)
     code = "from flows.stage import *; run_stage(Stage('train'), print)"
     owner = project.start("-c", code, process_group=0)
@@ -93,7 +93,7 @@ def test_after_sigkill_the_next_attempt_resumes(project, victim):
 
 
 def test_a_stage_over_its_time_saves_even_if_told_while_it_imports(project):
-    """A signal sent before the trainer has its handler would be lost; the guard asks it once it listens."""
+    """A signal sent before the trainer has its handler would be lost. The guard sends it again once there is one."""
     project.set(steps=STEPS, slow_start=1.5)
     policy = Policy(timeout_minutes=0.01, grace_seconds=20)
     with pytest.raises(StageFailedError) as caught:

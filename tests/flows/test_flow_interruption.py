@@ -1,4 +1,4 @@
-"""What a run that is told to stop says, and the state that it ends in. Without dvc and without Prefect's server."""
+"""The message and final state of a run that is told to stop. Without dvc and without Prefect's server."""
 
 import logging
 import signal

@@ -14,7 +14,7 @@ from flow_service import Service
 
 from flows.environment import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # where the machine is busy, the server takes minutes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # on a busy machine the server takes minutes
 ENDLESS = {"steps": 1_000_000, "step_seconds": 0.02}
 
 

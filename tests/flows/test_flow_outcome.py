@@ -1,4 +1,4 @@
-"""What the texts of dvc 3.67 mean. The lines are what it printed."""
+"""The meaning of dvc 3.67's messages. The lines are real output."""
 
 import pytest
 

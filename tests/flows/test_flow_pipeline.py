@@ -1,4 +1,4 @@
-"""What the flow reads from a real project."""
+"""Data that the flow reads from a real project."""
 
 import signal
 import subprocess
@@ -13,11 +13,11 @@ from flows.outcome import StageFailedError
 from flows.serve import Service
 from flows.workspace import workspace
 
-pytestmark = pytest.mark.timeout(900)  # where the machine is busy, the server takes minutes
+pytestmark = pytest.mark.timeout(900)  # on a busy machine the server takes minutes
 
 
 def test_parameters_are_checked_before_the_first_stage(project):
-    """Those in params.yaml, by the package's own command: dvc would remove outputs first, and fail then."""
+    """Wrong parameters in params.yaml are found by the package's own command; dvc would first remove outputs."""
     with workspace(None, []):
         pass
     project.set(rate=-0.1)
@@ -44,7 +44,7 @@ def test_a_mistyped_stage_is_said_before_a_server_starts(project, monkeypatch, c
 
 
 def test_what_a_service_starts_listens_to_sigint(monkeypatch):
-    """Also where the service itself does not, as a shell's script starts it with `&`."""
+    """Also if the service itself ignores the signal, as a shell script starts it with `&`."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     service = Service(0, 1)
     monkeypatch.setattr(subprocess, "Popen", lambda _, **options: Popen(["sleep", "60"], **options))

@@ -1,4 +1,4 @@
-"""Which files a clone for a sweep gets, on small git repositories."""
+"""The files that a sweep's clone gets, on small git repositories."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def test_a_link_out_of_the_workspace_is_refused(root):
     with pytest.raises(ValueError, match=r"^beside: a link to \.\./beside, out of the workspace"):
         visible_files(root)
     (root / "beside").unlink()
-    (root / "beside").symlink_to(root.parent / "beside")  # an absolute one leads to the same place from a clone
+    (root / "beside").symlink_to(root.parent / "beside")  # an absolute link leads to the same place from a clone
     assert "beside" in visible_files(root)
 
 

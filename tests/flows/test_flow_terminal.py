@@ -1,4 +1,4 @@
-"""Flows and service on a terminal, stopped and killed in every way: nothing stays."""
+"""Flows and the service in a terminal, stopped and killed in every way: nothing is left."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from flow_service import PATIENCE
 
 from flows.environment import child_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # where the machine is busy, the server takes minutes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # on a busy machine the server takes minutes
 SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever starts the temporary server
 
 
@@ -103,7 +103,7 @@ def test_what_a_run_has_started_ends_with_it(tmp_path, signum, victim, status, c
 
 
 def test_the_temporary_server_is_gone_with_its_owner(tmp_path):
-    """Whether it is importing or not: nothing but the end of its pipe tells it."""
+    """The server ends by the end of its pipe alone, whether it is importing or not."""
     server = subprocess.Popen(
         [sys.executable, "-m", "flows.temporary", "0"], stdin=subprocess.PIPE, cwd=tmp_path, env=child_environment()
     )

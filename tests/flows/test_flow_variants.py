@@ -11,7 +11,7 @@ from flows.graph import _values, read_inputs
 from flows.snapshot import visible_files
 from flows.variants import Variant, clone, expand
 
-pytestmark = pytest.mark.timeout(900)  # where the machine is busy, each dvc takes a minute to start
+pytestmark = pytest.mark.timeout(900)  # on a busy machine each dvc takes a minute to start
 
 
 def test_losses_by_schedules():
@@ -31,7 +31,7 @@ def test_losses_by_schedules():
 
 
 def test_the_default_sweep_has_every_loss():
-    """It cannot read the registry: flows import nothing of the package."""
+    """The flows cannot read the registry, because they import nothing of the package."""
     from qwen3llada.diffusion.losses import LOSSES
 
     assert {"pretrain.loss_impl,sft.loss_impl": list(LOSSES)} == sweep.LOSSES
@@ -51,7 +51,7 @@ def test_a_name_that_leads_out_of_the_folder_of_clones_is_refused(name):
 
 
 def test_a_clone_is_the_workspace_byte_for_byte(project):
-    """Changes, untracked files, links and line ends, where git has line ends of its own."""
+    """Changes, untracked files, links and line ends, with git's own conversion of line ends."""
     ends = b"lf\ncrlf\r\ncr\rend\x0b\x85\xe2\x80\xa8 \t\r\n"
     project.git("config", "core.autocrlf", "false")
     for name in ("stored.bat", "changed.bat"):
@@ -83,7 +83,7 @@ def test_a_clone_is_the_workspace_byte_for_byte(project):
 
 
 def test_a_variant_has_the_ignored_data_that_it_reads(project, monkeypatch):
-    """That of a parameter and of a dependency; a clone is used again unless they have changed."""
+    """Inputs given by a parameter and by a dependency. A clone is reused unless they have changed."""
     stages = (project.root / "dvc.yaml").read_text()
     (project.root / "dvc.yaml").write_text(stages.replace("deps: [prepare.py]", "deps: [prepare.py, work/words]"))
     data = project.root / "work/my/chat.jsonl"  # .gitignore has /work/
@@ -100,7 +100,7 @@ def test_a_variant_has_the_ignored_data_that_it_reads(project, monkeypatch):
     assert not (path / "text.txt").exists()  # an output
 
     inputs = read_inputs(path)
-    monkeypatch.setattr(variants, "read_inputs", lambda root: inputs)  # seconds of dvc, for what is known
+    monkeypatch.setattr(variants, "read_inputs", lambda root: inputs)  # saves seconds of dvc
     monkeypatch.setattr(variants, "_configure", lambda root, path: None)
     (path / "checkpoint").touch()
     assert (clone(project.root, variant) / "checkpoint").exists()
@@ -124,7 +124,7 @@ def test_what_one_clone_cannot_have_is_refused_before_any_variant_runs(tmp_path,
 
 
 def test_the_sources_of_the_data_are_declared():
-    """Each parameter of a source of model or data that can be a path is in `meta.flow.reads` of its stage."""
+    """Every parameter of a model or data source that can be a path is in `meta.flow.reads` of its stage."""
     reads = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["download"]["meta"]["flow"]["reads"]
     keys = [f"{section}.{key}" for section in ("pretrain_data", "sft_data") for key in ("name", "heldout_name")]
     mixtures = ["pretrain_data.mixture.name", "sft_data.mixture.name"]

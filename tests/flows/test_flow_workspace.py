@@ -1,4 +1,4 @@
-"""What a run checks before its first stage."""
+"""Checks of a run before its first stage."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_a_wrong_override_is_said_to_be_one(tmp_path):
 
 
 def test_a_folder_that_dvc_would_remove_is_refused_before_the_first_stage(tmp_path):
-    """By the real package's command: dvc removes the outputs of a stage before the stage can look at them."""
+    """By the real package's command, because dvc removes a stage's outputs before the stage can check them."""
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("mine")

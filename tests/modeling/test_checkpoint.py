@@ -99,7 +99,7 @@ def run(code, *arguments, cwd, **environment):
 
 @pytest.mark.slow
 def test_a_checkpoint_brings_its_code_to_where_the_package_is_not(model, tokens, tmp_path):
-    """And what is saved there brings it on."""
+    """A checkpoint saved from remote code again contains that code."""
     model.save_pretrained(tmp_path / "saved")
     torch.save(tokens, tmp_path / "tokens")
     with torch.no_grad():
@@ -149,7 +149,7 @@ assert not registered(), "the children show nothing"
 
 @pytest.mark.slow
 def test_importing_any_public_name_registers_the_auto_classes():
-    """Each alone, in a new process; and so does the start of training, which asks `AutoTokenizer` first."""
+    """Each public name registers the classes when imported alone in a new process; so does the start of training."""
     import qwen3llada
 
     assert {"Qwen3LLadaConfig", "Qwen3LLadaForMaskedLM", "Qwen3LLadaModel", "generate", "load"} == {*qwen3llada.__all__}

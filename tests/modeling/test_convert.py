@@ -160,7 +160,7 @@ def test_a_tied_head_that_is_stored_nevertheless_stays_equal(make_source, tmp_pa
 
 
 def test_a_config_in_the_form_of_the_hub_keeps_its_meaning(changed, tmp_path):
-    """Qwen3's own are older than Transformers 5: the base of the rotation and the type have other keys there."""
+    """Older Qwen3 configs, from before Transformers 5, have other keys for the rotary base and the dtype."""
     values = json.loads((changed / "config.json").read_text())
     for key in ("rope_parameters", "dtype", "layer_types"):
         del values[key]
@@ -324,7 +324,7 @@ def test_missing_and_broken_shards_are_named(sharded, tmp_path):
 
 
 def test_one_shard_is_in_memory_at_a_time(make_source, tmp_path, monkeypatch):
-    """Also where rows are added: the tensors of a file are gone before the next is read."""
+    """Also if rows are added: the tensors of a file are freed before the next is read."""
     import gc
     import weakref
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: FlexAttention, the flash kernel, and rows without a visible key in the fast kernels."""
+"""Checks that need a GPU: FlexAttention, the flash kernel, and rows without a visible key in the fast kernels."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_every_position_sees_every_other_under_flex_attention(model, tokens):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_no_mask_reaches_the_flash_kernel(model, tokens, dtype):
-    """Allowing no other kernel, sdpa raises where flash attention cannot run; a mask tensor is such a case."""
+    """With all other kernels disabled, sdpa raises if flash attention cannot run, for example with a mask tensor."""
     model.to(dtype).set_attn_implementation("sdpa")
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         output = model.train()(tokens).logits
@@ -88,7 +88,7 @@ def test_no_mask_reaches_the_flash_kernel(model, tokens, dtype):
 @pytest.mark.parametrize(
     ("implementation", "dtype"),
     [(name, dtype) for name in ("eager", "sdpa") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
-    + [("flex_attention", torch.bfloat16)],  # which is compiled for each
+    + [("flex_attention", torch.bfloat16)],  # compiled for each
 )
 def test_a_query_that_sees_nothing_gives_finite_numbers_and_gradients(model, tokens, valid, implementation, dtype):
     valid[2] = False

@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be loaded is one line of ours, whatever Transformers raises; a loaded one is whole."""
+"""Loading errors are one line of ours, whatever Transformers raises; a loaded checkpoint is complete."""
 
 import json
 import shutil

@@ -14,7 +14,7 @@ def sees(policy, first_clean, copy, blocks, documents, query, key):
         return False
     back = blocks[query] - blocks[key]
     shown = back >= 0 and (policy == "block_causal" or back <= WINDOW)
-    if key < first_clean:  # a corrupted block is seen by itself alone
+    if key < first_clean:  # a corrupted block is seen only by itself
         return query < first_clean and copy[query] == copy[key] and back == 0
     return shown and (query >= first_clean or back > 0)
 

@@ -40,7 +40,7 @@ def test_with_a_causal_mask_the_logits_are_those_of_qwen3(model, qwen3, tokens, 
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("mask", [None, {"full_attention": None}], ids=["none", "dict of none"])
 def test_every_position_sees_every_other(model, tokens, mask):
-    """Handing Qwen3's own layers `{"full_attention": None}` is silently causal under sdpa: the trap."""
+    """The trap: passing `{"full_attention": None}` to Qwen3's own layers is silently causal under sdpa."""
     embeddings = model.get_input_embeddings()(tokens).detach().requires_grad_()
     output = model.model(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
     for query in range(tokens.shape[1]):
@@ -49,7 +49,7 @@ def test_every_position_sees_every_other(model, tokens, mask):
 
 
 def test_the_trap_is_there_in_qwen3_itself(qwen3, tokens):
-    """If this fails, Transformers has changed, and the test above has lost its subject."""
+    """If this fails, Transformers has changed, and the test above has lost its purpose."""
     qwen3.set_attn_implementation("sdpa")
     moved = tokens.clone()
     moved[:, -1] = (moved[:, -1] + 1) % 96
@@ -150,7 +150,7 @@ class Prefix:
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_prefix_of_keys_and_values_replaces_its_tokens(model, tokens, padded):
-    """Under `block` the prompt does not look at the answer, so that its keys and values can be computed once."""
+    """Under `block` the prompt does not see the answer, so its keys and values can be computed once."""
     prompt, length = 5, 11
     valid = torch.ones(3, length, dtype=torch.bool)
     valid[1, : 2 if padded else 0] = False
@@ -198,7 +198,7 @@ def test_the_body_compiles_without_graph_breaks(model, tokens, form):
 
 
 def test_each_type_of_layer_can_have_a_mask_of_its_own(sizes, tokens):
-    """A first layer that sees all, and two that see themselves alone: what changes elsewhere moves only the first."""
+    """The first layer sees everything, the others only their own position: a change elsewhere moves only the first."""
     types = ["full_attention", "sliding_attention", "sliding_attention"]
     model = Qwen3LLadaForMaskedLM(Qwen3LLadaConfig(**sizes, mask_token_id=96, layer_types=types)).eval()
     alone = torch.eye(11, dtype=torch.bool)[None, None]
@@ -217,7 +217,7 @@ def test_each_type_of_layer_can_have_a_mask_of_its_own(sizes, tokens):
 
 
 def test_labels_are_of_the_same_position(model, tokens):
-    """Not shifted by one, as they are in a causal model."""
+    """Logits are not shifted by one, unlike in a causal model."""
     with torch.no_grad():
         output = model(tokens, labels=tokens)
     expected = nn.functional.cross_entropy(output.logits.flatten(0, 1), tokens.flatten())

@@ -1,4 +1,4 @@
-"""Optimiser steps over the same 16 samples, cut up in different ways; a module, so that processes can import it."""
+"""Optimiser steps over the same 16 samples, split in different ways. A module, so that processes can import it."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ WRAPPERS = ("ddp", "fsdp2")
 
 
 class Texts:
-    """16 random texts of 2 to 12 tokens; in SFT the first of them, none to all but one, are the prompt."""
+    """16 random texts of 2 to 12 tokens. In SFT the first tokens, from none to all but one, are the prompt."""
 
     def __init__(self, task):
         generator = np.random.default_rng(1)
@@ -48,12 +48,12 @@ def make_model(tied=True, **changes):
     model = Qwen3LLadaForMaskedLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))  # as initialised, a model hardly depends on its input
+            parameter.add_(0.1 * torch.randn(parameter.shape))  # initially, a model hardly depends on its input
     return model
 
 
 def batches(task, micro_batch_size, accumulation, **processes):
-    """The micro-batches of one step of all 16 samples, one in three of the pretraining texts cut short."""
+    """The micro-batches of one step of all 16 samples, with one in three pretraining texts cut short."""
     noise = NoiseParams(random_length_prob=0.3, reweight_cap=CAP)
     cut = {"micro_batch_size": micro_batch_size, "gradient_accumulation_steps": accumulation}
     return make_loader(Texts(task), BatchSettings(noise=noise, seed=3, mask_token_id=MASK, **cut, **processes), epoch=0)
@@ -71,7 +71,7 @@ def weights(loss, batch):
 
 
 def step(objective, loss, loader, processes=1):
-    """Gradients of a whole step, left in the parameters; wrappers average over processes."""
+    """Gradients of a whole step, left in the parameters. Wrappers average over ranks."""
     for batch in loader:
         total = objective(
             batch.noised.tokens,
@@ -96,7 +96,7 @@ def wrap(objective, wrapper):
 
 
 def work(rank, folder):
-    """One of two processes: each wrapper, loss and task once; process 0 writes the gradients to `folder`."""
+    """Run by each of two ranks: every wrapper, loss and task once. Rank 0 writes the gradients to `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     results = {}
@@ -118,7 +118,7 @@ def work(rank, folder):
 
 
 def one_process_without_corruption(rank):
-    """Gradients by DDP where process 1 has nothing to learn from; it must still take part."""
+    """DDP gradients if rank 1 has nothing to learn from. It must still take part."""
     objective = wrap(MaskedDiffusionObjective(make_model(tied=False)), "ddp")
     tokens = torch.arange(8).view(1, 8)
     objective(tokens, tokens, torch.full((1, 8), 1.0 - rank)).backward()
@@ -126,7 +126,7 @@ def one_process_without_corruption(rank):
 
 
 def head_in_a_group_of_its_own():
-    """What the objective says where the projection's weight is not whole."""
+    """The objective's error message if the projection's weight is sharded."""
     model = make_model(tied=False)
     fully_shard(model.lm_head)
     tokens = torch.arange(8).view(1, 8)

@@ -19,7 +19,7 @@ CONFIG = make_model().config
 
 
 def batch_of(task, how):
-    """All samples in one batch, whose noise has a level of each sequence, or of each position."""
+    """All samples in one batch, with a noise level per sequence or per position."""
     (batch,) = batches(task, SAMPLES, 1)
     if how == "sequence":
         return batch
@@ -42,7 +42,7 @@ def loss_of(name, **changes):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_equals_the_plain_loss(name, task, how):
-    """Value and gradients of the fused path, from full logits otherwise."""
+    """Value and gradients, by the fused path or from full logits."""
     batch, model = batch_of(task, how), make_model()
     assert batch.noised.p_mask.dim() == (1 if how == "sequence" else 2)
     found = loss_of(name)(MaskedDiffusionObjective(model, chunk_size=7), batch)

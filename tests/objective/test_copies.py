@@ -76,7 +76,7 @@ def sees(policy, prompt, block_length, query, key):
 
 
 def logits_of_document(model, policy, clean, noisy, prompt, block_length):
-    """Logits of one document: under causal policies from one forward pass for each block, whose past is clean."""
+    """Logits of one document. Causal policies use one forward pass per block, on a clean past."""
     names = plan(policy, model.config.num_hidden_layers)
     n, causal = len(clean), POLICIES[names[0]].causal
     masks = {}
@@ -94,7 +94,7 @@ def logits_of_document(model, policy, clean, noisy, prompt, block_length):
 
 
 def expected(model, policy, batch, view, block_length, documents):
-    """Logits [B, L, V] by documents, one at a time."""
+    """Logits [B, L, V], one document at a time."""
     logits = torch.zeros(*batch.tokens.shape, model.config.vocab_size)
     for row, (clean, noisy, valid) in enumerate(
         zip(batch.tokens.tolist(), view.tokens.tolist(), batch.valid.tolist(), strict=True)
@@ -111,12 +111,12 @@ def expected(model, policy, batch, view, block_length, documents):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("policy", PLANS)
 def test_the_pass_equals_one_pass_for_each_block(policy, task, views):
-    """Loss and gradients of every loss: [corrupted | clean] against a forward pass for each block on a clean past."""
+    """Loss and gradients of every loss: one pass over [corrupted | clean] equals a pass per block on a clean past."""
     block_length = 4
     settings = settings_of(task, policy, block_length, views=views, random_length_prob=0.3)
     batch, model = batch_of(task, settings), make_model()
     given = {"mask_token_id": MASK, "valid": batch.valid, "prompt_lengths": batch.prompt_lengths}
-    # The plain form divides by what the batch holds, a step by what it holds before answers are continued.
+    # The plain form divides by the batch's content, a step by its content before answers are extended.
     held = {"valid": batch.valid, "prompt_lengths": batch.prompt_lengths}
     for name, masked_loss in LOSSES.items():
         loss, denominator = loss_of(settings, model, name), batch.step.denominator(masked_loss)
@@ -139,7 +139,7 @@ def test_the_pass_equals_one_pass_for_each_block(policy, task, views):
 @pytest.mark.parametrize("policy", CAUSAL)
 @pytest.mark.parametrize("block_length", [1, 3, 4, 32])
 def test_it_is_what_the_sampler_computes(policy, block_length):
-    """The cross-entropies of a pass against those of the sampler's context: prompt, cache of finished blocks, block."""
+    """Cross-entropies of a pass equal those of the sampler's context: prompt, cache of finished blocks, block."""
     from qwen3llada.sampling.block_contexts import open_context
     from qwen3llada.sampling.canvas import lay_out
 
@@ -196,7 +196,7 @@ def test_two_views_share_a_clean_copy_and_predict_every_token_once():
 
 
 def test_levels_of_blocks_are_one_in_each_part():
-    """Each block's level lies in another of as many equal parts of [0, 1); whatever else is in the batch."""
+    """Each block's level is in a different one of equal parts of [0, 1), whatever else is in the batch."""
     settings = settings_of("pretraining", "block_causal", 4, random_length_prob=0.0)
     batch = batch_of("pretraining", settings)
     for row, length in zip(batch.t.tolist(), batch.valid.sum(1).tolist(), strict=True):

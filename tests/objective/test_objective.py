@@ -25,7 +25,7 @@ from tests.training.runs import run_together
 
 
 def distance(found, expected):
-    """Of two sets of gradients, relative, all parameters taken as one vector."""
+    """Relative distance of two sets of gradients, with all parameters as one vector."""
     assert found.keys() == expected.keys()
     difference = sum((found[name] - expected[name]).double().square().sum() for name in expected)
     return (difference / sum(value.double().square().sum() for value in expected.values())).sqrt().item()
@@ -56,7 +56,7 @@ def objective_step(loss, task, *cut, **model):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What two processes found, by wrapper, task and loss."""
+    """Results of two ranks, by wrapper, task and loss."""
     folder = tmp_path_factory.mktemp("two_processes")
     run_together(2, work, str(folder))
     return torch.load(folder / "gradients.pt")
@@ -87,7 +87,7 @@ def test_a_process_without_corrupted_tokens_takes_part(two_processes):
     objective = MaskedDiffusionObjective(make_model(tied=False))
     tokens = torch.arange(8).view(1, 8)
     objective(tokens, tokens, torch.ones(1, 8)).backward()
-    expected = {name: value / 2 for name, value in gradients(objective).items()}  # DDP's mean with nothing
+    expected = {name: value / 2 for name, value in gradients(objective).items()}  # DDP's mean with zero gradients
     assert distance(two_processes["empty"], expected) <= 1e-6
 
 
@@ -123,7 +123,7 @@ def test_given_positions_are_those_found(batch):
 
 
 def test_only_corrupted_positions_are_projected(batch):
-    """The projection sees as many rows as there are corrupted positions, and the head's own forward is never called."""
+    """The projection gets one row per corrupted position, and the head's own forward is never called."""
     objective = MaskedDiffusionObjective(make_model(tied=False))
     objective.model.lm_head.register_forward_hook(lambda *_: pytest.fail("full logits"))
     _, per_token = call(objective, batch, return_per_token=True)
@@ -150,7 +150,7 @@ def test_nothing_corrupted_gives_zero_gradients_everywhere(batch):
 
 
 def test_tokens_after_the_text_are_seen_but_not_predicted(batch):
-    """[corrupted, clean] with a mask by which no corrupted token sees a clean one is the corrupted text alone."""
+    """[corrupted, clean] with a mask that hides the clean copy equals the corrupted text alone."""
     objective = MaskedDiffusionObjective(make_model())
     length = batch.tokens.shape[1]
     both = torch.cat([batch.noised.tokens, batch.tokens], 1)

@@ -21,13 +21,13 @@ import websockets
 
 WIDTHS = {"desktop": 1280, "phone": 390}
 COLOURS = ("light", "dark")
-LONGEST = 16_000  # pixels; Chromium draws no taller picture
+LONGEST = 16_000  # pixels; the tallest picture that Chromium draws
 PLAYED_SECONDS = 3.0
 START_SECONDS = 60
 
 
 class Page:
-    """A page of a running Chromium, spoken to by its DevTools protocol."""
+    """A page of a running Chromium, controlled by the DevTools protocol."""
 
     def __init__(self, socket: Any) -> None:
         self.socket, self.sent, self.events = socket, 0, list[dict]()
@@ -42,11 +42,11 @@ class Page:
         return message["result"]
 
     async def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives."""
+        """The value of a JavaScript expression."""
         return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"].get("value")
 
     def problems(self) -> list[str]:
-        """Errors that the page has logged, and addresses other than files that it has asked for."""
+        """Errors that the page logged, and addresses other than files that it requested."""
         found = []
         for event in self.events:
             params = event.get("params", {})
@@ -59,7 +59,7 @@ class Page:
 
 
 async def take(page: Page, url: str, folder: Path) -> list[str]:
-    """Write the pictures. Returns what is wrong with the page."""
+    """Write the pictures. Returns the page's problems."""
     for domain in ("Page", "Runtime", "Log", "Network"):
         await page.call(f"{domain}.enable")
     wrong = []
@@ -113,7 +113,7 @@ async def visit(browser: str, url: str, folder: Path) -> list[str]:
 
 
 async def listening_port(file: Path) -> int:
-    """The port that Chromium has chosen."""
+    """The port chosen by Chromium."""
     end = time.monotonic() + START_SECONDS
     while not (file.exists() and file.read_text().strip()):
         if time.monotonic() > end:

@@ -30,7 +30,7 @@ RULES = {"pairs": {"severity": "error", "passed": True, "judged": 3, "broken": 0
 
 
 def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
-    """Small outputs of all stages, of the shapes that they write."""
+    """Small outputs of all stages, in the form that they write."""
     reports = root / "reports"
     for phase in ("pretrain", "sft"):
         points = [
@@ -76,7 +76,7 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
 
 
 def write_speed(folder: Path, rate: float | None = 123.4) -> None:
-    """As a training run leaves it beside its summary; `rate` None: it had no step to take."""
+    """Speed files as a training run leaves them beside its summary. `rate` None: it took no step."""
     speed = {"of": file_digest(folder / "summary.json"), "tokens_per_second": rate, "mfu": None, "peak_memory_gib": 1.5}
     write_json(folder / "speed.json", speed)
     points = [{"step": step, "train/tokens_per_second": rate} for step in (10, 20) if rate is not None]
@@ -84,7 +84,7 @@ def write_speed(folder: Path, rate: float | None = 123.4) -> None:
 
 
 def beside(root: Path) -> str:
-    """The HTML that report_run.js puts into the page, if it is of this page."""
+    """The HTML that report_run.js puts into the page, if it belongs to this page."""
     page = (root / "reports/report.html").read_text(encoding="utf-8")
     call = (root / "reports/report_run.js").read_text(encoding="ascii")
     run = json.loads(re.fullmatch(r"showRun\((.*)\);\n", call)[1])
@@ -93,7 +93,7 @@ def beside(root: Path) -> str:
 
 
 def shown(root: Path) -> str:
-    """The text beside the results, in one line."""
+    """The text of report_run.js, on one line."""
     return " ".join(" ".join(Page(beside(root)).text).split())
 
 
@@ -111,7 +111,7 @@ def make(root: Path, parameters=None, *, samples=24, played=0, runs=None, **play
 
 
 class Page(HTMLParser):
-    """Counts tags, collects texts and what would be loaded."""
+    """Counts tags, and collects texts and everything that would be loaded."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -133,10 +133,10 @@ def test_the_page_shows_the_numbers_and_loads_one_file_beside_it(tmp_path):
     text = " ".join(" ".join(page.text).split())
     assert page.loaded == ["report_run.js"]
     assert not re.search(r"@import|url\(|https?://", html + beside(tmp_path))
-    assert "img" not in page.tags  # a sample's text is text
+    assert "img" not in page.tags  # HTML in a sample is shown as text
     assert "75 % of 4 held-out answers exact" in text
     assert "12,345 parameters" in text
-    assert "0.5 held-out loss, fine-tuning" in text  # of eval_loss, not of the last look while training
+    assert "0.5 held-out loss, fine-tuning" in text  # of eval_loss, not of the last evaluation during training
     assert text.count(EVIL) == 2
     assert text.count("0.875") == 2
     assert "sft.optim.lr 0.001" in text
@@ -162,7 +162,7 @@ def test_the_curves_and_the_summary_are_those_of_the_run_asked_for(tmp_path, cap
     html = make(tmp_path, runs={"sft": (tmp_path / "mine", "other")})
     assert "987,654" in html
     assert capsys.readouterr().err == ""
-    del summary["settings"]  # as an older version wrote it
+    del summary["settings"]  # written by an older version
     write_json(tmp_path / "mine/summary.json", summary)
     make(tmp_path, runs={"sft": (tmp_path / "mine", "other")})
     assert "mine/summary.json does not say which parameters" in capsys.readouterr().err
@@ -172,18 +172,18 @@ def test_the_next_run_is_compared_with_this_one(tmp_path):
     write_outputs(tmp_path, exact_match=0.5)
     make(tmp_path)
     make(tmp_path)
-    assert "This is the first run here" in shown(tmp_path)  # the same once more is no other run
+    assert "This is the first run here" in shown(tmp_path)  # repeating the report adds no run
     write_outputs(tmp_path, exact_match=0.75)
     make(tmp_path, {"sft": {"optim": {"lr": 0.002}}})
     text = shown(tmp_path)
     assert "sft.optim.lr 0.001 0.002" in text
     assert "sample.exact_match 0.5 0.75 +0.25" in text
-    assert "sample.samples" not in text  # the same as before
+    assert "sample.samples" not in text  # unchanged since then
     assert re.search(r"[1-9]\d* other metrics are as before", text)
 
 
 def test_what_the_machine_decides_is_beside_the_page_and_not_in_it(tmp_path, monkeypatch):
-    """The outputs that DVC tracks are the same bytes with other speeds, on another machine, after another run."""
+    """Outputs tracked by DVC have the same bytes with other speeds, on another machine, after another run."""
     reports = write_outputs(tmp_path)
     make(tmp_path)
     tracked = [reports / "report.html", reports / "summary.md"]
@@ -199,7 +199,7 @@ def test_what_the_machine_decides_is_beside_the_page_and_not_in_it(tmp_path, mon
     write_jsonl(reports / "history.jsonl", [earlier])
     write_json(reports / "sweep.json", {"metric": None, "variants": []})
     write_speed(reports / "pretrain", 777.5)
-    write_speed(reports / "sft", None)  # nothing was trained: it went on at its last step
+    write_speed(reports / "sft", None)  # nothing was trained: the run resumed at its last step
     make(tmp_path)
     assert [file.read_bytes() for file in tracked] == first
     text = shown(tmp_path)
@@ -209,7 +209,7 @@ def test_what_the_machine_decides_is_beside_the_page_and_not_in_it(tmp_path, mon
 
 
 def test_speeds_of_another_run_are_not_shown(tmp_path):
-    """DVC brings back the summary of an earlier run, and knows nothing of speed.json."""
+    """DVC restores the summary of an earlier run, but not its speed.json."""
     reports = write_outputs(tmp_path)
     summary = reports / "sft/summary.json"
     write_json(summary, read_json(summary) | {"loss": 0.5})
@@ -220,7 +220,7 @@ def test_speeds_of_another_run_are_not_shown(tmp_path):
 
 
 def test_each_place_in_the_page_has_its_part_beside_it(tmp_path):
-    """And a script of another page is told by its hash."""
+    """A script of another page is recognised by its hash."""
     write_outputs(tmp_path)
     html = make(tmp_path)
     places = re.findall(r'data-run="([\w-]+)"', html)
@@ -259,10 +259,10 @@ def test_a_sweep_is_shown_with_its_failures(tmp_path):
     text = shown(tmp_path)
     assert f"{metric} {answered} s-a x=a 1.25 0.5" in text
     assert "s-b x=b – – it failed" in text
-    assert "this run 0.875 0.75" in text  # what eval_loss and sample wrote
+    assert "this run 0.875 0.75" in text  # from eval_loss and sample
     assert "this run 0.875 s-a 1.25" in text  # the chart, best first
 
-    write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant got as far as a metric
+    write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant has a metric
     make(tmp_path)
     assert "s-b x=b it failed" in shown(tmp_path)
 
@@ -425,7 +425,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_the_first_answers_can_be_played(tmp_path, checkpoint):
-    """What is played is what the stage `sample` answered, and the page has a player for each."""
+    """The player shows the answers of the stage `sample`, and the page has a player for each."""
     write_outputs(tmp_path)
     heldout = tmp_path / "heldout"
     prompts = [[1, 2, 3], [4, 5], [6, 7], [8, 9]]

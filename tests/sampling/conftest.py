@@ -1,4 +1,4 @@
-"""A tiny model that has learned something, so that its confidences differ as a real model's do."""
+"""A tiny model that has been trained a little, so that its confidences vary as a real model's do."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from vocabulary import EOS, MASK, VOCAB
 
 @pytest.fixture(scope="session")
 def model():
-    """Trained for a moment on arithmetic progressions that end in EOS. float32, two query heads for each key head."""
+    """Briefly trained on arithmetic progressions that end in EOS. float32, two query heads per key head."""
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     torch.manual_seed(0)
@@ -44,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def checkpoint(model, tmp_path_factory) -> Path:
-    """That model in a folder, with a tokenizer whose words are the numbers that the ids are."""
+    """That model in a folder, with a tokenizer whose words are the ids as numbers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -21,7 +21,7 @@ def splitmix(x):
 
 
 def fold(*values):
-    """The key of a path of integers, from the root 0."""
+    """The key of a path of integers, starting from the root 0."""
     key = 0
     for value in values:
         key = int(splitmix(key ^ int(splitmix((value + GOLDEN) % 2**64))))
@@ -40,7 +40,7 @@ def gumbels(key, count):
 def sees(policy, prompt_length, block_length, window, q, k):
     if policy == "full":
         return True
-    if policy in ("block_causal", "window"):  # blocks from position 0, the prompt included
+    if policy in ("block_causal", "window"):  # blocks from position 0, including the prompt
         back = q // block_length - k // block_length
         return back >= 0 and (policy == "block_causal" or back <= window)
     assert policy == "block"
@@ -50,7 +50,7 @@ def sees(policy, prompt_length, block_length, window, q, k):
 
 
 def visible(policy, prompt_length, length, block_length, window=4):
-    """Which key (column) each query (row) sees; of a plan, those of each of the two types of layers."""
+    """Which key (column) each query (row) sees. For a plan, one mask per layer type."""
     if policy.startswith("alternate:"):
         first, second = policy.removeprefix("alternate:").split(",")
         masks = {name: visible(name, prompt_length, length, block_length, window) for name in (first, second)}
@@ -94,14 +94,14 @@ def score_of(name, probabilities, token, key, tau):
 
 
 def sample(model, prompt, answer, *, params, policy, block_length, seed=0, row=0, ends=(), window=4):
-    """The answer after decoding its masks, and how many passes that took."""
+    """The answer after decoding its masks, and the number of passes."""
     mask, canvas = model.config.mask_token_id, [*prompt, *answer]
     given = [i for i, token in enumerate(canvas) if i < len(prompt) or token != mask]
     seen = visible(policy, len(prompt), len(canvas), block_length, window)
     causal = "block_causal" in policy or "window" in policy
     counted_from = 0 if causal else len(prompt)
     starts = list(range(counted_from, len(canvas), block_length))
-    first = len(prompt) // block_length if causal else 0  # number of the block that the answer begins in
+    first = len(prompt) // block_length if causal else 0  # number of the block in which the answer begins
     to_do = [b for b, s in enumerate(starts) if mask in canvas[s : s + block_length]]
     share = dict(zip(to_do, shares(params.steps, len(to_do)), strict=True))
     passes, last_decoded = 0, None

@@ -1,4 +1,4 @@
-"""Numbers at the edge of what they may be: their cost, their meaning, and what is refused before any work."""
+"""Parameters at the ends of their ranges: cost, meaning, and rejection before any work."""
 
 import time
 
@@ -33,7 +33,7 @@ def test_steps_beyond_the_tokens_are_one_token_a_step(model):
 @pytest.mark.parametrize("temperature", [1.0, 1e6, 1e300, 1e308, 1.7976931348623157e308])
 @pytest.mark.parametrize("remasking", ["low_confidence", "random_topk", "entropy", "margin"])
 def test_no_temperature_proposes_the_mask_token(temperature, remasking):
-    """The mask token's logit is the largest by far, and nothing is infinite but what must be."""
+    """The mask token's logit is by far the largest; nothing is infinite that must not be."""
     logits = torch.randn(64, VOCAB)
     logits[:, MASK] = 100.0
     head = Head(
@@ -52,7 +52,7 @@ def test_no_temperature_proposes_the_mask_token(temperature, remasking):
 
 
 def test_the_largest_temperature_draws_all_tokens_alike():
-    """In the limit the noise decides alone, so that each of the V - 1 tokens is drawn in its even share."""
+    """In the limit only the noise decides, so each of the V - 1 tokens is drawn equally often."""
     rows = 20_000
     logits = torch.linspace(-20, 20, VOCAB).expand(rows, VOCAB)
     head = Head(

@@ -1,4 +1,4 @@
-"""A model whose training never showed the mask token says so once where it is sampled."""
+"""Sampling warns once if the model's training never showed the mask token."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The sampler gives the tokens of a plain one, for every combination of what can be asked of it."""
+"""The sampler gives the tokens of a plain one, for every combination of parameters."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from qwen3llada.modeling.attention import POLICIES, layer_kinds
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
 
-# Without a prompt all masks of a block are alike, and which of equal scores is the best is a matter of rounding.
+# Without a prompt all masks of a block are alike, and rounding decides which of the equal scores is best.
 prompts = st.lists(st.lists(st.integers(0, 45), min_size=1, max_size=9), min_size=1, max_size=4)
 texts_with_masks = st.builds(
     lambda first, rest: [first, *rest, MASK], st.integers(0, 45), st.lists(st.integers(0, 47), max_size=18)

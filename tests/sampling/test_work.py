@@ -1,4 +1,4 @@
-"""Work that is not needed is not done: what the model and the vocabulary projection are really given."""
+"""No unnecessary work: the actual inputs of the model and of the vocabulary projection."""
 
 from contextlib import contextmanager
 
@@ -15,7 +15,7 @@ SIZES = {"steps": 12, "gen_length": 12, "block_length": 4}
 
 @contextmanager
 def watched(model):
-    """Yields (rows, columns) of each forward pass of the body, and the positions that each projection was given."""
+    """Yields (rows, columns) of each forward pass of the body, and the number of positions of each projection."""
     passes, projected = [], []
     hooks = [
         model.model.register_forward_pre_hook(
@@ -52,17 +52,17 @@ def test_the_prompt_is_computed_once_under_block_attention(model):
 
 
 def test_finished_blocks_are_computed_once_under_block_causal_attention(model):
-    """Together with the next block's first step, and the last block's not at all."""
+    """Finished blocks are computed together with the next block's first step; the last one never."""
     _, passes, _ = seen(model, [[1, 2, 3, 4]], "block_causal")
     assert passes == [(1, 4)] + [(1, 4)] * 4 + ([(1, 8)] + [(1, 4)] * 3) * 2
-    _, passes, _ = seen(model, [[1, 2, 3, 4, 5]], "block_causal")  # the fifth token's block is completed by the answer
+    _, passes, _ = seen(model, [[1, 2, 3, 4, 5]], "block_causal")  # the answer completes the block of the fifth token
     assert passes == [(1, 4)] + [(1, 4)] * 3 + ([(1, 8)] + [(1, 4)] * 2) * 2 + [(1, 5)]
 
 
 @pytest.mark.parametrize("policy", ["full", "block", "block_causal"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_rows_that_have_ended_leave_the_batch(model, policy, guided):
-    """The first row's end is a token that it decodes at once; the second never decodes it."""
+    """The first row decodes the end token at once, the second never."""
     prompts, scale, halves = [[8, 10, 12, 14], [1, 2, 3, 4]], 0.5 if guided else 0.0, 2 if guided else 1
     free, *_ = seen(model, prompts, policy, cfg_scale=scale)
     first, second = (answer.tolist() for answer in free.tokens)
@@ -78,7 +78,7 @@ def test_rows_that_have_ended_leave_the_batch(model, policy, guided):
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers in any tensor as wide as the vocabulary that an operation makes, the projection's own apart."""
+    """Most numbers in any vocabulary-wide tensor that an operation makes, except the projection."""
 
     def __init__(self, projection) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Largest(TorchDispatchMode):
 )
 @pytest.mark.parametrize("parallel", [False, True])
 def test_memory_does_not_grow_with_canvas_times_vocabulary(model, monkeypatch, given, parallel):
-    """What is held of the vocabulary depends on the size of a chunk alone, and chunks change no token."""
+    """Memory for logits depends only on the chunk size, and chunks change no token."""
     rows_of_a_chunk, prompts = 5, [[1, 2, 3], [4]]
     given = given | {"block_attention": parallel, "parallel_blocks": parallel}
     whole = {n: seen(model, prompts, gen_length=n, steps=n, **given)[0] for n in (12, 40)}

@@ -18,7 +18,7 @@ SMALL |= {"heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate_size": 32, "tw
 
 @pytest.fixture(scope="module")
 def downloaded(tmp_path_factory) -> Path:
-    """A project folder with params.yaml for a very small world and its data/raw."""
+    """A project folder with params.yaml for a very small world, and its data/raw."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
     edit(folder, builtin=SMALL)
@@ -43,7 +43,7 @@ def edit(folder: Path, **sections: dict) -> None:
 
 
 def stage(folder: Path, name: str, *argv: str) -> tuple[int, str, str]:
-    """(status, stdout, stderr) of `python -m stages.NAME` in `folder`, in this process: an import costs seconds."""
+    """(status, stdout, stderr) of `python -m stages.NAME` in `folder`, run in this process to save the imports."""
     import contextlib
     import io
 
@@ -65,7 +65,7 @@ def files(folder: Path) -> set[str]:
 
 
 def refused(folder: Path, name: str, *argv: str, status: int, words: list[str]) -> None:
-    """The stage ends with `status` and a last line that has all of `words`; the folder is as before."""
+    """The stage ends with `status` and a last line with all of `words`; the folder is unchanged."""
     before = files(folder)
     code, _, error = stage(folder, name, *argv)
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
@@ -228,7 +228,7 @@ def test_training_without_data(project):
 
 @pytest.mark.parametrize("defect", [ValueError, TypeError, KeyError, RuntimeError])
 def test_a_defect_of_the_program_keeps_its_traceback(project, monkeypatch, defect):
-    """Only what we raise about an input is one line. Python itself shows the rest, with status 1."""
+    """Only our own errors about inputs are one line. Python shows the traceback of others, with status 1."""
     from qwen3llada.modeling import convert
 
     def broken(*_):

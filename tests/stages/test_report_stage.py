@@ -1,4 +1,4 @@
-"""Which run the report is about: the one that the parameters describe, in the folder that they name."""
+"""The report is about the run that the parameters describe, in the folder that they name."""
 
 import shutil
 from pathlib import Path

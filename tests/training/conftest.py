@@ -1,4 +1,4 @@
-"""A model of a few thousand parameters and tokenized samples for it, as the stages before training write them."""
+"""A model of a few thousand parameters, and tokenized samples for it in the form of the earlier stages."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from qwen3llada.training.params import PretrainParams, SftParams
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    """Sums in one order in all processes, and forks that need no thread of their parent."""
+    """One thread, so that sums have the same order in all processes and forks need no thread of their parent."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +39,7 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def sentence(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Counting up from a random word: something that can be learnt."""
+    """Counts up from a random word, which can be learnt."""
     return ((rng.integers(WORDS) + np.arange(length)) % WORDS).astype(np.int32)
 
 
@@ -53,7 +53,7 @@ def write_sequences(folder: Path, samples: list[np.ndarray], prompts: list[int] 
 
 @pytest.fixture
 def pretraining(tiny, tmp_path) -> PretrainParams:
-    """Six steps of four samples; 22 samples make five steps and a half an epoch."""
+    """Six steps of four samples. 22 samples make five and a half steps per epoch."""
     return PretrainParams.model_validate(common(tiny, tmp_path, "pretrain"))
 
 

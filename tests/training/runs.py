@@ -1,4 +1,4 @@
-"""Whole training runs in processes of their own, and what came out of a run."""
+"""Whole training runs in separate processes, and their results."""
 
 import json
 import multiprocessing
@@ -21,21 +21,21 @@ from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.watch.monitor import Monitor
 
-# A fork has everything imported already. It is safe as long as parent and child compute with one thread (conftest.py).
+# A fork has everything imported already. This is safe while parent and child compute with one thread (conftest.py).
 CONTEXT = multiprocessing.get_context("fork")
 SEED = 1
 UNREPEATABLE = ("tokens_per_second", "peak_memory_gib", "mfu")  # curves that differ from run to run
 
 
 def start_process(work: Callable[..., None], *args: Any) -> Any:
-    """A process that runs `work`, started."""
+    """Start a process that runs `work`."""
     process = CONTEXT.Process(target=_run, args=(work, *args))
     process.start()
     return process
 
 
 def _run(work: Callable[..., None], *args: Any) -> None:
-    # The first call makes the threads anew that a fork loses. Torch aborts where two threads make it at once.
+    # The first call recreates threads lost in a fork. torch aborts if two threads recreate them at once.
     torch.set_num_threads(torch.get_num_threads())
     work(*args)
 
@@ -55,7 +55,7 @@ def run_together(processes: int, work: Callable[..., None], *args: Any) -> None:
 
 
 def run_training(params: TrainParams) -> None:
-    """Train in this process, which leads a group of its own."""
+    """Train in this process, as leader of its own process group."""
     os.setsid()
     train(params, seed=SEED)
 
@@ -75,7 +75,7 @@ def elsewhere(params, folder, **changes):
 
 
 def leave_after(params, step):
-    """Take so many steps, save, and write nothing else."""
+    """Take `steps` steps, save, and write nothing else."""
     run = start(params, seed=1, template="plain")
     claim_destinations(params, run.accelerator, started=True)
     monitor = Monitor(run, StopRequest())
@@ -96,13 +96,13 @@ def weights(params: TrainParams) -> dict[str, torch.Tensor]:
 
 
 def checkpoint(params: TrainParams, step: int) -> Path:
-    """That of the only run in `output_dir`."""
+    """The run folder of the only run in `output_dir`."""
     (found,) = params.output_dir.glob(f"checkpoints/*/step-{step}")
     return found
 
 
 def saved_steps(output_dir: Path) -> list[int]:
-    """Steps of all checkpoints of all runs in `output_dir`, also while a run saves and removes some."""
+    """Steps of all checkpoints of all runs in `output_dir`, even while a run saves and removes some."""
     return sorted(step_of(folder) for run in output_dir.glob("checkpoints/*") for folder in checkpoints(run))
 
 
@@ -111,14 +111,14 @@ def optimizer(params: TrainParams, step: int) -> dict[str, Any]:
 
 
 def curves(params: TrainParams, step: int) -> list[dict[str, Any]]:
-    """The points as a checkpoint holds them, without what depends on the time of day."""
+    """The points in a checkpoint, without values that depend on time."""
     lines = (checkpoint(params, step) / "curves.jsonl").read_text().splitlines()
     points = [json.loads(line) for line in lines]
     return [{k: v for k, v in point.items() if not k.endswith(UNREPEATABLE)} for point in points]
 
 
 def drawn_steps(reports: Path, name: str) -> list[int]:
-    """Steps of a curve that DVCLive wrote."""
+    """Steps of a curve written by DVCLive."""
     lines = (reports / "plots/metrics" / f"{name}.tsv").read_text().splitlines()
     return [int(line.split("\t")[0]) for line in lines[1:]]
 
@@ -139,7 +139,7 @@ def _run_member(rank: int, params: TrainParams, processes: int, port: int, shard
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's
+    AcceleratorState._reset_state(reset_partial_state=True)  # reset the parent's state
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if sharded:
@@ -147,7 +147,7 @@ def _run_member(rank: int, params: TrainParams, processes: int, port: int, shard
         names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
         os.environ |= {names.get(key, key.upper()): str(value) for key, value in launcher.items()}
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
-        # Accelerate takes FSDP for a matter of GPUs; torch's runs on CPUs as well.
+        # Accelerate allows FSDP only on GPUs; torch's FSDP runs on CPUs as well.
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     train(params, seed=SEED)

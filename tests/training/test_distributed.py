@@ -1,4 +1,4 @@
-"""Several processes compute what one does, and go on from each other's checkpoints."""
+"""Several ranks compute the same as one, and each can resume from the other's checkpoints."""
 
 import pytest
 import torch
@@ -37,11 +37,11 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
         torch.testing.assert_close(losses(together), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(weights(together), weights(alone), rtol=1e-3, atol=1e-4)
 
-        # from the middle of the two processes' run, in one
+        # one rank resumes in the middle of the run of two
         resumed = elsewhere(alone, tmp_path / f"{name} resumed", resume_from=str(checkpoint(together, HALF)))
         train(resumed, seed=1)
         torch.testing.assert_close(losses(resumed), expected, rtol=1e-5, atol=1e-5)
-    # and the other way round: one process's checkpoint, spread over two
+    # and the reverse: two ranks resume from a checkpoint of one
     spread = elsewhere(
         alone,
         tmp_path / "spread",
@@ -54,7 +54,7 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA processes find each other through NCCL")
 def test_processes_that_do_not_find_each_other_do_not_train_alone(alone, monkeypatch):
-    PartialState()  # of a process that was started before the launcher's variables were there
+    PartialState()  # of a process started before the launcher's variables were set
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE=2 processes were launched, of which 1 met"):
         train(alone, seed=1)

@@ -42,7 +42,7 @@ def settings(request, tiny, tmp_path) -> PretrainParams:
 
 
 def cross_entropies(params, rows):
-    """Of the corrupted positions of one batch: {(row, column): cross-entropy}; the noise does not depend on tokens."""
+    """{(row, column): cross-entropy} for the corrupted positions of one batch. The noise does not depend on tokens."""
     tokenizer = load_tokenizer(params.model)
     kernel = params.attention.implementation
     model = Qwen3LLadaForMaskedLM.from_pretrained(params.model, attn_implementation=kernel)
@@ -58,10 +58,10 @@ def cross_entropies(params, rows):
 
 @pytest.mark.parametrize("padding", [[], [33, 34, 35]], ids=["whole", "padded"])
 def test_a_document_is_judged_as_if_the_others_were_not_there(settings, padding):
-    """A longer second row brings padding into the first."""
+    """A longer second row causes padding in the first."""
     rows, others = [[*FIRST, *SECOND], [*SECOND, *FIRST, *padding]], [[*FIRST, *OTHER], [*OTHER, *FIRST, *padding]]
     one, other = cross_entropies(settings, rows), cross_entropies(settings, others)
-    # in the first row the first document, in the second that after the end of the second document before
+    # first row: its first document; second row: the text after the end of the second document
     kept = {place for place in one if place[0] == 0 and place[1] < len(FIRST)}
     assert len(kept) > 2
     assert {p: one[p] for p in kept} == pytest.approx({p: other[p] for p in kept}, abs=1e-5)
@@ -71,7 +71,7 @@ def test_a_document_is_judged_as_if_the_others_were_not_there(settings, padding)
 
 
 def test_training_and_evaluation_keep_to_it(settings):
-    """The loss of a step and the evaluation are other numbers than those of attention across documents."""
+    """Training loss and evaluation differ from those with attention across documents."""
     packed = Rows([[*FIRST, *SECOND], [*OTHER, *FIRST]])
     steps, losses = [], []
     for within in (True, False):

@@ -1,4 +1,4 @@
-"""Whether a sequence without a masked position gets one: the loss says so, and evaluation never does it."""
+"""Forced masks: the loss decides whether a sequence without a mask gets one. Evaluation never forces one."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_a_new_loss_says_it_itself(params, monkeypatch, inverse):
 
 
 def test_steps_and_evaluation_without_any_corrupted_position(params):
-    """Their loss is 0, every parameter has its gradient 0, and the weights stay finite."""
+    """The loss is 0, every parameter has a zero gradient, and the weights stay finite."""
     run = start(changed(params, optim={"weight_decay": 0.0}), seed=1, template="plain")
     before = [parameter.detach().clone() for parameter in run.parameters()]
     gradients = []

@@ -1,4 +1,4 @@
-"""What a run makes of its noise, loss and attention: new registry entries are used, and checkpoints hold the kind."""
+"""A run uses new registry entries for noise, loss and attention, and its checkpoints store the kind."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ EOS = WORDS
 
 
 def test_a_run_uses_new_entries_of_every_registry(fine_tuning, monkeypatch):
-    """Half of the positions become token 7, an answer sees its prompt alone, and the loss counts thrice."""
+    """Half of the positions become token 7, an answer sees only its prompt, and the loss counts three times."""
     noise_type = NoiseType(corrupt=lambda tokens, m, *_: tokens.masked_fill(m, 7), draws=False, shows_mask=False)
     weigh = LOSSES["dllm"].weigh
     monkeypatch.setitem(SCHEDULES, "mine", lambda t: torch.full_like(t, 0.5))
@@ -59,7 +59,7 @@ def test_a_model_says_what_noise_it_was_trained_with(pretraining, noise_type, me
 
 
 class Answers:
-    """One prompt of 3 tokens with an answer of 5 that ends with EOS, and one that is longer than is trained on."""
+    """One prompt of 3 tokens with an answer of 5 that ends with EOS, and a sample that exceeds the maximal length."""
 
     lengths = np.array([8, 20])
 

@@ -1,4 +1,4 @@
-"""Training on text that is tokenized while it is read: resumed, and in several processes, with the same result."""
+"""Training on text that is tokenized during training: same result when resumed, and with several ranks."""
 
 import json
 
@@ -25,7 +25,7 @@ STEPS = 14
 
 @pytest.fixture
 def streamed(tiny, tmp_path) -> PretrainParams:
-    """Three shards of some 150 words each; 14 steps of four samples of 16 tokens come to the second reading."""
+    """Three shards of about 150 words each. 14 steps of four samples of 16 tokens reach the second pass."""
     rng = np.random.default_rng(2)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -59,7 +59,7 @@ def leave_after(params, step):
 
 
 def test_a_stream_goes_on_bit_for_bit(streamed, tmp_path):
-    """In the middle of the first and of the second reading, with and without worker processes before and after."""
+    """In the middle of the first and of the second pass, with and without workers before and after."""
     whole = changed(streamed, do_eval_loss=False, logging_steps=1)
     train(whole, seed=1)
     for step, before, after in ((2, 0, 2), (11, 2, 0)):
@@ -68,7 +68,7 @@ def test_a_stream_goes_on_bit_for_bit(streamed, tmp_path):
         train(changed(broken, num_workers=after), seed=1)
         state = read_json(checkpoint(broken, STEPS) / "trainer_state.json")
         assert len(state["cursors"]) == 3
-        assert min(cursor[0] for cursor in state["cursors"].values()) > 0  # all are in a later reading
+        assert min(cursor[0] for cursor in state["cursors"].values()) > 0  # all lanes are in a later pass
         assert_same_run(whole, broken, STEPS)
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show of training: kernels and compilation, precisions, 8-bit optimisers, 4-bit base weights."""
+"""Checks that need a GPU: kernels and compilation, precisions, 8-bit optimisers, 4-bit base weights."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory):
-    """Matrices large enough for 8-bit moments (4,096 elements), heads that every attention kernel takes."""
+    """Matrices large enough for 8-bit moments (4,096 elements), and heads that all attention kernels support."""
     folder = tmp_path_factory.mktemp("wide") / "model"
     write_model(folder, hidden_size=128, intermediate_size=256, head_dim=64)
     return folder

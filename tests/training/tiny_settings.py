@@ -1,4 +1,4 @@
-"""The knobs that the runs of these tests share, and the model that they train."""
+"""Shared parameters of these tests' runs, and the model that they train."""
 
 from pathlib import Path
 from typing import Any

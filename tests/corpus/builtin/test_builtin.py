@@ -1,4 +1,4 @@
-"""The built-in text and conversations: what is told, what is asked, and that the held-out questions stay held out."""
+"""The built-in text and conversations: what they state and ask, and that held-out questions stay held out."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def exchanges(records):
 
 
 def kind_of_answer(answer):
-    """The attribute that an answer is about, found by its verb."""
+    """The attribute of an answer, recognised by its verb."""
     verbs = {a.name: re.sub(r"\{\w+\}", "", a.answer).strip(" .") for a in PERSON + TOWN + CRAFT + ANIMAL}
     found = [name for name, verb in verbs.items() if all(f" {part}" in answer for part in verb.split("  "))]
     return max(found, key=lambda name: len(verbs[name]))

@@ -1,4 +1,4 @@
-"""What of a row reaches no text of its record is found, and only that."""
+"""Finds exactly the parts of a row that are in no text of its record."""
 
 import pytest
 
@@ -22,14 +22,14 @@ def lost(row):
         PAIR | {"system_prompt": "Be brief.", "context": "There are two.", "history": [["Is it on?", "It is on."]]},
         PAIR | {"choices": ["the first one", "the second one"], "reasoning_content": "It comes first."},
         {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "a b"}]},
-        # About the row:
+        # information about the row
         PAIR
         | {"id": "a 1", "category": "closed qa", "source": "The Free Encyclopedia", "task_name": "x y", "url": "a b"},
         PAIR | {"meta": {"note": "two words"}, "hash": "d41d8cd9", "date": "1 May 2020", "prompt_id": "x y"},
-        # A label, a number, nothing:
+        # a label, a number, no content
         PAIR
         | {"verdict": "correct", "turn": 3, "fine": True, "hint": None, "notes": "", "steps": [], "more": {"a": " "}},
-        # The same text once more, and the whole conversation rendered:
+        # the same text again, and the whole conversation rendered
         PAIR | {"original": "Which is it?", "text": "### Question:\nWhich is it?\n### Answer:\nThe first."},
     ],
 )
@@ -53,7 +53,7 @@ def test_a_short_conversation_is_not_found_inside_of_words():
         ({"context": {"title": ["One"], "sentences": [["A sentence."]]}}, ("context.title", "context.sentences")),
         ({"choices": {"first": "one", "second": "two"}}, ("choices.first", "choices.second")),
         ({"system": "Terse.", "system_prompt": "Kind."}, ("system_prompt",)),
-        ({"text": "The first. Which is it?"}, ("text",)),  # not the conversation: another order
+        ({"text": "The first. Which is it?"}, ("text",)),  # another order, so not the conversation
         ({"response": "Second."}, ("response",)),
         ({"tools": [{"name": "search"}]}, ("tools",)),
         ({"image": "lamp.png"}, ("image",)),

@@ -1,4 +1,4 @@
-"""Rows of every known shape become the same record, and nothing of them is lost on the way."""
+"""Rows of every known shape become the same record, and nothing of them is lost."""
 
 import json
 
@@ -13,7 +13,7 @@ from qwen3llada.corpus.validation.record_facts import describe_damage
 
 
 def turns(*texts, roles=("human", "gpt")):
-    """Turns of human and gpt in turn."""
+    """Alternating turns of human and gpt."""
     return [{"from": roles[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
@@ -44,7 +44,7 @@ USER, ASSISTANT = ("user", "hi"), ("assistant", "yo")
         ({"messages": chat(("developer", "s"), USER, ASSISTANT)}, "s"),
         ({"prompt": chat(("system", "s"), USER), "completion": chat(ASSISTANT)}, "s"),
         ({"prompt": chat(USER), "completion": "yo"}, None),
-        # Present, but without a value:
+        # fields without a value
         ({"conversations": [], "messages": chat(USER, ASSISTANT)}, None),
         ({"conversations": [{"from": None, "value": None}], "messages": chat(USER, ASSISTANT)}, None),
         ({"prompt": "", "response": "", "question": "hi", "answer": "yo"}, None),
@@ -123,7 +123,7 @@ def test_reasoning_stands_before_its_answer_as_in_qwens_template():
 
 
 def test_system_turns_keep_their_place():
-    """At the start they are the system prompt; later ones are part of the prompt that they stand at."""
+    """Leading system turns are the system prompt; later ones join the adjacent prompt."""
     rows = chat(
         *(("system", "s"), ("developer", "t"), ("user", "a"), ("assistant", "A")),
         *(("system", "u"), ("user", "b"), ("system", "v"), ("assistant", "B")),
@@ -132,7 +132,7 @@ def test_system_turns_keep_their_place():
     assert map_record({"messages": rows, "system_prompt": "r"})["system"] == "r\ns\nt"
     assert map_record({"messages": rows, "system": "s"})["system"] == "s\nt"
     last = map_record({"messages": chat(USER, ASSISTANT, ("system", "s"))})
-    assert last["conversations"][-1] == {"from": "system", "value": "s"}  # the rule `roles` refuses it
+    assert last["conversations"][-1] == {"from": "system", "value": "s"}  # the rule `roles` rejects it
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_an_empty_answer_is_still_an_answer():
 
 
 def test_columns_that_parquet_fills_with_null_hide_nothing(tmp_path):
-    """Rows of two forms in one table: each has the other's fields, without a value."""
+    """Rows of two forms in one table: each has the other's fields as nulls."""
     rows = [
         {"conversations": GOOD, "messages": None, "system": None},
         {"conversations": None, "messages": chat(("system", "s"), USER, ASSISTANT), "system": ""},

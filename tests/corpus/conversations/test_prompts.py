@@ -1,4 +1,4 @@
-"""Records of any shape become exchanges, and exchanges token ids that hold no control token from anyone's text."""
+"""Records of any shape become exchanges, and exchanges token ids without control tokens from user text."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_turns_choose_the_pairs_and_what_comes_before_is_history():
 
 
 def marked(*marks):
-    """A mapped record of three pairs, with what its answers' `train` is (None: no mark)."""
+    """A mapped record of three pairs; `train` gives the marks of their answers (None: no mark)."""
     turns = []
     for name, mark in zip("abc", marks, strict=True):
         turns += [{"from": "human", "value": name}, {"from": "gpt", "value": name.upper()}]

@@ -1,4 +1,4 @@
-"""Models and data sets of a hub that is played by the HTTP transport: nothing is connected to."""
+"""Models and data sets of a hub mocked at the HTTP transport: no connection is made."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ LARGE = ("safetensors", "parquet")
 
 
 class Hub:
-    """The part of the hub's protocol that is used here, over repositories held in memory."""
+    """The part of the hub's protocol that is used here, over in-memory repositories."""
 
     def __init__(self):
         self.repositories = {}  # (kind, name) -> {path: content}
         self.requests = []
         self.down = False
-        self.tamper = None  # a path whose content is altered on the way
-        self.cut = None  # a path whose first transfer ends in the middle
-        self.ranges = []  # what parts of files were asked for
+        self.tamper = None  # a path whose content is changed on the way
+        self.cut = None  # a path whose first transfer is cut off in the middle
+        self.ranges = []  # requested byte ranges
 
     def add(self, kind, name, files):
         self.repositories[kind, name] = {
@@ -196,7 +196,7 @@ def test_a_second_download_takes_the_files_from_the_cache(hub):
 
 
 def test_a_transfer_that_breaks_off_goes_on_where_it_ended(hub, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)  # the library's is larger than this file
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1)  # the default is larger than the file
     hub.cut = "model.safetensors"
     folder = fetch_model("org/tiny")
     assert (folder / "model.safetensors").read_text() == "weights"

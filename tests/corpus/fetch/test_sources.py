@@ -1,4 +1,4 @@
-"""Local sources: which files and rows are taken, what is held out, and that nothing but the disk is asked."""
+"""Local sources: which files and rows are used, what is held out, and that the network is never used."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ from qwen3llada.errors import InputError
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Every attempt to open a connection or look up a name is an error."""
+    """Any attempt to open a connection or look up a name fails."""
 
     def refuse(*args, **kwargs):
         raise AssertionError(f"a local source used the network: {args}")
@@ -131,7 +131,7 @@ def test_files_that_describe_data_are_no_data(tmp_path, checkpoint, local):
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_one_of_several_configurations_is_asked_for(tmp_path, listed):
-    """Two folders with the same splits, or what the head of README.md lists."""
+    """Two folders with the same splits, or the configurations listed in the head of README.md."""
     folder = tmp_path / "gsm8k"
     if listed:
         fill(folder, "main-train.jsonl", "main-test.jsonl", "socratic-train.jsonl")
@@ -162,7 +162,7 @@ def test_folders_of_one_split_are_no_configurations(tmp_path):
     [("train", "train", 200), ("train[:100]", "train[90:120]", 10), ("train[:50%]+train[150:]", "train[-5:]", 5)],
 )
 def test_rows_that_are_trained_on_and_held_out_are_refused(tmp_path, checkpoint, local, split, heldout, rows):
-    """Also under another name for the same file; slices that only touch each other are allowed."""
+    """Also if the same file has another name. Adjacent slices are allowed."""
     (tmp_path / "other.jsonl").symlink_to(tmp_path / "texts.jsonl")
     name = str(tmp_path / "texts.jsonl")
     for other in (None, str(tmp_path / "other.jsonl")):
@@ -174,7 +174,7 @@ def test_rows_that_are_trained_on_and_held_out_are_refused(tmp_path, checkpoint,
 
 
 def test_conversations_are_divided_by_what_the_leakage_rule_compares(tmp_path, checkpoint, local):
-    """Neither case nor white space tells prompts apart; a later prompt may not open a held-out conversation."""
+    """Prompts that differ only in case and white space are one. No later prompt may open a held-out conversation."""
 
     def turns(*asked):
         return {
@@ -423,7 +423,7 @@ def contents(folder):
 
 
 def test_a_failure_leaves_all_outputs_as_they_were(tmp_path, checkpoint, local):
-    """The text could be had anew, the conversations could not: the new text may not lie beside the old ones."""
+    """New text is available, new conversations are not: new text must not end up beside old conversations."""
     run(tmp_path, checkpoint, *local)
     before = contents(tmp_path / "raw")
     write_jsonl(tmp_path / "texts.jsonl", [{"text": f"new {i}"} for i in range(40)])

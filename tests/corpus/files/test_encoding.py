@@ -1,4 +1,4 @@
-"""A file of another encoding than UTF-8: one line with its name and the encoding that it seems to have."""
+"""A file that is not UTF-8 gives one line with its name and its apparent encoding."""
 
 import json
 
@@ -19,7 +19,7 @@ FORMS = {
 }
 ENCODINGS = {
     "latin-1": "ISO-8859-1",
-    "cp1252": "ISO-8859-1",  # the same bytes, here
+    "cp1252": "ISO-8859-1",  # same bytes in this text
     "utf-16": "UTF-16",
     "utf-16-le": "UTF-16-LE",
     "utf-16-be": "UTF-16-BE",

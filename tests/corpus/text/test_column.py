@@ -1,4 +1,4 @@
-"""Which column is the text: by many rows and the schema, or refused with the candidates."""
+"""The text column: determined from many rows and the schema, or refused with the candidates."""
 
 import json
 
@@ -21,7 +21,7 @@ def write(folder, rows, columnar):
 
 
 def table(**columns):
-    """60 rows; a value with {} in it gets the row's number, a list is gone through in turn."""
+    """60 rows. `{}` in a value becomes the row's number; lists are cycled through."""
     return [
         {name: v[i % len(v)] if isinstance(v, list) else v.replace("{}", str(i)) for name, v in columns.items()}
         for i in range(60)
@@ -35,12 +35,12 @@ def table(**columns):
         (table(label=[None, "L1", "L2"], passage=STORY), "passage"),
         (table(id="doc-{}", url="https://example.org/a/long/way/to/page-{}", story=STORY), "story"),
         (table(date=["Mon Nov 27 00:12:00 UTC 2026"], story=STORY), "story"),
-        (table(source=["taken from the old library of the town"], story=STORY), "story"),  # one value, though in words
+        (table(source=["taken from the old library of the town"], story=STORY), "story"),  # only one value
         (table(title="The story of tree number {}", story=STORY * 9), "story"),  # several times as long
         (table(id="{}", story="山の上に木が立っていました{}番"), "story"),  # no spaces between words
         ([{"passage": None, "id": "x"}] * 40 + table(id="d{}", passage=STORY), "passage"),
         (table(passage=STORY, text="t{}"), "text"),
-        (table(line="l{}"), "line"),  # nothing else it could be
+        (table(line="l{}"), "line"),  # the only candidate
     ],
 )
 def test_the_column_that_reads_like_text_is_taken(tmp_path, rows, found, columnar):
@@ -73,6 +73,6 @@ def test_the_schema_speaks_where_all_rows_are_null(tmp_path):
 
 
 def test_null_in_the_first_thousands_of_rows_is_no_evidence(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen3llada.corpus.files.rows.BLOCK_BYTES", 1000)  # else all rows are read at once
+    monkeypatch.setattr("qwen3llada.corpus.files.rows.BLOCK_BYTES", 1000)  # otherwise all rows are read at once
     rows = [{"passage": None, "label": "L"}] * 3000 + [{"passage": STORY.format(i), "label": "L"} for i in range(99)]
     assert text_column([write(tmp_path, rows, False)]) == "passage"

@@ -1,4 +1,4 @@
-"""Texts that are encoded piece by piece, against the tokenizer's own work on the whole text."""
+"""Texts encoded piece by piece equal the tokenizer's encoding of the whole text."""
 
 import copy
 import random
@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from qwen3llada.corpus.text import piece_encoder as pieces
 from qwen3llada.corpus.text.piece_encoder import PATTERN, PieceEncoder, can_cut
 
-# What a cut could go wrong at: contractions, marks that compose, letters that become ASCII, every kind of white space,
+# Difficult places for a cut: contractions, combining marks, letters that become ASCII, every kind of whitespace,
 # control characters that Python takes for white space, line ends of three systems, digits of two scripts.
 NASTY = (
     *"aZ 'sſ5٣.,!_-/\\<>|{}\"`~\n\t\r\x0b\x0c\x00\x1c\x1f\x7f\x85\xa0\xad\u1680",
@@ -69,11 +69,11 @@ def test_pieces_have_the_ids_of_the_whole_text(backend):
     expected = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
     assert max(max(found, default=0) for found in expected) > 2900  # merges are used, and the added token
     assert ids(encoder, texts[:3000]) == expected[:3000]
-    assert ids(encoder, texts) == expected  # half of them known
+    assert ids(encoder, texts) == expected  # half of them are cached
 
 
 def test_a_cut_is_where_the_pre_tokenizer_cuts():
-    """Whatever the merges: the pre-tokens of the pieces are those of the text."""
+    """For any merges: the pre-tokens of the pieces are those of the text."""
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
 
     def pre_tokens(text):
@@ -94,7 +94,7 @@ def test_most_pieces_of_ordinary_text_are_words():
     assert found[:12] == ["It", "'s", " a", " dog", "'s", " life", ",", " isn", "'t", " it", "?", " In"]
     assert found[12:17] == [" 1", "9", "8", "4", ":\n"]
     assert " return" in found
-    assert "\n\n" not in found  # it is part of what it ends
+    assert "\n\n" not in found  # it belongs to the preceding piece
 
 
 def test_what_is_remembered_is_bounded(backend, monkeypatch):

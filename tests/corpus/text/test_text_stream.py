@@ -1,4 +1,4 @@
-"""Text that is tokenized while it is read, against sequences put together from the bytes of the files."""
+"""Text tokenized during training equals sequences assembled from the bytes of the files."""
 
 import gzip
 import json
@@ -31,9 +31,9 @@ NOISE = NoiseParams.model_validate({"random_length_prob": 0.0})
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three shards of other sizes and formats, of which the second needs several blocks; and their documents."""
+    """Three shards of different sizes and formats, the second with several blocks; and their documents."""
     texts = [[f"shard {s} document {d} {'x' * (d * 7 % 40)}ö" for d in range(n)] for s, n in enumerate((20, 40, 30))]
-    texts[1][3] = " "  # blank: no document
+    texts[1][3] = " "  # a blank document, which is skipped
     folder = tmp_path / "shards"
     folder.mkdir()
     lines = ["".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(part)) for part in texts]
@@ -45,7 +45,7 @@ def shards(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Files of some kilobytes have several blocks."""
+    """Makes blocks so small that files of some kilobytes have several."""
     monkeypatch.setattr("qwen3llada.corpus.files.rows.BLOCK_BYTES", 300)
     monkeypatch.setattr(formats, "BLOCK_BYTES", 300)
 
@@ -83,7 +83,7 @@ def expected(tokenizer, texts, samples):
 
 
 def rows(batches):
-    """Position in the stream -> tokens. Each sample's cursor belongs to its position."""
+    """Position in the stream -> tokens. Checks that each sample's cursor belongs to its position."""
     return {i: row.tolist() for b in batches for i, row in zip(b.cursors, b.tokens, strict=True)}
 
 
@@ -93,7 +93,7 @@ def loader(stream, *, start_step=0, cursors=None, **settings):
 
 
 def test_samples_are_the_documents_joined_and_cut(shards, tokenizer, tmp_path):
-    """Over the end of every shard, which are read again from their beginning."""
+    """Past the end of every shard; shards are then read again from the beginning."""
     folder, texts = shards
     stream = describe(folder, tmp_path, tokenizer)
     assert tokenizer.convert_tokens_to_ids("!") == 0  # which occurs in no text
@@ -121,7 +121,7 @@ def test_processes_and_workers_change_nothing(processes, workers, micro_batch, s
 @pytest.mark.parametrize("steps", [1, 4, 7, 23])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_goes_on_from_the_cursors_of_all_readers(steps, workers, shards, tokenizer, tmp_path):
-    """Two processes stop in the middle; one goes on, with another number of workers."""
+    """Two ranks stop in the middle; one goes on with another number of workers."""
     folder, texts = shards
     stream = describe(folder, tmp_path, tokenizer)
     cursors = {}
@@ -138,7 +138,7 @@ def test_reading_goes_on_from_the_cursors_of_all_readers(steps, workers, shards,
 
 
 def test_what_was_read_is_not_read_again(shards, tokenizer, tmp_path, monkeypatch):
-    """A lane of two shards that has come to its second needs the first no more."""
+    """A lane of two shards that is in its second no longer needs the first."""
     folder, _ = shards
     monkeypatch.setattr("qwen3llada.corpus.text.lanes.MAX_LANES", 1)
     described = describe(folder, tmp_path, tokenizer)
@@ -153,7 +153,7 @@ def test_what_was_read_is_not_read_again(shards, tokenizer, tmp_path, monkeypatc
 
 
 def test_shards_are_listed_first_and_read_once_before_training(tmp_path, tokenizer):
-    """What is no parquet at all is found when the text is counted, not after some steps of training."""
+    """A file that is no Parquet is found when text is counted, not after some steps of training."""
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "train-0.parquet").write_bytes(b"not parquet")
     (tmp_path / "held.txt").write_text("kept apart")
@@ -172,7 +172,7 @@ def test_shards_are_listed_first_and_read_once_before_training(tmp_path, tokeniz
 
 
 def documents(tokenizer, stream, samples):
-    """How often each document comes in the first samples, whole ones only; EOS ends each."""
+    """Number of occurrences of each document in the first samples, counting only whole ones; EOS ends each."""
     lanes = {}
     for position, sample in enumerate(stream.read(iter(range(samples)), {})):
         lanes.setdefault(stream._lane(position), []).extend(sample.tokens.tolist())
@@ -217,7 +217,7 @@ def test_lanes_are_balanced_and_drawn_by_their_size():
 
 
 def test_held_out_documents_are_not_streamed(shards, tokenizer, tmp_path):
-    """Case and white space do not make another document."""
+    """Documents that differ in case and whitespace are the same."""
     folder, texts = shards
     held = hashes(["  SHARD 0 document\t0  ö"])
     assert texts[0][0] == "shard 0 document 0 ö"

@@ -1,4 +1,4 @@
-"""Token files against a packing written out by hand, from every format, with any number of processes."""
+"""Token files against a packing written out by hand, for every format and any number of processes."""
 
 import gzip
 import hashlib
@@ -43,7 +43,7 @@ def digest(folder):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks and record batches so small that a few documents need many of them."""
+    """Blocks and record batches so small that few documents need many of them."""
     for module in ("text.documents", "files.formats", "files.rows"):
         monkeypatch.setattr(f"qwen3llada.corpus.{module}.BLOCK_BYTES", 64)
     monkeypatch.setattr(packing, "BATCH_TOKENS", 50)
@@ -82,7 +82,7 @@ def test_packed_sequences_are_the_stream_of_documents_cut(tmp_path, tokenizer, s
 
 
 def _byte_stream(tokenizer, text):
-    """Ids of a text that may read like control tokens: of each byte by itself."""
+    """Ids of a text that may look like control tokens: one per byte."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     pieces = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
@@ -91,7 +91,7 @@ def _byte_stream(tokenizer, text):
 
 @pytest.mark.parametrize("as_file", [False, True])
 def test_unpacked_documents_each_start_a_sequence(tmp_path, tokenizer, small_blocks, as_file):
-    """Also a document that is read in pieces, as a text file is: it is not begun anew with each."""
+    """Also for a document read in pieces, as text files are: pieces do not start new documents."""
     texts = ["short", "a line\n" * 40, "z" * 31]
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -181,7 +181,7 @@ def test_text_files_are_cut_into_documents(tmp_path, tokenizer, small_blocks, mo
 
 
 def test_pieces_of_a_text_file_change_no_token(tmp_path, monkeypatch):
-    """With merges across bytes, a piece that ended inside a word or a run of white space would show."""
+    """With merges across bytes, a piece that ended inside a word or a run of whitespace would show."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -287,7 +287,7 @@ def test_damaged_files_are_named(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_files_of_other_columns_are_named(tmp_path, tokenizer, kind):
-    """All files have one column of text; a later one may have none, or one of numbers."""
+    """All files must have the same text column. Files without it or with numbers in it are refused; nulls are blank."""
 
     def write(name, table):
         path = tmp_path / name[0] / f"{name}.{kind}"

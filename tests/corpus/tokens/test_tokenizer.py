@@ -1,4 +1,4 @@
-"""Whether data and a model's tokenizer belong together."""
+"""The check that data and a model's tokenizer belong together."""
 
 import json
 
@@ -17,7 +17,7 @@ BEYOND_ASCII = [*TEXTS, "<think>é</think> <|mask|> 12 <|im_end|>\n\n x"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Qwen's kind of tokenizer: 270 tokens of BPE, special ones and markup behind, no mask; 296 in all."""
+    """A tokenizer of Qwen's kind: 270 BPE tokens, then special and markup tokens, no mask; 296 in total."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, TEXTS, bpe_tokens=270)
     return folder
@@ -42,7 +42,7 @@ def stored_again(tokenizer, folder):
 @pytest.mark.parametrize("mask_token", ["auto", 310, 265, 270 + 20], ids=["added", "with fillers", "text", "markup"])
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_conversion_changes_no_text_and_no_prompt(folder, original, tmp_path, mask_token, template):
-    """The mask token may be new, a row far behind, one of text's own, or one of those that are found in any text."""
+    """The mask token may be new, a distant row, an ordinary text token, or one that is found in any text."""
     data = manifest(tmp_path / "data", identity(original) | template_identity(original, template))
     converted = load_tokenizer(folder)
     give_mask_token(converted, mask_token, vocab_size=320)
@@ -96,7 +96,7 @@ def test_another_template_is_refused(tmp_path, original):
         check_data(data, original, "chat")
     plain = manifest(tmp_path / "plain", identity(original) | template_identity(original, "plain"))
     original.chat_template = None
-    check_data(plain, original, "plain")  # which the tokenizer's chat template does not touch
+    check_data(plain, original, "plain")  # plain text is not affected by the tokenizer's chat template
 
 
 def test_text_has_no_template(tmp_path, original):

@@ -1,4 +1,4 @@
-"""Good conversations damaged in 25 ways, in JSON lines and in parquet: each is caught by its rule, at its index."""
+"""Good conversations damaged in 25 ways, as JSON lines and as Parquet: each damage is caught by its rule."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import pytest
 from qwen3llada.corpus.validation.gate import InvalidConversations, validate
 from qwen3llada.corpus.validation.rules import Rule, Rules, ValidateParams
 
-LIMIT = 600  # tokens, bytes here, of a record
+LIMIT = 600  # tokens (here bytes) of a record
 
 STRICT = Rules(**{name: Rule() for name in Rules.model_fields})
 QUARANTINE = ValidateParams(on_invalid="quarantine", max_invalid_fraction=0.99, max_tokens=LIMIT, rules=STRICT)
@@ -40,7 +40,7 @@ def replaced(number, **values):
 
 
 def with_turns(*roles):
-    """A damage that leaves turns of these roles alone."""
+    """A damage that leaves turns with these roles."""
 
     def damage(record):
         record["conversations"] = [{"from": role, "value": f"{role} {i}"} for i, role in enumerate(roles)]
@@ -76,7 +76,7 @@ def conflicting(record):
 
 
 def leaked(record):
-    turn(record, 0)["value"] = "  what is\t1002? "  # white space and case do not hide it
+    turn(record, 0)["value"] = "  what is\t1002? "  # differences in whitespace and case do not hide it
     return record
 
 

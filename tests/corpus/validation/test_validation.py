@@ -1,4 +1,4 @@
-"""The gate: what opens it, what closes it, and what it says."""
+"""The validation gate: what opens it, what closes it, and its messages."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def model(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def gate(tmp_path, model):
-    """A function that validates training records, one list for each file, and leaves its reports in tmp_path."""
+    """A function that validates training records, one list per file, with reports in tmp_path."""
 
     def run(*files, heldout=HELDOUT, num_proc=1, **knobs):
         for split, parts in (("train", files), ("heldout", [heldout])):
@@ -54,7 +54,7 @@ def gate(tmp_path, model):
 
 @pytest.fixture
 def without_docs(monkeypatch):
-    """Great Expectations' own pages take a third of a test's time, and some tests look at other things."""
+    """Skips Great Expectations' own pages, which take a third of a test's time, in tests that ignore them."""
     monkeypatch.setattr("qwen3llada.corpus.validation.gate.write_data_docs", lambda context: None)
 
 
@@ -93,7 +93,7 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
     assert "train: 1 of 21 records break not_blank" in message
     assert "First: train record 12 (1.jsonl), not_blank: 1 blank: Nothing? /  " in message
     assert re.search(r"train 12 +not_blank: 1 blank +Nothing\? /", caught.value.table)
-    assert not (tmp_path / "validated").exists()  # nor what an earlier run left
+    assert not (tmp_path / "validated").exists()  # results of an earlier run are gone as well
     report = json.loads((tmp_path / "reports/validation.json").read_text())
     assert not report["passed"]
     assert report["train"]["rules"]["not_blank"]["broken"] == report["train"]["invalid"] == 1
@@ -129,7 +129,7 @@ def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
 
 @pytest.mark.usefixtures("without_docs")
 def test_a_rule_tolerates_what_its_share_allows(tmp_path, gate):
-    """Tolerated is that the records are there, not that anything is trained on them."""
+    """A tolerated record does not make the rule fail, but is not trained on."""
     rows = [*GOOD[:18], BLANK, pair("Nothing at all?", "")]
     report = gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.9}})
     assert report["train"]["rules"]["not_blank"]["passed"]
@@ -152,7 +152,7 @@ def test_warnings_let_records_through(tmp_path, gate):
 
 @pytest.mark.usefixtures("without_docs")
 def test_fields_that_are_not_used_are_named_with_counts(tmp_path, gate):
-    """Of every shape. A name with a comma is one name."""
+    """For records of every shape. A field name with a comma is one name."""
     noted = [row | {"note": "Mind this one.", "id": "a b"} for row in GOOD[:3]]
     pairs = [{"question": f"Q {i}?", "answer": "A.", "hint": "It is easy.", "note": "x y"} for i in range(2)]
     files = [*noted, *GOOD[3:]], [*pairs, pair("z", "Z") | {"a, b": "two words"}]
@@ -167,7 +167,7 @@ def test_fields_that_are_not_used_are_named_with_counts(tmp_path, gate):
 
 
 def test_untaught_answers_media_and_null_filled_turns(tmp_path, gate, tokenizer):
-    """What cannot be used is refused by its rule; what is history only, or null, is in the right samples."""
+    """Unusable records are rejected by their rule; history-only and null parts reach the right samples."""
     marked = pair("Is it 3?", "It is 4, wrong.")["conversations"]
     marked[1]["weight"] = 0
     nulls = [{"role": None, "content": None} | turn for turn in pair("Where?", "Here.")["conversations"]]
@@ -216,7 +216,7 @@ def test_records_that_differ_in_what_is_taught_are_not_equal_and_answers_of_hist
 
 @pytest.mark.usefixtures("without_docs")
 def test_the_result_does_not_depend_on_blocks_or_processes(tmp_path, gate, monkeypatch):
-    """A duplicate, a conflict and a leak are found across blocks and files, with their numbers in the split."""
+    """A duplicate, a conflict and a leak are found across blocks and files, with record numbers in the split."""
     files = [*GOOD[:9], pair("held  OUT?", "x")], [GOOD[0], *GOOD[9:], pair("Question 4?", "no"), BLANK]
     severities = {name: Rule() for name in Rules.model_fields}
     knobs = {"on_invalid": "quarantine", "max_invalid_fraction": 0.9, "rules": severities}
@@ -245,7 +245,7 @@ ODD = [
 
 
 def test_what_cannot_be_printed_or_read_is_still_a_record(tmp_path, gate):
-    """Its reason reaches every report: the page, the Data Docs and the quarantine."""
+    """The reason appears in every report: the page, the Data Docs and the quarantine."""
     (tmp_path / "raw/train").mkdir(parents=True)
     (tmp_path / "raw/train/1.jsonl").write_text("".join(line + "\n" for line, _, _ in ODD))
     report = gate(GOOD, on_invalid="quarantine", max_invalid_fraction=0.5)
@@ -257,7 +257,7 @@ def test_what_cannot_be_printed_or_read_is_still_a_record(tmp_path, gate):
 
 
 def test_the_gate_counts_with_the_tokenizer_of_the_model(tmp_path, model, tokenizer):
-    """It is loaded without Transformers where that is possible, and is the same."""
+    """The tokenizer is loaded without Transformers if possible, with the same result."""
     loaded, control = load_backend(model)
     assert loaded.to_str() == tokenizer.backend_tokenizer.to_str()
     assert (
@@ -278,7 +278,7 @@ def test_the_gate_counts_with_the_tokenizer_of_the_model(tmp_path, model, tokeni
 
 @pytest.mark.usefixtures("without_docs")
 def test_the_limit_in_tokens_is_the_models_unless_given(gate, tmp_path):
-    fits, longer = pair("x" * 100, "y" * 156), pair("x" * 100, "y" * 157)  # a byte is a token, 256 are allowed
+    fits, longer = pair("x" * 100, "y" * 156), pair("x" * 100, "y" * 157)  # one token per byte, 256 are allowed
     with pytest.raises(InvalidConversations, match=r"1 of 22 records break length.*length: 1 tokens above the limit"):
         gate([*GOOD, fits, longer])
     with pytest.raises(InvalidConversations, match="2 of 22 records break length"):

@@ -41,7 +41,7 @@ def run_stage(tmp_path, monkeypatch, capsys):
 
 
 def answers_of(text, prompts, seed=0):
-    """What each prompt is answered alone, from its number."""
+    """The answer to each prompt alone, with its own number as the key."""
     rows = [
         generate(text.model, [p], PARAMS, seed=seed, row_keys=[i], eos_token_ids=(EOS,)) for i, p in enumerate(prompts)
     ]
@@ -92,7 +92,7 @@ def test_one_answer_is_printed_alone_and_several_below_their_questions(text, che
 
 
 def messages(*turns):
-    """A conversation of turns such as "user What?"."""
+    """A conversation from turns such as "user What?"."""
     return {"messages": [dict(zip(("role", "content"), turn.split(" ", 1), strict=True)) for turn in turns]}
 
 
@@ -235,7 +235,7 @@ def test_inputs_that_are_wrong_are_one_line(run_stage, checkpoint, tmp_path):
 
 
 def test_answers_and_pages_replace_only_answers_and_pages(run_stage, checkpoint, tmp_path):
-    """Before the model is loaded: the model's folder does not matter for a refusal."""
+    """Refused before the model is loaded, so the model's folder does not matter."""
     own = {
         "question.jsonl": '"1"\n',
         "notes.txt": "mine",

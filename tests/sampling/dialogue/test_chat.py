@@ -1,4 +1,4 @@
-"""The chat: what was said reaches the prompt, commands do what they say, and nothing wrong ends it."""
+"""The chat: the history reaches the prompt, commands work, and errors do not end it."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ def numbers(words: str) -> list[int]:
 
 
 def expected(text, prompt, key, **settings):
-    """The answer to a prompt of token ids, which are the words, in the turn `key`."""
+    """The answer to a prompt of token ids (the words) with turn number `key`."""
     params = SampleParams(**(SIZES | {k: v for k, v in settings.items() if k != "seed"}))
     generation = generate(text.model, [prompt], params, seed=settings.get("seed", 0), row_keys=[key])
     return [token for token in generation.tokens[0].tolist() if token != EOS]
@@ -171,7 +171,7 @@ def test_the_answer_is_drawn_while_it_is_denoised(text, monkeypatch):
     monkeypatch.setattr(terminal_module, "FRAME_SECONDS", 0.0)
     _, printed = talk(text, "3 5 7", terminal=True)
     masks = [frame.count("▒") for frame in printed.split("step ")[:-1]]
-    assert masks == [7, 6, 5, 4, 3, 2, 1, 0, 0]  # the last is drawn once more before it is wiped
+    assert masks == [7, 6, 5, 4, 3, 2, 1, 0, 0]  # the last frame is drawn again before it is cleared
     _, quiet = talk(text, "3 5 7")
     assert "▒" not in quiet
     assert "\x1b" not in quiet

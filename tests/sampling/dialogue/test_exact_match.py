@@ -30,7 +30,7 @@ def write(folder, samples, prompt_lengths, tokenizer=None):
 
 @pytest.fixture(scope="module")
 def heldout(model, text, tmp_path_factory):
-    """Five prompts. The references are the model's own answers, two of them spoilt."""
+    """Five prompts. The references are the model's own answers, two of them altered."""
     model.config.attention_policy = "full"
     samples = []
     for number, (prompt, right) in enumerate(zip(PROMPTS, RIGHT, strict=True)):

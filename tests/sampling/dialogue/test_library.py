@@ -71,7 +71,7 @@ def test_what_cannot_be_loaded_is_refused(checkpoint, wanted, message):
             {"step": 4},
             r"step: unknown key \(did you mean steps\?\); allowed: backend, batch_size, block_attention",
         ),
-        ("3", {"samples": 4}, "samples: unknown key; allowed: "),  # of the stage, and without a meaning here
+        ("3", {"samples": 4}, "samples: unknown key; allowed: "),  # a knob of the stage, without meaning here
         ("3", {"bf16": True}, "bf16: unknown key; allowed: "),
         ("3", {"steps": 0}, "steps: given 0, .* 1 to 1,048,576"),
         ("3", {"seed": 0.5}, "seed=0.5 must be a whole number"),

@@ -1,4 +1,4 @@
-"""What a trace says is what happened, and its page shows that, escaped and needing nothing but itself."""
+"""A trace records what happened; its page shows it, escaped and self-contained."""
 
 import dataclasses
 import re
@@ -65,7 +65,7 @@ def test_watching_changes_no_answer(text):
 
 @pytest.fixture(scope="module")
 def bytes_model(model):
-    """The tiny model with a tokenizer of one token a byte: a character may span tokens."""
+    """The tiny model with a tokenizer of one token per byte, so that a character may span tokens."""
     alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

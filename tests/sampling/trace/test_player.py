@@ -1,4 +1,4 @@
-"""What a viewer of a page of denoising sees: its own script, run by Node on a small DOM."""
+"""The player on a trace page: its own script, run by Node on a small DOM."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def view(script):
     path, answers = script
 
     def run(*act, reduced=False):
-        """What both answers show when the page opens, and after each of `act`."""
+        """What both answers show when the page opens, and after each call in `act`."""
         given = json.dumps({"answers": answers, "reduced": reduced, "act": act})
         done = subprocess.run(["node", DOM, path, given], capture_output=True, text=True, check=True, timeout=60)
         return json.loads(done.stdout)

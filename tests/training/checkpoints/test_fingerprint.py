@@ -1,4 +1,4 @@
-"""What tells runs apart: everything that decides the weights, and nothing else."""
+"""The fingerprint contains everything that determines the weights, and nothing else."""
 
 import ast
 import shutil
@@ -24,9 +24,9 @@ from qwen3llada.training.checkpoints.fingerprint import (
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from test_layers import imported
 
-# Imported by training, and unable to change a weight. A module that is new here must be put there or into CODE.
+# Modules imported by training that cannot change a weight. New modules must be added here or to CODE.
 DECIDES_NOTHING = {
-    # what is written, shown, measured and checked
+    # writing, showing, measuring and checking
     *("encodings.py", "errors.py", "folder_lock.py", "section.py"),
     *(f"artifacts/{name}.py" for name in ("digests", "full_disk", "json_files", "marker", "on_disk", "whole")),
     *("destinations/check.py", "destinations/kinds.py"),
@@ -41,8 +41,8 @@ DECIDES_NOTHING = {
         "training/watch/monitor.py",
     ),
     *("training/watch/step_stats.py", "training/stopping.py", "training/watch/curves.py", "training/watch/trackers.py"),
-    *("training/params.py", "objective/params.py"),  # the values themselves are compared
-    # from files to tokens before training, which is compared by its result
+    *("training/params.py", "objective/params.py"),  # their values are compared
+    # from files to tokens before training: the result is compared
     *(
         "corpus/tokens/packing.py",
         "corpus/tokens/tokenizer.py",
@@ -76,7 +76,7 @@ def mark(params, *, seed=1, total_steps=6, template="plain", **layout):
 def test_fingerprint_tells_runs_apart(pretraining, tmp_path):
     same = changed(pretraining, save_steps=3, num_workers=2, micro_batch_size=1, gradient_accumulation_steps=4)
     assert mark(pretraining) == mark(same)
-    # what the device's lack of memory makes people change must not cost them their checkpoints
+    # knobs that people change for lack of memory must not make checkpoints unusable
     assert mark(pretraining) == mark(changed(pretraining, gradient_checkpointing=True, cuda_graphs="never"))
     assert mark(pretraining) == mark(changed(pretraining, telemetry={"trackers": ["tensorboard"]}))
     noise = pretraining.noise.model_dump() | {"schedule": "cosine"}
@@ -141,7 +141,7 @@ def test_comments_docstrings_and_layout_do_not_count():
 
 
 def test_what_is_hashed_is_the_code_and_not_its_words(pretraining, tmp_path, monkeypatch):
-    """The whole package copied: a comment in each file changes nothing, another order of the data does."""
+    """With a copy of the package: a comment in each file changes nothing, another data order does."""
     shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
     before = mark(pretraining)
     monkeypatch.setattr(module, "PACKAGE", tmp_path / "package")
@@ -168,7 +168,7 @@ def module_file(name: str) -> str | None:
 
 
 def imported_by_training() -> set[str]:
-    """Files of the package that the training loop imports, directly or through others."""
+    """Files of the package that the training loop imports, directly or indirectly."""
     found, waiting = set(), ["training/loop.py"]
     while waiting:
         file = waiting.pop()

@@ -1,4 +1,4 @@
-"""A run that was left, killed or told to stop goes on as if nothing had happened."""
+"""A run that was interrupted, killed or told to stop continues as if nothing had happened."""
 
 import os
 import random
@@ -25,14 +25,14 @@ from qwen3llada.training.loop import train
 from qwen3llada.training.stopping import RESUMABLE
 
 STEPS = 14  # two epochs and a half
-DEADLINE = 120  # seconds for a child to do what is waited for
+DEADLINE = 120  # seconds that a child may take for what is waited for
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
 def test_resumed_run_is_bit_exact(kind, request, tmp_path):
     whole = changed(request.getfixturevalue(kind), max_steps=STEPS, save_steps=STEPS)
     train(whole, seed=1)
-    # in the first epoch; at its end; in the next, in the middle of two points of the curves and with worker processes
+    # in the first epoch; at its end; in the next, between two points of the curves, with loader workers
     folders = []
     for step, workers in ((3, 0), (6, 0), (9, 2)):
         broken = elsewhere(whole, tmp_path / str(step), num_workers=workers)
@@ -45,12 +45,12 @@ def test_resumed_run_is_bit_exact(kind, request, tmp_path):
         assert drawn_steps(folder, "train/loss") == list(range(2, STEPS + 1, 2))
 
 
-# No name of a tracked curve, and no key of a tracked summary, may look like one of these.
+# No tracked curve or summary key may have a name like these.
 OF_THE_MACHINE = re.compile(r"second|time|date|duration|speed|memory|mfu|resume|process|host|compiled|graph|writer")
 
 
 def tracked(params) -> dict[str, bytes]:
-    """The files that DVC tracks of a training run, by what dvc.yaml names: dst, plots and summary.json."""
+    """The files of a training run that dvc.yaml lists: dst, plots and summary.json."""
     roots = [params.dst, params.reports / "plots", params.reports / "summary.json"]
     files = [file for root in roots for file in [root, *root.rglob("*")] if file.is_file()]
     return {str(file): file.read_bytes() for file in sorted(files)}
@@ -60,7 +60,7 @@ def tracked(params) -> dict[str, bytes]:
     ("kind", "adapter"), [("pretraining", {}), ("fine_tuning", {"method": "lora", "merge": False})]
 )
 def test_interrupted_run_leaves_the_same_bytes(kind, adapter, request):
-    """What DVC tracks depends on code, parameters and data alone; what does not lies beside it."""
+    """Files that DVC tracks depend only on code, parameters and data. All others are beside them."""
     params = request.getfixturevalue(kind)
     params = changed(params, max_steps=STEPS, adapter=params.adapter.model_dump() | adapter)
     train(params, seed=1)
@@ -101,7 +101,7 @@ def uninterrupted(tiny, tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
-    """SIGKILL at random moments and in the middle of saving; each new run goes on from what is whole."""
+    """SIGKILL at random moments and during saving. Each new run continues from an intact checkpoint."""
     params = elsewhere(uninterrupted, tmp_path)
     moments = random.Random(0)
     progress = [0]
@@ -118,7 +118,7 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
         progress.append(newest(params))
     assert len(progress) > 4, f"killed too seldom to show anything: {progress}"
     assert_same_run(uninterrupted, params, 40)
-    assert not list(params.output_dir.glob("checkpoints/*/.*"))  # what a killed save left is gone
+    assert not list(params.output_dir.glob("checkpoints/*/.*"))  # leftovers of a killed save are gone
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_stop_signal_saves_and_exits_resumable(uninterrupted, tmp_path, number, 
     params = elsewhere(uninterrupted, tmp_path, num_workers=workers)
     child = start_training(params)
     wait_until(lambda: newest(params) >= 2, child)
-    os.killpg(child.pid, number)  # the whole group, as a terminal or a scheduler does
+    os.killpg(child.pid, number)  # the whole group, as terminals and schedulers do
     child.join(DEADLINE)
     assert child.exitcode == RESUMABLE == 75
     stopped = newest(params)
@@ -143,7 +143,7 @@ def newest(params) -> int:
 
 
 def wait_until(condition, child) -> None:
-    """Until the condition holds or the child has ended."""
+    """Wait until the condition holds or the child has ended."""
     end = time.monotonic() + DEADLINE
     while child.is_alive() and not condition():
         assert time.monotonic() < end, "the child did not get there in time"

@@ -1,4 +1,4 @@
-"""Which checkpoint is gone on from: none is passed over in silence, and what differs is named with the ways on."""
+"""Choice of the checkpoint to resume from: none is skipped silently, and errors name differences and options."""
 
 import errno
 import logging
@@ -81,8 +81,8 @@ def test_what_a_checkpoint_means_nothing_under_is_refused_even_if_it_is_named(tm
     [
         (CONSTANT, 50, 200, True),
         (CONSTANT, 100, 200, True),
-        (CONSTANT, 15, 200, False),  # the longer run would still be warming up
-        (CONSTANT, 50, 50, False),  # already there
+        (CONSTANT, 15, 200, False),  # the longer run would still be in its warm-up
+        (CONSTANT, 50, 50, False),  # already finished
         (STABLE, 50, 200, True),
         (STABLE, 80, 200, True),  # the last step before its decay
         (STABLE, 81, 200, False),
@@ -113,11 +113,11 @@ def test_more_steps_are_refused_by_name_where_the_schedule_depends_on_them(tmp_p
         find_checkpoint("latest", tmp_path, longer(COSINE))
     with pytest.raises(CheckpointError, match=reason):
         find_checkpoint(str(newest), tmp_path, longer(COSINE))
-    assert find_checkpoint("latest", tmp_path, COSINE | {"total_steps": 50}) is None  # fewer: a run of its own
+    assert find_checkpoint("latest", tmp_path, COSINE | {"total_steps": 50}) is None  # fewer steps make another run
 
 
 def test_a_finished_run_trains_anew_and_more_steps_go_on(pretraining, monkeypatch):
-    """`--force` trains again, to the same weights and a whole summary; a killed export is made up for."""
+    """`--force` trains again, to the same weights and a complete summary. A killed export is done later."""
     optim = pretraining.optim.model_dump() | {"scheduler": "constant_with_warmup"}
     params = changed(pretraining, save_steps=3, optim=optim)
     first = train(params, seed=1)
@@ -130,7 +130,7 @@ def test_a_finished_run_trains_anew_and_more_steps_go_on(pretraining, monkeypatc
     assert (again["loss"], again["eval_loss"]) == (first["loss"], first["eval_loss"])
     assert all((weights(params)[name] == tensor).all() for name, tensor in before.items())
 
-    # killed between the last step and the export: the summary is still that of the whole run
+    # killed between last step and export: the summary still covers the whole run
     with monkeypatch.context() as killed:
         killed.setattr(loop, "export", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -155,7 +155,7 @@ def interrupt(run):
 
 
 def test_a_named_checkpoint_goes_on_with_a_changed_learning_rate(pretraining):
-    """The optimiser's settings are the parameters', not those stored in the checkpoint."""
+    """The optimiser's settings come from the parameters, not from the checkpoint."""
     params = changed(pretraining, save_steps=3, max_steps=3, do_eval_loss=False)
     params = changed(params, optim=params.optim.model_dump() | {"scheduler": "constant_with_warmup"})
     train(params, seed=1)
@@ -172,7 +172,7 @@ def test_a_named_checkpoint_goes_on_with_a_changed_learning_rate(pretraining):
 
 
 def test_a_run_that_starts_anew_replaces_what_an_earlier_attempt_saved(pretraining, monkeypatch):
-    """Else a later attempt would go on from the abandoned one's newest checkpoint."""
+    """Otherwise a later attempt would resume from the newest checkpoint of the abandoned one."""
     params = changed(pretraining, save_steps=2, do_eval_loss=False)
     with monkeypatch.context() as killed:
         killed.setattr(loop, "export", interrupt)
@@ -206,7 +206,7 @@ def test_a_stop_saves_and_says_so(pretraining, monkeypatch, capsys):
     saved = f"checkpoint saved at step 3 in {checkpoint(pretraining, 3)}; the next run goes on from there"
     lines = capsys.readouterr().err.splitlines()
     assert f"stopped by a signal: {saved}" in lines
-    assert saved in outcome_of_stage(TOLD_TO_STOP, lines).message  # the flows find it
+    assert saved in outcome_of_stage(TOLD_TO_STOP, lines).message  # the flows recognise the message
 
 
 def test_a_stop_says_how_the_next_run_finds_the_checkpoint(monkeypatch):
@@ -217,7 +217,7 @@ def test_a_stop_says_how_the_next_run_finds_the_checkpoint(monkeypatch):
         assert stop_message(*step, given) == f"{saved}resume_from: out/step-3 goes on from it"
     monkeypatch.setenv("DVC_STAGE", "pretrain")
     note = stop_message(*step, "latest").splitlines()[1]
-    assert REPORT_OF_STOP.search(note)  # the flows leave it out, with what dvc says
+    assert REPORT_OF_STOP.search(note)  # the flows leave out the note and dvc's report
 
 
 def test_a_full_disk_of_reports_names_the_folder(tmp_path, monkeypatch):

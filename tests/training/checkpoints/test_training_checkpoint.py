@@ -1,4 +1,4 @@
-"""Checkpoints: what is refused, passed over, kept and removed, and what an error leaves behind."""
+"""Checkpoints: which are refused, skipped, kept and removed, and what is left after an error."""
 
 import errno
 import json
@@ -71,7 +71,7 @@ def strip(folder):
 
 
 def edit(folder):
-    """Another step, and no files to check."""
+    """The checkpoint has another step, and no files to check."""
     path = folder / "trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": -5, "files": {}}))
 
@@ -114,7 +114,7 @@ def test_runs_that_differ_never_touch_each_others_checkpoints(tmp_path):
 
 
 def test_what_a_killed_process_left_is_collected(tmp_path, monkeypatch):
-    """Killed while it saved, while it removed, and between the two renames of a checkpoint that is written again."""
+    """Killed while saving, while removing, and between the two renames when a checkpoint is written again."""
     kept, half, aside = write(tmp_path, 1), write(tmp_path, 2), write(tmp_path, 3)
     (half / "trainer_state.json").unlink()
     partial = kept.with_name(".step-4.partial")
@@ -131,7 +131,7 @@ def test_what_a_killed_process_left_is_collected(tmp_path, monkeypatch):
 
 
 def interrupt_after(calls):
-    """In place of shutil.rmtree: it is killed at its start after so many calls."""
+    """Replaces shutil.rmtree: after `calls` calls the process is killed at the start of the next."""
     done = []
 
     def removing(*args, **kwargs):
@@ -164,7 +164,7 @@ def test_a_finished_run_is_noted_and_runs_before_it_are_left(tmp_path):
 
 
 def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(pretraining, monkeypatch):
-    """Torch's own writer hides the system's error, which is met where it writes to the file."""
+    """torch's own writer would hide the system's error, which occurs on writing to the file."""
     params = changed(pretraining, save_steps=2, do_eval_loss=False)
     written, save = [], torch.save
 
@@ -191,7 +191,7 @@ def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(pretraining, mon
 
 
 def test_loss_that_is_not_finite_stops_with_its_samples(pretraining, tmp_path):
-    """A decay that multiplies the weights by -99 in each step makes them overflow."""
+    """A weight decay that multiplies weights by -99 in each step makes them overflow."""
     params = changed(pretraining, max_steps=30, save_steps=1, logging_steps=1, max_grad_norm=0.0)
     params = changed(params, optim=params.optim.model_dump() | {"lr": 10.0, "weight_decay": 10.0})
     with pytest.raises(NonFiniteError, match=r"step \d+: loss .* indices of the step's samples: \[\d+, .*step-\d+$"):

@@ -1,4 +1,4 @@
-"""Summing gradients over processes, against the sum of what each has; in processes of their own, which may not fork."""
+"""Sums of gradients over ranks equal the sum of their gradients. Run in separate processes that may not fork."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ PROCESSES, FEATURES, STEPS = 2, 3, 5
 
 
 class Direct(torch.autograd.Function):
-    """x · w, whose gradient of `weight` is computed in `place`, where there is one."""
+    """x · w, with the gradient of `weight` computed in `place` if there is one."""
 
     @staticmethod
     def forward(ctx, weight, x, place):
@@ -62,17 +62,17 @@ def check_process(rank, port, shared):
         if accumulated:
             with wrapped.no_sync():
                 wrapped(given[rank]).backward()
-            model.direct.grad = model.direct.grad.clone()  # the next is computed in the same place
+            model.direct.grad = model.direct.grad.clone()  # the next gradient is computed in the same place
         wrapped(given[rank]).backward()
         ((1 + accumulated) * sum(alone(x) for x in given)).backward()
         for (name, mine), single in zip(model.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, single.grad, msg=f"step {number}, {name}")
         assert groups == [reduction.narrow_group] * (len(groups) - 1) + [None]
-        assert len(groups) > 1 or number == 0  # DDP's first arrangement is of buckets of 1 MB
+        assert len(groups) > 1 or number == 0  # DDP's first buckets hold 1 MB
         if model.places:
             assert model.direct.grad.data_ptr() == places[model.direct].data_ptr()
         model.zero_grad(), alone.zero_grad()
-        assert set(places) == (set(model.parameters()) if number else set())  # buckets are arranged after the first
+        assert set(places) == (set(model.parameters()) if number else set())  # known from the second reduction on
         model.places = places
     assert not torch.equal(given[0], given[1])
     dist.destroy_process_group()
@@ -80,7 +80,7 @@ def check_process(rank, port, shared):
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """Two processes on one host's H100s, as far as they are asked."""
+    """Mocks two ranks on H100s of one host, as far as they are queried."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(multi_processor_count=132))

@@ -1,4 +1,4 @@
-"""Layers replayed as CUDA graphs against the same layers run as they are: the same bits."""
+"""Layers replayed as CUDA graphs give the same bits as plain layers."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -43,12 +43,12 @@ def load(folder, *, graphed):
     model = Qwen3LLadaForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").cuda().train()
     fuse_attention(model)
     for layer in model.model.layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False)  # the same kernels whatever came before
+        layer.forward = torch.compile(layer.forward, dynamic=False)  # the same kernels regardless of earlier calls
     return model, LayerGraphs(model.model.layers) if graphed else None
 
 
 def run(model, shape, number):
-    """Hidden states of a batch, with gradients added to those that are there."""
+    """Hidden states of a batch. Gradients are added to existing ones."""
     generator = torch.Generator().manual_seed(number)
     tokens = torch.randint(0, 32, shape, generator=generator).cuda()
     mask = None
@@ -74,7 +74,7 @@ def test_outputs_and_gradients_are_the_same_bits_in_any_order_of_shapes(folder):
     order = [LONG] * 4 + [PADDED] * 4 + [LONG, PADDED, SHORT, LONG, SHORT, PADDED, PADDED, SHORT, SHORT, LONG]
     for number, shape in enumerate(order):
         assert torch.equal(run(graphed, shape, number), run(plain, shape, number)), (number, shape)
-        if number % 3:  # otherwise the next batch adds to these
+        if number % 3:  # otherwise the next batch adds to these gradients
             assert_same_gradients(graphed, plain)
             plain.zero_grad()
             graphed.zero_grad()
@@ -92,7 +92,7 @@ def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
         assert torch.equal(graphed.model(tokens).last_hidden_state, plain.model(tokens).last_hidden_state)
 
     plain.zero_grad(), graphed.zero_grad()
-    for model in (plain, graphed):  # two passes forward, then both backward
+    for model in (plain, graphed):  # two forward passes, then both backward passes
         first, second = (model.model(tokens + n).last_hidden_state for n in (0, 1))
         (first.square().sum() + second.sum()).backward()
     assert_same_gradients(graphed, plain)
@@ -114,7 +114,7 @@ def test_memory_that_graphs_keep_is_part_of_the_peak(folder):
     pool = graphs.recorder.pool()
     assert peak.read() >= torch.cuda.memory_allocated() + pool.idle
     assert 0 < pool.idle <= torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    assert pool.idle < pool.total <= torch.cuda.memory_reserved()  # the gradients lie in it
+    assert pool.idle < pool.total <= torch.cuda.memory_reserved()  # the pool includes the gradients
     graphs.release()
     assert graphs.recorder.pool() == (0, 0)
 
@@ -128,7 +128,7 @@ def test_graphs_make_way_for_a_pass_that_does_not_fit_beside_them(folder, monkey
     hidden = torch.zeros(*SHORT, 64, device="cuda", requires_grad=True)
 
     def begin_beside(free):
-        """Begin a pass where the device has `free` bytes that the graphs do not keep."""
+        """Begin a pass on a device with `free` bytes besides the graphs' pool."""
         beside = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - graphs.recorder.pool().idle
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free - beside, 0))
         graphs.begin(hidden, Inputs(*torch.zeros(2, 1), None))
@@ -160,13 +160,13 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, sh
         carved_out = torch._C._get_sm_carveout_experimental
         graphs.recorder.record = lambda work: (seen.update([carved_out()]), record(work))[1]
         for number, shape in enumerate([LONG, SHORT, LONG, LONG] * 4):
-            early = number < 4  # nothing is reduced, so DDP has told no places yet
+            early = number < 4  # nothing was reduced, so DDP's buckets are not known yet
             with wrapped.no_sync() if early or number % 2 else nullcontext():
                 assert torch.equal(run(wrapped, shape, number), run(plain, shape, number)), (number, shape)
             assert not (early and graphs.shapes), "the place of a gradient is not known before the second reduction"
             if early or number % 2:
                 continue  # the next batch adds to these
-            # Products that leave multiprocessors out may add up in another order.
+            # Products that leave SMs free may sum in another order.
             assert_same_gradients(graphed, plain, tolerance=1e-5 if shared else 0.0)
             plain.zero_grad(), graphed.zero_grad()
         assert len(graphs.shapes) == 2

@@ -15,7 +15,7 @@ SHAPES = [(2, 5, 3, 8), (1, 40, 4, 32), (3, 37, 16, 128)]  # batch, length, head
 
 
 def inputs(shape, *, shared, dtype=torch.float32):
-    """x, weight, cos, sin, and a gradient that lies in memory as attention returns it."""
+    """x, weight, cos, sin, and a gradient with the memory layout that attention returns."""
     batch, length, heads, size = shape
     generator = torch.Generator().manual_seed(sum(shape))
     x, weight = torch.randn(shape, generator=generator), torch.randn(size, generator=generator)
@@ -33,7 +33,7 @@ def expected(x, weight, cos, sin, grad):
     x.requires_grad_()
     norm = Qwen3RMSNorm(x.shape[-1], EPS).to(x)
     norm.weight.data.copy_(weight)
-    # Qwen3's norm computes in float32 whatever it is given
+    # Qwen3's norm computes in float32 for any input
     normed = norm.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS))
     torch.testing.assert_close(normed, norm(x), rtol=1e-5, atol=1e-5)
     out, _ = apply_rotary_pos_emb(normed, normed, cos, sin, unsqueeze_dim=2)
@@ -42,7 +42,7 @@ def expected(x, weight, cos, sin, grad):
 
 
 def interpret():
-    """Run the kernels in the interpreter and compare. Called in a process of its own: Triton decides at import."""
+    """Run the kernels in the interpreter and compare. Needs its own process, because Triton decides at import."""
     from qwen3llada.training.cuda import rotary_kernels as kernels
 
     for shape in SHAPES[:2]:

@@ -1,4 +1,4 @@
-"""Before its first step a run knows that it may write where it is told to, and that no other run is there."""
+"""Before its first step a run checks that it may write to its destinations, and that no other run uses them."""
 
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_two_runs_into_one_folder(pretraining):
 
 
 def test_a_run_holds_its_folder_while_it_trains_and_may_be_repeated(pretraining, monkeypatch):
-    """The files that a run leaves are recognised by the next one; the lock is held in between."""
+    """The next run recognises the files that a run leaves. During the run its lock is held."""
     from qwen3llada import folder_lock
     from qwen3llada.training import loop
 

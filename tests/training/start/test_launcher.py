@@ -1,4 +1,4 @@
-"""Variables of a launcher that would change a run are refused; those that `accelerate launch` sets are not."""
+"""Launcher variables that would change a run are refused; those set by `accelerate launch` are not."""
 
 import os
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_what_would_change_the_arithmetic_is_refused_by_name(pretraining, enviro
 
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", None])
 def test_what_accelerate_launch_sets_is_taken(pretraining, monkeypatch, file):
-    """The launcher's own functions make the environment, from our files and from none."""
+    """The launcher's own functions make the environment, with our files and without any."""
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         monkeypatch.delenv(name)
     chosen = ["--config_file", str(ROOT / f"launch/{file}.yaml")] if file else ["--num_processes", "1", "--cpu"]
@@ -79,7 +79,7 @@ def test_any_launchers_number_of_processes_counts(name):
 
 
 def test_fsdp2_that_would_not_run_is_refused():
-    """As on a machine without a GPU, where Accelerate takes DDP."""
+    """As on a machine without a GPU, where Accelerate uses DDP."""
     ddp = SimpleNamespace(num_processes=2, is_fsdp2=False, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=r"ACCELERATE_USE_FSDP=true asks for FSDP2.* without it on cpu"):
         check_processes(ddp, "WORLD_SIZE", 2, FSDP2)

@@ -1,4 +1,4 @@
-"""The memory estimate against what was measured, and the advice."""
+"""The memory estimate against measurements, and the advice."""
 
 from types import SimpleNamespace
 
@@ -36,7 +36,7 @@ def qwen3_0_6b():
         return Qwen3LLadaForMaskedLM(config)
 
 
-# bench/train.py on an H200, and bench/parallel.py with accumulation on an H100
+# measured by bench/train.py on an H200, and by bench/parallel.py with accumulation on an H100
 @pytest.mark.parametrize(
     ("rows", "length", "changes", "measured"),
     [

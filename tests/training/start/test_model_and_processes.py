@@ -1,4 +1,4 @@
-"""How layers are compiled: in processes of their own, since the compiler starts threads, and other tests fork."""
+"""Compilation of layers. Run in separate processes, because the compiler starts threads and other tests fork."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def in_a_process(work, *args):
 
 
 def compiled_objective(params):
-    """With a backend that runs what it gets as it is; and the list of what it got."""
+    """Compile with a backend that runs each graph unchanged. Returns the list of graphs."""
     graphs = []
 
     def backend(graph, inputs):
@@ -42,7 +42,7 @@ def run(objective, rows, length, *, padded=False):
 
 
 def test_a_layer_is_compiled_in_one_piece_under_ddp(pretraining):
-    """However small DDP's buckets are: what is fused decides the step's time."""
+    """Layers stay whole however small DDP's buckets are: fusion decides the time of a step."""
     in_a_process(compile_under_ddp, pretraining)
 
 

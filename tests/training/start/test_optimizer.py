@@ -1,4 +1,4 @@
-"""Parameter groups, learning rates, and what runs in place of an optimiser that cannot."""
+"""Parameter groups, learning rates, and the replacement of optimisers that cannot run."""
 
 import itertools
 import json
@@ -92,7 +92,7 @@ def test_8_bit_optimisers_fall_back_without_a_gpu_and_say_so_once(name, caplog):
 @pytest.mark.parametrize("name", EIGHT_BIT)
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
 def test_8_bit_optimisers_are_refused_under_fsdp2_by_name(name, device):
-    """The model is still on the CPU then; that is not the reason."""
+    """The model is still on the CPU at that point; this must not cause the replacement."""
     with pytest.raises(ValueError, match=f"optim.name={name} does not work under FSDP2.* use optim.name=adamw"):
         optimizer_that_runs(OptimParams(name=name), device, sharded=True)
     assert optimizer_that_runs(OptimParams(name="adamw"), device, sharded=True) == "adamw"
@@ -115,7 +115,7 @@ def test_8_bit_optimisers_need_bitsandbytes(monkeypatch):
 
 
 def test_what_runs_is_in_the_fingerprint_and_the_summary(pretraining):
-    """Asked for 8 bits on a CPU: the checkpoint is one of AdamW's, and a run that asks for AdamW goes on from it."""
+    """8 bits requested on a CPU: the checkpoint is AdamW's, and a run that requests AdamW can resume from it."""
     asked = changed(pretraining, optim={"name": "adamw8bit"}, max_steps=2, save_steps=2, do_eval_loss=False)
     assert train(asked, seed=1)["optimizer"] == "adamw"
     (saved,) = (asked.output_dir / "checkpoints").glob("*/step-2/trainer_state.json")

@@ -1,4 +1,4 @@
-"""Inputs that are missing or do not fit are one line, before anything is written."""
+"""Inputs that are missing or do not fit together give one line, before anything is written."""
 
 import json
 import shutil

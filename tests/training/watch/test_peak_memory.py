@@ -1,4 +1,4 @@
-"""The peak with CUDA graphs, against an allocator that counts as torch's does; on a GPU in test_layer_graphs."""
+"""The peak with CUDA graphs, on a mock of torch's allocator. On a GPU it is tested in test_layer_graphs."""
 
 import resource
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from qwen3llada.training.watch.peak_memory import PeakMemory
 
 
 class Allocator:
-    """Counts what is allocated and its maximum; what a graph was recorded in is free again, yet kept."""
+    """Counts allocated bytes and their maximum. Memory of a captured graph is free again, but reserved."""
 
     def __init__(self, monkeypatch):
         self.allocated = self.peak = 0
@@ -21,7 +21,7 @@ class Allocator:
         self.peak = self.allocated
 
     def use(self, size):
-        """Take `size` and give it back."""
+        """Allocate `size` and free it."""
         self.peak = max(self.peak, self.allocated + size)
 
 
@@ -44,11 +44,11 @@ def test_what_graphs_keep_is_added_as_long_as_they_are_there(monkeypatch):
     allocator.use(100)  # a step without graphs
     assert peak.read() == 110
 
-    allocator.use(100)  # a step that is recorded
+    allocator.use(100)  # a step that is captured
     graphs.record(kept=100)
     assert peak.read() == 110
 
-    allocator.allocated = 30  # the optimiser has made its moments
+    allocator.allocated = 30  # the optimiser has allocated its moments
     allocator.use(5)
     assert peak.read() == 30 + 100 + 5
 
@@ -69,7 +69,7 @@ def test_without_graphs_it_is_the_allocators_own(monkeypatch):
 def test_on_a_cpu_it_is_that_of_the_process():
     peak, before = PeakMemory(torch.device("cpu")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert peak.read() >= before
-    taken = torch.ones(before // 4 + 2**20)  # float32: more than all that it had at once
+    taken = torch.ones(before // 4 + 2**20)  # float32: more than the previous peak
     assert peak.read() >= taken.nbytes
 
 

@@ -1,4 +1,4 @@
-"""Curves beside DVCLive: what Accelerate's trackers get, and what happens where a package is missing."""
+"""Curves beside DVCLive: calls of Accelerate's trackers, and errors for missing packages."""
 
 import importlib.util
 import json
@@ -20,11 +20,11 @@ TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 
 
 class Recorder(tracking.GeneralTracker):
-    """A tracker of Accelerate that writes each of its calls as a line of a file in its logging folder."""
+    """A tracker of Accelerate that writes each of its calls as a line to a file in its logging folder."""
 
     name = "recorder"
     requires_logging_directory = True
-    main_process_only = False  # as W&B's: what calls it must do so in one process
+    main_process_only = False  # as for W&B: the caller must restrict it to rank 0
 
     def __init__(self, run_name, logging_dir, **options):
         super().__init__()
@@ -54,14 +54,14 @@ class Recorder(tracking.GeneralTracker):
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """A tracker `json`: a package that is installed everywhere."""
+    """A tracker `json`, named after a package that is always installed."""
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "json", Recorder)
     monkeypatch.setitem(TRACKERS, "json", lambda folder: {})
     return {"telemetry": {"trackers": ["json"]}}
 
 
 def calls(params):
-    """Those of each run of the tracker, in the order of time."""
+    """The calls of each run of the tracker, in order of time."""
     files = sorted((params.output_dir / "trackers").glob("*/calls.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
@@ -140,7 +140,7 @@ def test_the_trackers_are_accelerates():
 
 
 def test_nothing_is_sent_unless_the_user_says_so(tmp_path, monkeypatch):
-    """What W&B and MLflow find in the environment when they begin."""
+    """The environment that W&B and MLflow see when they start."""
     from types import SimpleNamespace
 
     for name in ("wandb", "mlflow"):
@@ -157,7 +157,7 @@ def test_nothing_is_sent_unless_the_user_says_so(tmp_path, monkeypatch):
     environ = dict(module.os.environ)
     monkeypatch.setattr(module.os, "environ", environ)
     module.Trackers(accelerator, "sft", {})
-    assert seen["WANDB_MODE"] == "online"  # the user's
+    assert seen["WANDB_MODE"] == "online"  # set by the user
     assert seen["WANDB_DIR"] == str(tmp_path / "trackers/run")
     assert seen["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/trackers/mlflow.db"
     assert seen["MLFLOW_DISABLE_TELEMETRY"] == "true"
