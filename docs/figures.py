@@ -81,6 +81,28 @@ def chat_frame(question: str, steps: str) -> None:
             print(f"> {question}\n{view.frame(step).plain}")
 
 
+def block_mask() -> None:
+    """Who sees whom under block_causal in training: a prompt of 6 tokens, an answer of 6, blocks of 4."""
+    import torch
+
+    from qwen3llada.modeling.masks import Columns, dense_mask
+
+    clean, corrupted = "ppppppaaaaaa", "ppaaaaaa"  # the corrupted copy begins with the block that the answer begins in
+    numbers = [index // 4 for index in range(len(clean))]
+    blocks = torch.tensor([numbers[-len(corrupted) :] + numbers])
+    mask = dense_mask("block_causal", Columns(blocks=blocks, corrupted=len(corrupted)), 0)[0, 0]
+
+    def cells(text: str) -> str:
+        parts = (text[: len(corrupted)], text[len(corrupted) :])
+        return "   ".join(" ".join(part[i : i + 4] for i in range(0, len(part), 4)) for part in parts)
+
+    print(f"{'a row sees:':21}{'corrupted':12}clean\n{'':21}{cells(corrupted + clean)}")
+    for start in range(0, len(mask), 4):  # the rows of a block are alike
+        copy = "corrupted" if start < len(corrupted) else "clean"
+        seen = "".join("■" if value else "·" for value in mask[start].tolist())
+        print(f"{copy:10} block {int(blocks[0, start])}   {cells(seen)}")
+
+
 def unmasking() -> None:
     """Draw docs/images/unmasking-{light,dark}.svg: a text that training masks, and an answer that sampling unmasks."""
     from docs.masking_picture import THEMES, corrupted_rows, decoded_rows, draw
@@ -93,7 +115,7 @@ def unmasking() -> None:
 
 
 FIGURES: dict[str, Callable[..., None]] = {
-    figure.__name__: figure for figure in (results, knobs, chat_frame, unmasking)
+    figure.__name__: figure for figure in (results, knobs, chat_frame, block_mask, unmasking)
 }
 
 

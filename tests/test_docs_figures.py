@@ -14,7 +14,7 @@ from docs.outputs import ROOT
 def test_a_figure_has_to_be_named():
     done = subprocess.run([sys.executable, "-m", "docs.figures"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    allowed = "results, knobs, chat_frame, unmasking"
+    allowed = "results, knobs, chat_frame, block_mask, unmasking"
     assert done.stderr == f"error: no figure named: python -m docs.figures NAME; allowed: {allowed}\n"
     assert ", ".join(FIGURES) == allowed
 
