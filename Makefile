@@ -42,8 +42,9 @@ repro: setup  ## run every stage that is stale
 	python -m qwen3llada.params --check  # dvc removes the outputs of a stage before the stage can look at them
 	dvc repro
 
-docs: setup  ## after make repro: write the outputs in README.md and docs/ anew; docs/outputs.py says how
+docs: setup  ## after make repro: write the outputs and the picture in README.md and docs/ anew; docs/outputs.py says how
 	python -m docs.outputs
+	python -m docs.figures unmasking
 
 # Bytecode may be written: the processes that the tests start import what no other target has compiled.
 test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four

@@ -1,11 +1,19 @@
-"""Tables and frames of the documentation that no stage prints: `python -m docs.figures NAME`, see `outputs.py`."""
+"""Tables, frames and pictures of the documentation that no stage prints: `python -m docs.figures NAME`.
 
+All but `unmasking`, which draws files, print to stdout what `outputs.py` puts into a page.
+"""
+
+import inspect
 import io
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qwen3llada.errors import InputError
+
 REPORTS = Path("reports")
+MODEL = Path("out/qwen3llada-sft")
 KNOBS = {
     "as it is": {},
     "`unmask: threshold`": {"unmask": "threshold"},
@@ -41,7 +49,7 @@ def knobs() -> None:
     from qwen3llada.sampling.dialogue.text_model import TextModel
     from qwen3llada.sampling.sampler import SampleParams
 
-    text = TextModel.load(Path("out/qwen3llada-sft"))
+    text = TextModel.load(MODEL)
     asked = [
         Exchange("What is Bruno's animal?", ""),
         Exchange("Where does she live?", "", None, (("What does Vera play?", "Vera plays the horn."),)),
@@ -54,8 +62,10 @@ def knobs() -> None:
         print(f"| {name} | {' | '.join(answer.answer for answer in answers)} | {answers[0].forward_passes} |")
 
 
-def chat_frame(question: str, number: int) -> None:
-    """What the chat draws after so many steps."""
+def chat_frame(question: str, steps: str) -> None:
+    """What the chat draws after so many steps. Raises InputError where `steps` is no number."""
+    if not steps.isdecimal():
+        raise InputError(f"chat_frame: {steps=} must be a number of steps")
     from rich.console import Console
 
     from qwen3llada.corpus.conversations.records import Exchange
@@ -63,17 +73,74 @@ def chat_frame(question: str, number: int) -> None:
     from qwen3llada.sampling.dialogue.text_model import TextModel
     from qwen3llada.sampling.sampler import SampleParams, stream
 
-    text = TextModel.load(Path("out/qwen3llada-sft"))
+    text = TextModel.load(MODEL)
     prompts = text.encode([Exchange(question, "")])
     view = View(text, len(prompts[0]), Console(file=io.StringIO(), width=78, height=24))
     for step in stream(text.model, prompts, SampleParams(steps=32, gen_length=32), eos_token_ids=text.ends):
-        if step.index + 1 == number:
+        if step.index + 1 == int(steps):
             print(f"> {question}\n{view.frame(step).plain}")
 
 
+def block_mask() -> None:
+    """Who sees whom under block_causal in training: a prompt of 6 tokens, an answer of 6, blocks of 4."""
+    import torch
+
+    from qwen3llada.modeling.masks import Columns, dense_mask
+
+    clean, corrupted = "ppppppaaaaaa", "ppaaaaaa"  # the corrupted copy begins with the block that the answer begins in
+    numbers = [index // 4 for index in range(len(clean))]
+    blocks = torch.tensor([numbers[-len(corrupted) :] + numbers])
+    mask = dense_mask("block_causal", Columns(blocks=blocks, corrupted=len(corrupted)), 0)[0, 0]
+
+    def cells(text: str) -> str:
+        parts = (text[: len(corrupted)], text[len(corrupted) :])
+        return "   ".join(" ".join(part[i : i + 4] for i in range(0, len(part), 4)) for part in parts)
+
+    print(f"{'a row sees:':21}{'corrupted':12}clean\n{'':21}{cells(corrupted + clean)}")
+    for start in range(0, len(mask), 4):  # the rows of a block are alike
+        copy = "corrupted" if start < len(corrupted) else "clean"
+        seen = "".join("■" if value else "·" for value in mask[start].tolist())
+        print(f"{copy:10} block {int(blocks[0, start])}   {cells(seen)}")
+
+
+def unmasking() -> None:
+    """Draw docs/images/unmasking-{light,dark}.svg: a text that training masks, and an answer that sampling unmasks."""
+    from docs.masking_picture import THEMES, corrupted_rows, decoded_rows, draw
+
+    training, sampling = corrupted_rows(MODEL), decoded_rows(MODEL)
+    for theme in THEMES:
+        path = Path(f"docs/images/unmasking-{theme}.svg")
+        draw(training, sampling, theme, path)
+        print(path)
+
+
+FIGURES: dict[str, Callable[..., None]] = {
+    figure.__name__: figure for figure in (results, knobs, chat_frame, block_mask, unmasking)
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the figure that the command line names. An error is one line on stderr: status 2 if the command is wrong."""
+    name, *given = arguments or [""]
+    if name not in FIGURES:
+        what = f"unknown figure {name!r}" if name else "no figure named"
+        print(f"error: {what}: python -m docs.figures NAME; allowed: {', '.join(FIGURES)}", file=sys.stderr)
+        return 2
+    wanted = list(inspect.signature(FIGURES[name]).parameters)
+    if len(given) != len(wanted):
+        usage = " ".join(["python -m docs.figures", name, *map(str.upper, wanted)])
+        print(f"error: {name}: {len(given)} arguments given, {len(wanted)} needed: {usage}", file=sys.stderr)
+        return 2
+    try:
+        FIGURES[name](*given)
+    except FileNotFoundError as error:
+        print(f"error: {error.filename}: no such file; make repro writes it", file=sys.stderr)
+        return 1
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    if name == "chat_frame":
-        chat_frame(arguments[0], int(arguments[1]))
-    else:
-        {"results": results, "knobs": knobs}[name]()
+    sys.exit(main(sys.argv[1:]))

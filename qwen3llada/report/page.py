@@ -63,10 +63,12 @@ def write_report(
     """
     numbers = _numbers(reports, runs)
     leaves = as_yaml_lines(parameters)
+    answers = list(read_jsonl(reports / "samples.jsonl"))
     results = _results(reports, numbers, {phase: folder for phase, (folder, _) in runs.items()}) | {
         "parameters": leaves,
         "sources": data_sources(source),
-        "samples": list(read_jsonl(reports / "samples.jsonl"))[: params.samples],
+        "samples": answers[: params.samples],
+        "answered": len(answers),
         "replay": record_answers(model, heldout, sample, count=params.played, seed=seed),
     }
     run = {"revision": revision(), "parameters": dict(leaves), "metrics": flat_numbers(numbers)}

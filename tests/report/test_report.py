@@ -138,6 +138,7 @@ def test_the_page_shows_the_numbers_and_loads_one_file_beside_it(tmp_path):
     assert "12,345 parameters" in text
     assert "0.5 held-out loss, fine-tuning" in text  # of eval_loss, not of the last evaluation during training
     assert text.count(EVIL) == 2
+    assert "2 of 3 answers; samples.jsonl has all" in text
     assert text.count("0.875") == 2
     assert "sft.optim.lr 0.001" in text
     assert "Pretraining, training 9 4 4,321 5 dropped tokens" in text
@@ -265,6 +266,17 @@ def test_a_sweep_is_shown_with_its_failures(tmp_path):
     write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant has a metric
     make(tmp_path)
     assert "s-b x=b it failed" in shown(tmp_path)
+
+
+@pytest.mark.parametrize(("shown_at_most", "said"), [(24, True), (30, False), (31, False)])
+def test_the_report_says_when_it_lists_only_some_answers(tmp_path, shown_at_most, said):
+    reports = write_outputs(tmp_path)
+    answer = {"prompt": "Why?", "answer": "Because.", "reference": "Because.", "match": True}
+    write_jsonl(reports / "samples.jsonl", [answer] * 30)
+    text = " ".join(" ".join(Page(make(tmp_path, samples=shown_at_most)).text).split())
+    assert text.count("Why?") == min(shown_at_most, 30)
+    assert ("24 of 30 answers" in text) is said
+    assert ("of 30 answers" in text) is said
 
 
 def test_an_output_that_is_missing_is_named(tmp_path):
