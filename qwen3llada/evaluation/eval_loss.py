@@ -20,6 +20,7 @@ from qwen3llada.evaluation.params import EvalLossParams
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import BatchLoss, batch_loss, resolve_implementation
+from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums, by_noise_level
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import LossKnobs
@@ -86,6 +87,7 @@ def evaluate_model(model: Path, data: Path, knobs: LossKnobs, params: EvalLossPa
     check_data(data / "heldout", tokenizer, language_model.config.prompt_template)
     store_attention(language_model.config, knobs.attention)
     used = batch_loss(knobs, tokenizer, language_model.config, device)
+    shorten_last_layer(language_model)
     objective = MaskedDiffusionObjective(language_model).to(device)
 
     results: dict[str, Any] = {}

@@ -40,6 +40,7 @@ class Columns:
     valid: Tensor | None = None  # [B, S] bool, False at padding
     corrupted: int = 0
     views: int = 1
+    block_length: int = 0  # above 0: every copy holds the same columns from position 0 on, cut into such blocks
 
     @property
     def first_clean(self) -> int:
@@ -93,13 +94,17 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int) -> B
 
     One mask serves all rows where nothing in `columns` differs between them.
     """
-    blocks, documents, valid = columns.blocks, columns.documents, columns.valid
+    blocks, documents, valid = columns.blocks.int(), columns.documents, columns.valid
     alike = len(blocks) == 1
 
+    def block(b: Tensor, column: Tensor) -> Tensor:
+        if columns.block_length:  # arithmetic is faster than memory
+            return column % columns.corrupted // columns.block_length
+        return blocks[b * 0 if alike else b, column]
+
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        row = b * 0 if alike else b
-        query = _Side(q, blocks[row, q], None if documents is None else documents[b, q])
-        key = _Side(k, blocks[row, k], None if documents is None else documents[b, k])
+        query = _Side(q, block(b, q), None if documents is None else documents[b, q])
+        key = _Side(k, block(b, k), None if documents is None else documents[b, k])
         seen = _sees(policy, window_blocks, columns, query, key)
         return seen if valid is None else seen & valid[b, k]
 
@@ -130,7 +135,8 @@ def mask_of_shape(
 ) -> Any:
     """The mask of a pass of `length` columns in which nothing differs between rows: made once for its shape."""
     blocks = blocks_of_copies(corrupted, views, length - corrupted * views, block_length, device)
-    columns = Columns(blocks=blocks, corrupted=corrupted, views=views)
+    same = length == corrupted * (views + 1)
+    columns = Columns(blocks=blocks, corrupted=corrupted, views=views, block_length=block_length if same else 0)
     return flex_mask(policy, columns, window_blocks, 1) if flex else dense_mask(policy, columns, window_blocks)
 
 

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
+from qwen3llada.objective.last_layer import may_shorten, rows_of_mask
 
 
 class MaskedDiffusionObjective(nn.Module):
@@ -61,7 +63,10 @@ class MaskedDiffusionObjective(nn.Module):
             ValueError: the projection's weight is sharded while `forward` runs (see the class).
         """
         embedded = self._embedded(noisy)
-        body = self.model.model(inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids)
+        fewer = self._fewer_columns(attention_mask, targets.shape[1], noisy.shape[1])
+        body = self.model.model(
+            inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids, **fewer
+        )
         if positions is None:
             positions = token_weights.flatten().nonzero().squeeze(1)
         positions = positions.to(noisy.device, non_blocking=True)
@@ -75,6 +80,17 @@ class MaskedDiffusionObjective(nn.Module):
             chunk_size=self.chunk_size,
             return_per_token=return_per_token,
         )
+
+    def _fewer_columns(self, mask: Any, predicted: int, columns: int) -> dict[str, Any]:
+        """What tells the last layer that only its first `predicted` columns are read (see `last_layer`)."""
+        own = mask[self.model.config.layer_types[-1]] if isinstance(mask, dict) else mask
+        if predicted == columns or not may_shorten(self.model, own):
+            return {}
+        if not isinstance(own, BlockMask):
+            return {"kept": predicted, "kept_mask": rows_of_mask(own, predicted)}
+        tile = own.BLOCK_SIZE[0]
+        kept = -(-predicted // tile) * tile
+        return {"kept": kept, "kept_mask": rows_of_mask(own, kept)} if kept < columns else {}
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Embeddings [B, S, D], under autocast in its dtype, so that the residual stream has that dtype.

@@ -15,6 +15,7 @@ from qwen3llada.modeling.attention import POLICIES, plan
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import BatchLoss
 from qwen3llada.objective.copies import views_of
+from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import PretrainKernelParams
 from tests.objective.objective_steps import MASK, make_model
@@ -60,6 +61,7 @@ def loss_of(settings, model, name="guidelines", implementation="sdpa"):
     store_attention(model.config, settings.attention)
     end = EOS if settings.attention.within_documents else None
     model.set_attn_implementation(implementation)
+    shorten_last_layer(model)
     return BatchLoss(
         masked_loss=LOSSES[name], smoothing=0.1, mask_token_id=MASK, attention=settings.attention, config=model.config,
         implementation=implementation, document_end=end, pad_to_multiple_of=4, device=torch.device("cpu"),
@@ -210,6 +212,16 @@ def test_levels_of_blocks_are_one_in_each_part():
         assert torch.equal(row[: len(found)][found < 1], found[found < 1])
     whole = settings_of("pretraining", "block_causal", 4, random_length_prob=0.0, level="sequence")
     assert batch_of("pretraining", whole).t.dim() == 1
+
+
+def test_the_last_layer_leaves_out_what_nobody_reads():
+    settings = settings_of("sft", "alternate:block_causal,window", 4)
+    batch, model = batch_of("sft", settings), make_model()
+    loss, seen = loss_of(settings, model), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    loss(MaskedDiffusionObjective(model), batch)
+    assert seen == [12 + 16, 12]
 
 
 def test_masks_are_made_once_for_a_shape():

@@ -10,6 +10,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import resolve_implementation
+from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.start.adapters import check_adapters, quantization
 from qwen3llada.training.start.launcher import check_launcher, check_processes, launched_processes
@@ -94,6 +95,7 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     )
     model.config.use_cache = False
     store_attention(model.config, params.attention)
+    shorten_last_layer(model)
     model.config.noise_type = params.noise.at(1.0).noise_type
     if params.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
