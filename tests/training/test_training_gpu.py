@@ -56,10 +56,11 @@ def test_compiled_layers_and_kernels_give_the_losses_of_qwen3s_own(on_gpu, tmp_p
         {"bf16": False, "fp16": True},
         {"gradient_checkpointing": True},
         {"attention": {"policy": "block", "block_length": 4}},
+        {"attention": {"policy": "block_causal", "block_length": 4}},
         pytest.param({"optim": {"name": "adamw8bit", "lr": 0.01}}, marks=bitsandbytes),
         pytest.param({"optim": {"name": "lion8bit", "lr": 0.001}}, marks=bitsandbytes),
     ],
-    ids=["default", "bf16 weights", "fp16", "checkpointing", "block", "adamw8bit", "lion8bit"],
+    ids=["default", "bf16 weights", "fp16", "checkpointing", "block", "block_causal", "adamw8bit", "lion8bit"],
 )
 def test_runs_learn_and_resume_bit_for_bit(on_gpu, tmp_path, changes):
     whole = changed(on_gpu, **changes)
