@@ -1,9 +1,8 @@
 """Triton kernels of the sampler's forward pass, for the operations between the matrix products of a Qwen3 layer.
 
 Each function runs on the current stream and is safe to capture in a CUDA graph. Sums are in float32. Where Qwen3 rounds
-to the model's type between two operations, the kernels round too. Shapes: N tokens, D hidden size,
-HQ query heads, HK key/value heads, E head size, U units of Q queries each (N = U·Q), B rows and P columns of a prefix,
-I intermediate size.
+to the model's type between two operations, the kernels round too. Shapes: N tokens, D hidden size, I intermediate size,
+HQ query heads, HK key/value heads, E head size.
 """
 
 from typing import NamedTuple

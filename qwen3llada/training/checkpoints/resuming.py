@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from. If an unfinished run could be resumed, none is silently started anew."""
+"""Choice of the checkpoint to resume from. A run never silently starts anew while an unfinished one could go on."""
 
 import logging
 import math

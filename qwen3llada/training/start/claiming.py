@@ -40,5 +40,5 @@ def check_training(params: TrainParams, section: str = "") -> None:
     model, reports = {f"{section}dst": (params.dst, MODEL)}, {f"{section}reports": (params.reports, REPORTS)}
     work = {f"{section}output_dir": (params.output_dir, WORK)}
     check_destinations(model | work | reports, {f"{section}model": params.model, f"{section}data": params.data})
-    if params.resume_from not in ("", "latest"):  # it usually lies in output_dir: no conflict with that
+    if params.resume_from not in ("", "latest"):  # not checked against output_dir, where it usually lies
         check_destinations(model | reports, {f"{section}resume_from": Path(params.resume_from)})
