@@ -89,7 +89,7 @@ def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
     return visible[:, None]
 
 
-def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int) -> BlockMask:
+def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, queries: int | None = None) -> BlockMask:
     """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair: for [`rows`, 1, S, S].
 
     One mask serves all rows where nothing in `columns` differs between them.
@@ -111,7 +111,9 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int) -> B
     length, device = blocks.shape[1], blocks.device
     one_for_all = alike and documents is None and valid is None
     build = _create_block_mask(compiled=device.type == "cuda")
-    return build(visible, B=None if one_for_all else rows, H=None, Q_LEN=length, KV_LEN=length, device=device)
+    return build(
+        visible, B=None if one_for_all else rows, H=None, Q_LEN=queries or length, KV_LEN=length, device=device
+    )
 
 
 def blocks_of_copies(corrupted: int, views: int, clean: int, block_length: int, device: torch.device) -> Tensor:
@@ -132,12 +134,16 @@ def mask_of_shape(
     block_length: int,
     flex: bool,
     device: torch.device,
+    queries: int | None = None,
 ) -> Any:
-    """The mask of a pass of `length` columns in which nothing differs between rows: made once for its shape."""
+    """The mask of a pass of `length` columns in which nothing differs between rows: made once for its shape.
+
+    queries: of the first so many columns, for FlexAttention alone; None: of all.
+    """
     blocks = blocks_of_copies(corrupted, views, length - corrupted * views, block_length, device)
     same = length == corrupted * (views + 1)
     columns = Columns(blocks=blocks, corrupted=corrupted, views=views, block_length=block_length if same else 0)
-    return flex_mask(policy, columns, window_blocks, 1) if flex else dense_mask(policy, columns, window_blocks)
+    return flex_mask(policy, columns, window_blocks, 1, queries) if flex else dense_mask(policy, columns, window_blocks)
 
 
 def block_mask(

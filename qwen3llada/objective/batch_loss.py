@@ -1,6 +1,5 @@
 """From a batch to its loss: the one path that training and evaluation share."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,10 +15,10 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import blocks_of_columns, mask_of_each_kind, plan
 from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
 from qwen3llada.objective.copies import Copies, copies, views_of
+from qwen3llada.objective.kernels import attention_kernel, resolve_implementation
 from qwen3llada.objective.params import KernelParams, LossKnobs
 
-# On Hopper cuDNN's kernel is the fastest, elsewhere flash attention's; both are exact. The first that can run is taken.
-SDPA_PRIORITY = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+TILE = 128  # columns, of FlexAttention
 
 
 class Prepared(NamedTuple):
@@ -71,17 +70,20 @@ class BatchLoss:
     document_end: int | None  # the token that ends a document, where attention is kept within documents
     pad_to_multiple_of: int
     device: torch.device
+    shortened: bool = False  # whether the model's last layer takes fewer columns (`shorten_last_layer`)
 
     def __call__(self, objective: nn.Module, batch: Batch) -> LossSum:
         """`objective`, a `MaskedDiffusionObjective` or what wraps it, on the micro-batch. Waits for no device."""
         prepared = to_device(self.prepare(batch), self.device)
+        mask = self.attention_mask(prepared)
         with attention_kernel(self.device):
             total, cross_entropy = objective(
                 prepared.tokens,
                 prepared.targets,
                 prepared.token_weights,
                 positions=prepared.positions,
-                attention_mask=self.attention_mask(prepared),
+                attention_mask=mask,
+                last_layer_mask=self._last_layer_mask(prepared, mask),
                 position_ids=prepared.position_ids,
                 smoothing=self.smoothing if self.masked_loss.smoothed else 0.0,
                 return_per_token=True,
@@ -159,6 +161,24 @@ class BatchLoss:
 
         return mask_of_each_kind(policy, self.config, mask_of)
 
+    def _last_layer_mask(self, prepared: Prepared, mask: Any) -> Any:
+        """The mask of the predicted columns in the last layer, where that is worth another mask; else None.
+
+        CUDA graphs replay layers whose mask is a tensor on a GPU, always with the same number of columns. A `BlockMask`
+        of its own is made once for a shape, and would cost too much for each batch.
+        """
+        predicted, device = prepared.targets.shape[1], prepared.tokens.device
+        if not self.shortened or not prepared.corrupted:
+            return None
+        own = mask[self.config.layer_types[-1]] if isinstance(mask, dict) else mask
+        if isinstance(own, Tensor):
+            return own[:, :, :predicted] if device.type == "cpu" else None
+        if prepared.blocks is not None or prepared.valid is not None or predicted % TILE:
+            return None
+        sizes = (prepared.corrupted, prepared.views, prepared.tokens.shape[1], prepared.block_length)
+        name = plan(self.attention.policy, self.config.num_hidden_layers)[-1]
+        return mask_of_shape(name, self.attention.window_blocks, *sizes, True, device, queries=predicted)
+
     def _columns(self, prepared: Prepared) -> Columns:
         blocks = prepared.blocks
         if blocks is None and self.attention.causal:
@@ -185,7 +205,7 @@ class BatchLoss:
 
 
 def batch_loss(knobs: LossKnobs, tokenizer: Any, config: Any, device: torch.device) -> BatchLoss:
-    """The loss that the knobs of a training section describe, for a model of that `config`.
+    """The loss that the knobs of a training section describe, for a model of that `config`, its last layer shortened.
 
     Raises: InputError if attention is to be kept within documents and the tokenizer has no EOS, which ends them.
     """
@@ -202,6 +222,7 @@ def batch_loss(knobs: LossKnobs, tokenizer: Any, config: Any, device: torch.devi
         document_end=tokenizer.eos_token_id if attention.keeps_within_documents else None,
         pad_to_multiple_of=knobs.pad_to_multiple_of,
         device=device,
+        shortened=True,
     )
 
 
@@ -217,20 +238,3 @@ def to_device(prepared: Prepared, device: torch.device) -> Prepared:
         return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
 
     return Prepared._make(map(moved, prepared))
-
-
-def resolve_implementation(attention: KernelParams, device: torch.device) -> str:
-    """The attention kernel that is asked for, or that "auto" stands for."""
-    if attention.implementation != "auto":
-        return attention.implementation
-    everything = attention.policy == "full" and not attention.keeps_within_documents
-    return "sdpa" if everything or device.type != "cuda" else "flex_attention"
-
-
-def attention_kernel(device: torch.device) -> AbstractContextManager:
-    """Which of torch's scaled-dot-product kernels are tried, in order."""
-    if device.type != "cuda":
-        return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel([getattr(SDPBackend, name) for name in SDPA_PRIORITY], set_priority=True)

@@ -7,7 +7,6 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, apply_rotary_pos_emb, eager_attention_forward
 
@@ -17,20 +16,6 @@ def shorten_last_layer(model: Any) -> None:
     layer = model.model.layers[-1]
     layer.forward = MethodType(_forward, layer)
     model.shortens_last_layer = True
-
-
-def may_shorten(model: Any, mask: Any) -> bool:
-    """Whether the last layer can be asked for fewer columns than the others.
-
-    CUDA graphs, which replay layers whose mask is a tensor, are captured for one number of columns.
-    """
-    graphed = isinstance(mask, Tensor) and mask.is_cuda
-    return getattr(model, "shortens_last_layer", False) and mask is not None and not graphed
-
-
-def rows_of_mask(mask: Any, kept: int) -> Any:
-    """The mask of the first `kept` queries. A `BlockMask` is cut between tiles: `kept` is a multiple of its tile."""
-    return mask[:, :, : kept // mask.BLOCK_SIZE[0]] if isinstance(mask, BlockMask) else mask[:, :, :kept]
 
 
 def _forward(

@@ -4,10 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
-from qwen3llada.objective.last_layer import may_shorten, rows_of_mask
 
 
 class MaskedDiffusionObjective(nn.Module):
@@ -41,6 +39,7 @@ class MaskedDiffusionObjective(nn.Module):
         *,
         positions: Tensor | None = None,
         attention_mask: Any = None,
+        last_layer_mask: Any = None,
         position_ids: Tensor | None = None,
         smoothing: float = 0.0,
         return_per_token: bool = False,
@@ -55,6 +54,8 @@ class MaskedDiffusionObjective(nn.Module):
             positions: [N] indices of the corrupted positions in the flattened [B, L]. None computes them, which makes
                 the host wait for the device, so data loading should provide them. N = 0 gives 0 with zero gradients.
             attention_mask: passed to the model's body.
+            last_layer_mask: the mask of the first L columns in the last layer, which then computes the output of no
+                other (see `last_layer`; the model's last layer must have been shortened). None: all S.
             position_ids: [B, S], passed to the model's body.
             smoothing: label smoothing, as in `fused_cross_entropy`.
             return_per_token: also return the cross-entropies [N] at `positions`, unweighted, unsmoothed and detached.
@@ -63,7 +64,7 @@ class MaskedDiffusionObjective(nn.Module):
             ValueError: the projection's weight is sharded while `forward` runs (see the class).
         """
         embedded = self._embedded(noisy)
-        fewer = self._fewer_columns(attention_mask, targets.shape[1], noisy.shape[1])
+        fewer = {} if last_layer_mask is None else {"kept": targets.shape[1], "kept_mask": last_layer_mask}
         body = self.model.model(
             inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids, **fewer
         )
@@ -80,17 +81,6 @@ class MaskedDiffusionObjective(nn.Module):
             chunk_size=self.chunk_size,
             return_per_token=return_per_token,
         )
-
-    def _fewer_columns(self, mask: Any, predicted: int, columns: int) -> dict[str, Any]:
-        """What tells the last layer that only its first `predicted` columns are read (see `last_layer`)."""
-        own = mask[self.model.config.layer_types[-1]] if isinstance(mask, dict) else mask
-        if predicted == columns or not may_shorten(self.model, own):
-            return {}
-        if not isinstance(own, BlockMask):
-            return {"kept": predicted, "kept_mask": rows_of_mask(own, predicted)}
-        tile = own.BLOCK_SIZE[0]
-        kept = -(-predicted // tile) * tile
-        return {"kept": kept, "kept_mask": rows_of_mask(own, kept)} if kept < columns else {}
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Embeddings [B, S, D], under autocast in its dtype, so that the residual stream has that dtype.

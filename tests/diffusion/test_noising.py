@@ -350,8 +350,6 @@ def test_levels_that_do_not_fit():
     for shape in ((3,), (4, 1), (4, 6), (4, 5, 1)):
         with pytest.raises(ValueError, match="levels of shape"):
             noise(tokens(4, 5), levels=torch.full(shape, 0.5))
-    with pytest.raises(ValueError, match="mask_contiguous_region_prob=0"):
-        noise(tokens(4, 5), NoiseParams(mask_contiguous_region_prob=0.5), levels=torch.full((4, 5), 0.5))
 
 
 def test_an_empty_batch():
@@ -406,3 +404,36 @@ def test_bad_replacements(real):
 def test_bad_params(bad):
     with pytest.raises(ValidationError, match=next(iter(bad))):
         NoiseParams(**bad)
+
+
+def test_each_stretch_of_one_level_has_a_span_of_its_own():
+    """Two blocks of 6 at levels 0.5 and 1/3: one run of 3 and one of 2 positions, whose starts are not one."""
+    rows = 400
+    levels = torch.tensor([0.5] * 6 + [1 / 3] * 6).double().expand(rows, 12)
+    noised = noise(tokens(rows, 12), NoiseParams(mask_contiguous_region_prob=1.0, eps=1e-9), levels=levels)
+    starts = set()
+    for row in noised.masked.tolist():
+        first, second = ([i for i, masked in enumerate(block) if masked] for block in (row[:6], row[6:]))
+        assert first == list(range(first[0], first[0] + 3))
+        assert second == list(range(second[0], second[0] + 2))
+        starts.add((first[0], second[0]))
+    assert len(starts) == 4 * 5
+
+
+def test_hybrid_noise_replaces_a_share_and_masks_the_rest():
+    rows, length, share = 300, 40, 0.25
+    params = NoiseParams(noise_type="hybrid", replace_share=share)
+    noised = noise(tokens(rows, length), params)
+    replaced = noised.masked & (noised.tokens != MASK)
+    assert ((noised.tokens != tokens(rows, length)) <= noised.masked).all()
+    found = int(replaced.sum()), int(noised.masked.sum())
+    assert stats.binomtest(*found, share).pvalue > ALPHA
+    assert set(noised.tokens[replaced].unique().tolist()) <= set(torch.as_tensor(REAL).tolist())
+
+
+def test_levels_keep_to_their_range():
+    indices = torch.arange(1000)
+    t = noise_levels(indices, seed=1, epoch=0, t_range=(0.3, 0.8))
+    assert 0.3 <= t.min() < 0.31
+    assert 0.79 < t.max() < 0.8
+    assert torch.allclose(t, 0.3 + 0.5 * noise_levels(indices, seed=1, epoch=0))

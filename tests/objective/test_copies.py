@@ -65,6 +65,7 @@ def loss_of(settings, model, name="guidelines", implementation="sdpa"):
     return BatchLoss(
         masked_loss=LOSSES[name], smoothing=0.1, mask_token_id=MASK, attention=settings.attention, config=model.config,
         implementation=implementation, document_end=end, pad_to_multiple_of=4, device=torch.device("cpu"),
+        shortened=True,
     )  # fmt: skip
 
 
@@ -233,3 +234,21 @@ def test_masks_are_made_once_for_a_shape():
     assert set(one) == {"full_attention", "sliding_attention"}
     assert all(one[kind] is other[kind] for kind in one)
     assert one["full_attention"].shape == (1, 1, 32, 32)
+
+
+def test_a_block_mask_of_the_last_layer_is_that_of_the_predicted_columns():
+    """FlexAttention without compilation: the loss of dense masks, with a last layer of the first 128 columns alone."""
+    settings = settings_of("pretraining", "block_causal", 32, random_length_prob=0.0)
+    generator = np.random.default_rng(1)
+    rows = Rows("pretraining")
+    rows.rows, rows.lengths, rows.prompts = [generator.integers(0, 60, 128)], np.array([128]), [None]
+    (step,) = Source(rows, settings).steps(0)
+    totals = []
+    for implementation in ("sdpa", "flex_attention"):
+        model, seen = make_model(head_dim=16), []
+        model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].shape[1]))
+        loss = loss_of(settings, model, implementation=implementation)
+        with torch.no_grad():
+            totals.append(float(loss(MaskedDiffusionObjective(model), step.micro_batches[0]).total))
+        assert seen == [128]
+    assert totals[1] == pytest.approx(totals[0], rel=1e-5)

@@ -11,18 +11,12 @@ from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
 from qwen3llada.training.cuda.rotary_kernels import norm_rotate
 
-HOPPER_TILES = {
-    "fwd_BLOCK_M": 64,
-    "fwd_BLOCK_N": 64,
-    "fwd_num_warps": 4,
-    "fwd_num_stages": 3,
-    "bwd_BLOCK_M1": 32,
-    "bwd_BLOCK_N1": 64,
-    "bwd_BLOCK_M2": 64,
-    "bwd_BLOCK_N2": 32,
-    "bwd_num_warps": 4,
-    "bwd_num_stages": 3,
+FORWARD_TILES = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
+BACKWARD_TILES = {
+    **{"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32},
+    **{"bwd_num_warps": 4, "bwd_num_stages": 3},
 }
+SHORT = 4096  # columns: up to there the backward pass gains from small tiles
 
 
 def fuse_attention(model: Any) -> None:
@@ -81,4 +75,4 @@ def flex_tiles(query: Tensor) -> dict[str, Any] | None:
     """Tile sizes of FlexAttention's kernels that were fastest on an H200 (bench.train); None: torch's own choice."""
     if query.shape[-1] != 128 or query.dtype == torch.float32 or torch.cuda.get_device_capability(query.device)[0] != 9:
         return None
-    return HOPPER_TILES
+    return FORWARD_TILES | BACKWARD_TILES if query.shape[1] <= SHORT else FORWARD_TILES

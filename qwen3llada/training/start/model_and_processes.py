@@ -9,7 +9,7 @@ import torch
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
-from qwen3llada.objective.batch_loss import resolve_implementation
+from qwen3llada.objective.kernels import resolve_implementation
 from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.start.adapters import check_adapters, quantization
