@@ -13,8 +13,12 @@ from qwen3llada.training.cuda.rotary_kernels import norm_rotate
 
 FORWARD_TILES = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
 BACKWARD_TILES = {
-    **{"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32},
-    **{"bwd_num_warps": 4, "bwd_num_stages": 3},
+    "bwd_BLOCK_M1": 32,
+    "bwd_BLOCK_N1": 64,
+    "bwd_BLOCK_M2": 64,
+    "bwd_BLOCK_N2": 32,
+    "bwd_num_warps": 4,
+    "bwd_num_stages": 3,
 }
 SHORT = 4096  # columns: up to there the backward pass gains from small tiles
 
