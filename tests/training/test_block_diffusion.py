@@ -53,7 +53,7 @@ def test_a_run_learns(request, kind):
     params = changed(request.getfixturevalue(kind), max_steps=60, save_steps=60, eval_every_steps=10, attention=BLOCKS)
     train(params, seed=1)
     losses = [point["eval/loss"] for point in curves(params, 60) if "eval/loss" in point]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_adapters(fine_tuning):
