@@ -33,7 +33,7 @@ from qwen3llada.corpus.validation.rules import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.environment import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.params import EvalLossParams, ReportParams
+from qwen3llada.evaluation.params import EvalLossParams, EvaluateParams, ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
@@ -59,6 +59,7 @@ class Params(Section):
     pretrain: PretrainParams
     sft: SftParams
     eval_loss: EvalLossParams
+    evaluate: EvaluateParams
     sample: SampleParams
     report: ReportParams
 

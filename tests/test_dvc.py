@@ -100,7 +100,8 @@ def test_nothing_is_tracked_that_the_machine_decides():
     reports = [PARAMS[phase]["reports"] for phase in ("pretrain", "sft")]
     beside = [f"{folder}/{name}" for folder in reports for name in ("speed.json", "speed.jsonl", "metrics.json")]
     beside += ["reports/report_run.js", "reports/history.jsonl", "reports/sample_throughput.json"]
-    beside += ["reports/tokenize_pack/throughput.json", "reports/validation/index.html"]
+    beside += ["reports/evaluate/throughput.json", "reports/tokenize_pack/throughput.json"]
+    beside += ["reports/validation/index.html"]
     for stage in PIPELINE:
         named = [path for kind in ("outs", "metrics", "plots", "deps") for path in outputs(stage, kind)]
         for phase in ("pretrain", "sft"):
@@ -115,6 +116,7 @@ def test_metrics_are_the_few_numbers_that_people_compare(tmp_path, monkeypatch):
 
     assert {path for stage in PIPELINE for path in outputs(stage, "metrics")} == {
         "reports/eval_loss.json",
+        "reports/evaluate.json",
         "reports/sample.json",
     }
     losses = dict.fromkeys(LOSSES, 0.5)
@@ -222,7 +224,7 @@ def test_nothing_is_stale_without_a_change(recorded):
 @pytest.mark.parametrize(
     ("edit", "stale"),
     [
-        ({"sample.temperature": 0.5}, {"sample", "report"}),
+        ({"sample.temperature": 0.5}, {"sample", "evaluate", "report"}),
         ({"sft.loss_impl": "dllm"}, {"sft", "eval_loss"}),
         ({"pretrain.loss_impl": "dllm"}, {"pretrain", "eval_loss"}),
         ({"pretrain.noise.schedule": "cosine"}, {"pretrain", "eval_loss"}),
