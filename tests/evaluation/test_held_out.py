@@ -2,15 +2,10 @@
 
 import csv
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../training"))
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../sampling"))
-from runs import free_port, run_together
 
 from qwen3llada.artifacts import file_digest, read_json, write_json
 from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
@@ -25,6 +20,7 @@ from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.sampler import generate
 from tests.objective.objective_steps import make_model
+from tests.training.runs import free_port, run_together
 
 EOS, MASK = 60, 66
 PARAMS = EvaluateParams(
