@@ -10,7 +10,6 @@ request's own tokens, so `--limit`, batches and the other requests change nothin
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from qwen3llada.commandline import validated
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.harness_text import cut_at, encode_pair, key_of, windows_of
 from qwen3llada.evaluation.likelihood import estimate
-from qwen3llada.sampling.dialogue.text_model import TextModel
+from qwen3llada.sampling.dialogue.library import load
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import generate
 
@@ -58,19 +57,19 @@ class HarnessModel(LM):
         **knobs: Any,
     ) -> None:
         super().__init__()
-        if dtype not in ("float32", "bfloat16"):
-            raise InputError(f"{dtype=} must be float32 or bfloat16")
         if not str(batch_size).isdecimal():  # "auto" of lm-eval: likelihoods are batched by tokens anyhow
             batch_size = 16
-        place = None if device is None else torch.device(device)
-        self.text = TextModel.load(Path(pretrained).expanduser(), bf16=dtype == "bfloat16", device=place)
+        self._told: set[str] = set()
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            self._tell(f"{device=}, which lm-eval asks for by itself, is not there: computing on the CPU")
+            device = "cpu"
+        self.text = load(pretrained, device=device, dtype=dtype)
         self.tokenizer = self.text.tokenizer
         self.params = validated(AnswerParams, {**knobs, "batch_size": int(batch_size)}, "model_args")
         self._steps_given = "steps" in knobs
         self.rounds, self.seed, self.batch_tokens = int(rounds), int(seed), int(batch_tokens)
         self.check_greedy = bool(check_greedy)
         self._device = self.text.model.device
-        self._told: set[str] = set()
 
     @property
     def max_length(self) -> int:

@@ -124,7 +124,8 @@ def test_conversations_take_the_form_of_the_training(model):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"dtype": "int8"}, "dtype='int8' must be float32 or bfloat16"),
+        ({"dtype": "int8"}, "dtype=int8 must be one of float32, bfloat16"),
+        ({"device": "tpu"}, "device='tpu' cannot be used here"),
         ({"stepz": 3}, "model_args: stepz: unknown"),
         ({"unmask": "none"}, "model_args: unmask: given 'none'"),
     ],
@@ -132,6 +133,12 @@ def test_conversations_take_the_form_of_the_training(model):
 def test_wrong_model_args_are_one_line(folder, given, said):
     with pytest.raises(InputError, match=said):
         HarnessModel(str(folder), **given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_gpu_that_lm_eval_asks_for_by_itself_is_not_needed(folder, caplog):
+    assert HarnessModel(str(folder), device="cuda:0").device.type == "cpu"
+    assert "is not there: computing on the CPU" in caplog.text
 
 
 def test_lm_eval_runs_the_shipped_tasks_and_keeps_results_and_samples(folder, tmp_path, monkeypatch):
