@@ -32,7 +32,7 @@ from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextD
 from qwen3llada.corpus.validation.rules import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.params import EvalLossParams, ReportParams
+from qwen3llada.evaluation.params import EvalLossParams, EvaluateParams, ReportParams
 from qwen3llada.knob_variables import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
@@ -59,6 +59,7 @@ class Params(Section):
     pretrain: PretrainParams
     sft: SftParams
     eval_loss: EvalLossParams
+    evaluate: EvaluateParams
     sample: SampleParams
     report: ReportParams
 

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.graph import Policy
 from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
+from qwen3llada.evaluation.params import HarnessRequest
 from qwen3llada.params import Params, load, load_stage, run_as_stage, use
 from qwen3llada.sampling.dialogue.ask import SampleRequest
 from qwen3llada.sampling.dialogue.chat import ChatParams
@@ -108,7 +109,7 @@ def without_bounds(cls: type[BaseModel]) -> list[str]:
     return [key for key, _, found in numbers(cls) if not all(bounded(number) for number in found)]
 
 
-MODELS = [Params, SampleRequest, ChatParams, Policy]
+MODELS = [Params, SampleRequest, HarnessRequest, ChatParams, Policy]
 
 
 def test_every_number_has_a_lower_and_an_upper_bound():

@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     REPLACED = 5
     BLOCK_ORDER = 6
     BLOCK_SPAN = 7
+    MASK_COUNT = 8
+    MASK_RANK = 9
 
 
 def philox_words(seed: int, epoch: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:

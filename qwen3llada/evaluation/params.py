@@ -1,8 +1,12 @@
-"""The knobs of the held-out loss and of the report."""
+"""The knobs of the held-out loss, of the likelihood bounds and of the report."""
+
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qwen3llada.section import Section
+from qwen3llada.section import MAX_TOKENS, Section
+from qwen3llada.tracked import Request
 
 
 class EvalLossParams(Section):
@@ -21,8 +25,77 @@ class EvalLossParams(Section):
     )
 
 
+class EvaluateParams(Section):
+    """How likelihood bounds, and quality against speed, are measured. The same for all variants of a sweep."""
+
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of its masks and of its sampling, 0 to below 2^63; apart from all training"
+    )
+    samples: int = Field(
+        200,
+        ge=0,
+        le=1_000_000_000,
+        description="Held-out texts, and held-out answers, up to 1e+09, at even distances; 0: all",
+    )
+    rounds: int = Field(8, ge=1, le=10_000, description="Masks drawn for each of them, 1 to 10,000")
+    batch_tokens: int = Field(
+        16384, ge=1, le=1_000_000_000, description="Tokens of a forward pass, 1 to 1e+09; changes no number"
+    )
+    bf16: bool = Field(False, description="Compute in bfloat16 (cross-entropies in float32); false: in float32")
+    autoregressive: bool = Field(
+        True, description="Also the likelihood under the Qwen3 checkpoint that conversion started from"
+    )
+    prompts: int = Field(
+        30,
+        ge=0,
+        le=1_000_000_000,
+        description="Held-out prompts answered at each setting of quality against speed, up to 1e+09; 0: no curve",
+    )
+    confidence_thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.5, 0.7, 0.9, 0.95), description="Settings with unmask threshold, each 0 to 1"
+    )
+    tokens_per_step: tuple[Annotated[int, Field(ge=1, le=MAX_TOKENS)], ...] = Field(
+        (1, 2, 4, 8),
+        description="Settings with unmask fixed: tokens that a step commits, each 1 to 1,048,576 and no more than a"
+        " block; sample.steps is then sample.gen_length divided by it, at least one for each block",
+    )
+    answer_rounds: int = Field(
+        8, ge=1, le=10_000, description="Masks drawn for the likelihood of each such answer, 1 to 10,000"
+    )
+
+
 class ReportParams(Section):
     """What the report shows."""
 
     samples: int = Field(default=24, ge=0, le=10_000, description="Held-out answers shown, 0 to 10,000")
     played: int = Field(default=4, ge=0, le=1000, description="Answers whose denoising can be played, 0 to 1,000")
+
+
+class HarnessRequest(Request):
+    """What one call of lm-evaluation-harness is asked."""
+
+    tasks: list[str] = Field(["world_choice", "world_answer", "word_problems"], description="Names of tasks")
+    model: Path | None = Field(None, description="Folder of the checkpoint; null: the fine-tuned one, sft.dst")
+    include_path: Path | None = Field(None, description="Folder with more task files (YAML)")
+    num_fewshot: int | None = Field(
+        None, ge=0, le=1000, description="Solved examples before each question, 0 to 1,000; null: as the task says"
+    )
+    limit: int | None = Field(
+        None, ge=1, le=1_000_000_000, description="Questions of each task, 1 to 1e+09, the first ones; null: all"
+    )
+    apply_chat_template: bool = Field(False, description="Ask in the form in which the model was taught")
+    rounds: int = Field(32, ge=1, le=10_000, description="Masks drawn for each likelihood, 1 to 10,000")
+    steps: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Forward passes for an answer, 1 to 1,048,576; null: one for each token"
+    )
+    batch_size: int = Field(16, ge=1, le=65536, description="Answers decoded together, 1 to 65,536")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="What the model computes in")
+    out: Path = Field(Path("reports/harness"), description="Folder for results and samples, in lm-eval's format")
+
+    def files(self) -> dict[str, Path] | None:
+        """The folder of the results."""
+        return {"--out": self.out}
+
+    def reads(self) -> list[str]:
+        """The model, and the conversations that the tasks' data are made of."""
+        return ["data/validated", str(self.model or "${sft.dst}")]

@@ -144,6 +144,46 @@ def loss_table(losses: Mapping[str, Mapping[str, Any]], details: Mapping[str, Ma
     return {"columns": columns, "rows": rows}
 
 
+def bound_table(numbers: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Likelihoods of evaluate.json: a row for each model, with value and standard error of each kind of data."""
+    rows = []
+    for name, found in numbers.items():
+        shown = PHASES.get(name, "Qwen3 that conversion started from, left to right")
+        values = {key.rsplit("_", 1)[0]: value for key, value in found.items() if not key.endswith("_error")}
+        errors = {key.rsplit("_", 2)[0]: value for key, value in found.items() if key.endswith("_error")}
+        rows.append({"name": shown, "values": values, "errors": errors})
+    return rows
+
+
+def bound_charts(details: Mapping[str, Any]) -> dict[str, str]:
+    """Charts of evaluate/details.json by their heading: loss by noise level, and quality over tokens per pass."""
+    levels = {
+        f"{PHASES.get(name, name)}, {kind}": found[LEVELS]
+        for name, kinds in details["models"].items()
+        for kind, found in kinds.items()
+        if found.get(LEVELS)
+    }
+    charts = {"Cross-entropy by noise level": level_chart(levels)}
+    for heading, column in (("Exact match", "exact_match"), ("Nats per token of the answers", "answer_nll")):
+        series: dict[str, list[Point]] = {}
+        for row in sorted(details["quality"], key=lambda row: row["tokens_per_pass"]):
+            series.setdefault(row["unmask"], []).append((row["tokens_per_pass"], row[column]))
+        charts[heading] = line_chart(series, x_label="tokens per forward pass", y_label=heading.lower(), dots=True)
+    return {heading: chart for heading, chart in charts.items() if chart}
+
+
+def read_quality_speed(folder: Path) -> list[dict[str, Any]]:
+    """Quality and speed of each setting of the sampler; none where that was not measured here, as in `read_speed`."""
+    path, details = folder / "evaluate/throughput.json", folder / "evaluate/details.json"
+    if not path.is_file():
+        return []
+    with content_blamed(path):
+        speed = read_json(path)
+        if speed["of"] != file_digest(details):
+            return []
+        return [row | fast for row, fast in zip(read_object(details)["quality"], speed["settings"], strict=True)]
+
+
 def read_sweep(path: Path, current: Mapping[str, float]) -> dict[str, Any] | None:
     """The result of the last sweep together with the reported run; None if there was no sweep.
 

@@ -19,11 +19,15 @@ from qwen3llada.report.data import (
     LEVELS,
     PHASES,
     as_yaml_lines,
+    bound_charts,
+    bound_table,
+    content_blamed,
     flat_numbers,
     level_chart,
     loss_table,
     read_curves,
     read_object,
+    read_quality_speed,
     read_speed,
     read_sweep,
     training_charts,
@@ -78,6 +82,7 @@ def write_report(
         "hardware": hardware(),
         "speeds": {phase: read_speed(folder) for phase, (folder, _) in runs.items()},
         "previous": compare_with_previous(reports / "history.jsonl", run),
+        "quality": read_quality_speed(reports),
         "sweep": read_sweep(reports / "sweep.json", _named_by_file(numbers)),
     }
     _write(reports / SHORT, _render(f"{SHORT}.jinja", results))
@@ -88,7 +93,11 @@ def write_report(
     return reports / PAGE
 
 
-RESULTS = {"eval_loss": "eval_loss.json", "sample": "sample.json"}  # the metrics of dvc.yaml
+RESULTS = {
+    "eval_loss": "eval_loss.json",
+    "evaluate": "evaluate.json",
+    "sample": "sample.json",
+}  # the metrics of dvc.yaml
 IDENTITY = "{identity of this page}"  # placeholder in the template for the hash of the page
 
 
@@ -116,7 +125,15 @@ def _results(reports: Path, numbers: Mapping[str, Any], folders: Mapping[str, Pa
         "levels": level_chart({PHASES[phase]: details[phase].get(LEVELS, {}) for phase in PHASES}),
         "numbers": numbers,
         "details": details,
-    }
+    } | _bounds(reports, numbers["evaluate"])
+
+
+def _bounds(reports: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The likelihoods, as the template shows them."""
+    path = reports / "evaluate/details.json"
+    details = read_object(path)
+    with content_blamed(path):
+        return {"bounds": bound_table(numbers), "bound_charts": bound_charts(details)}
 
 
 def _check_run(phase: str, path: Path, summary: Mapping[str, Any], settings: str) -> None:

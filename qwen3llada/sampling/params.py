@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from qwen3llada.errors import InputError
+from qwen3llada.sampling.dialogue.extraction import checked
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 from qwen3llada.tracked import Request
@@ -98,6 +99,12 @@ class SampleParams(AnswerParams):
         200, ge=0, le=1_000_000_000, description="Held-out prompts to answer, up to 1e+09, at even distances; 0: all"
     )
     bf16: bool = Field(False, description="Compute in bfloat16 instead of float32")
+    extract: Annotated[str, AfterValidator(checked)] = Field(
+        "none",
+        description="What of an answer is compared with the reference. none: all of it; last_number: the last number;"
+        " after:TEXT: what follows the last TEXT on its line; regex:PATTERN: the last match, or its first group."
+        " Numbers are compared as numbers",
+    )
 
 
 class SampleRequest(Request):

@@ -25,7 +25,7 @@ LONGER = [  # enough steps to interfere with
     "pretrain.eval_every_steps=200",
 ]
 BEFORE_TRAINING = ("download", "convert", "analyze", "validate", "tokenize_pack")
-ORDER = (*BEFORE_TRAINING, "pretrain", "sft", "eval_loss", "sample", "report")
+ORDER = (*BEFORE_TRAINING, "pretrain", "sft", "eval_loss", "evaluate", "sample", "report")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_sweep_of_the_losses_leaves_the_workspace_alone(undisturbed):
     result = json.loads((undisturbed.root / "reports/sweep.json").read_text())
     rows = {row["name"]: row for row in result["variants"]}
     assert list(rows) == ["sweep-guidelines", "sweep-dllm", "sweep-soft_ce"]
-    assert result["metric"] == "reports/eval_loss.json:sft.guidelines"
+    assert result["metric"] == "reports/evaluate.json:sft.answers_nelbo"
     for row in rows.values():
         print(f"\n{row['name']}: {row['metrics'][result['metric']]:.4f} in {row['seconds']} s, {row['stages']}")
         assert tuple(row["stages"]) == ORDER
@@ -195,5 +195,5 @@ def test_a_sweep_of_the_losses_leaves_the_workspace_alone(undisturbed):
     applied = undisturbed.dvc("exp", "apply", "sweep-dllm")
     assert applied.returncode == 0, applied.stderr
     assert undisturbed.dvc("status").stdout.strip() == "Data and pipelines are up to date."
-    evaluated = json.loads((undisturbed.root / "reports/eval_loss.json").read_text())
-    assert evaluated["sft"]["guidelines"] == rows["sweep-dllm"]["metrics"][result["metric"]]
+    evaluated = json.loads((undisturbed.root / "reports/evaluate.json").read_text())
+    assert evaluated["sft"]["answers_nelbo"] == rows["sweep-dllm"]["metrics"][result["metric"]]

@@ -55,6 +55,7 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
     details = {"loss": 0.5, "loss_impl": "dllm", "samples": 7}
     levels = {"by_noise_level": {"0.0-0.1": 0.1}}
     write_json(reports / "eval_loss_details.json", {"pretrain": details, "sft": details | levels})
+    write_evaluation(reports)
     write_json(reports / "sample.json", {"exact_match": exact_match, "samples": 4})
     rows = [{"prompt": EVIL, "answer": "a < b", "reference": "a < b", "match": True}]
     write_jsonl(reports / "samples.jsonl", rows * 3)
@@ -73,6 +74,24 @@ def write_outputs(root: Path, exact_match: float = 0.75) -> Path:
     files = {"a.json": {"bytes": 3, "sha256": "00"}}
     write_json(root / "SOURCE.json", {"model": {"source": "builtin", "revision": None, "files": files}})
     return reports
+
+
+def write_evaluation(reports: Path) -> None:
+    """As the stage evaluate leaves it."""
+    numbers = {"text_nelbo": 1.25, "text_nelbo_error": 0.03125, "answers_nelbo": 2.5, "answers_nelbo_error": 0.0625}
+    source = {"text_nll": 7.125, "text_nll_error": 0.011, "answers_nll": 7.25, "answers_nll_error": 0.042}
+    write_json(reports / "evaluate.json", {"source": source, "pretrain": numbers, "sft": numbers})
+    level = {"by_noise_level": {"0.0-0.1": 0.25, "0.1-0.2": 0.5}}
+    quality = [
+        {"unmask": unmask, "setting": n, "exact_match": 0.5, "answer_nll": 0.75, "tokens_per_pass": float(n)}
+        for unmask in ("threshold", "fixed")
+        for n in (1, 2)
+    ]
+    models = {"source": {"text": {}, "answers": {}}, "sft": {"text": level, "answers": level}}
+    write_json(reports / "evaluate/details.json", {"rounds": 2, "models": models, "quality": quality})
+    speeds = [{"unmask": row["unmask"], "setting": row["setting"], "tokens_per_second": 321.5} for row in quality]
+    of = file_digest(reports / "evaluate/details.json")
+    write_json(reports / "evaluate/throughput.json", {"of": of, "settings": speeds})
 
 
 def write_speed(folder: Path, rate: float | None = 123.4) -> None:
@@ -144,7 +163,7 @@ def test_the_page_shows_the_numbers_and_loads_one_file_beside_it(tmp_path):
     assert "Pretraining, training 9 4 4,321 5 dropped tokens" in text
     assert "Fine-tuning, held out 3 2 80 1 dropped" in text
     assert "This is the first run here" in shown(tmp_path)
-    assert page.tags.count("svg") == 2 * 3 + 1  # loss, by noise level and rate of two runs; losses by noise level
+    assert page.tags.count("svg") == 2 * 3 + 1 + 3  # loss, by noise level and rate of two runs; of losses and bounds
     summary = (tmp_path / "reports/summary.md").read_text()
     assert "75 % exact of 4" in summary
 
@@ -215,6 +234,7 @@ def test_speeds_of_another_run_are_not_shown(tmp_path):
     summary = reports / "sft/summary.json"
     write_json(summary, read_json(summary) | {"loss": 0.5})
     (reports / "pretrain/speed.json").unlink()
+    write_json(reports / "evaluate/details.json", read_json(reports / "evaluate/details.json") | {"rounds": 3})
     make(tmp_path)
     assert "tokens/s" not in shown(tmp_path)
     assert shown(tmp_path).count("Its speed is not known here") == 2
@@ -225,11 +245,12 @@ def test_each_place_in_the_page_has_its_part_beside_it(tmp_path):
     write_outputs(tmp_path)
     html = make(tmp_path)
     places = re.findall(r'data-run="([\w-]+)"', html)
-    assert sorted(places) == ["comparison", "machine", "speed-pretrain", "speed-sft"]
+    assert sorted(places) == ["comparison", "machine", "quality", "speed-pretrain", "speed-sft"]
     assert re.findall(r'data-run="([\w-]+)"', beside(tmp_path)) == [
         "machine",
         "speed-pretrain",
         "speed-sft",
+        "quality",
         "comparison",
     ]
     (identity,) = re.findall(r'<body data-identity="(\w{16})">', html)
@@ -462,3 +483,23 @@ def test_the_first_answers_can_be_played(tmp_path, checkpoint):
     assert page.tags.count("button") == 2
     assert page.loaded == ["report_run.js"]
     assert " ".join(page.text).count("w1 w2 w3") == 1
+
+
+def test_likelihoods_have_their_errors_and_quality_its_chart(tmp_path):
+    write_outputs(tmp_path)
+    page = make(tmp_path)
+    text = " ".join(" ".join(Page(page).text).split())
+    assert "Fine-tuning 1.25 ± 0.03125 2.5 ± 0.0625" in text
+    assert "Qwen3 that conversion started from, left to right 7.125 ± 0.011 7.25 ± 0.042" in text
+    points = {"threshold": [(1.0, 0.5), (2.0, 0.5)], "fixed": [(1.0, 0.5), (2.0, 0.5)]}
+    chart = charts.line_chart(points, x_label="tokens per forward pass", y_label="exact match", dots=True)
+    assert chart in page
+    assert "321.5" not in page  # of the machine: beside the page
+    assert "threshold 1 0.5 0.75 1 321.5" in shown(tmp_path)
+    assert "Fine-tuning**: text 1.25 ± 0.03125, answers 2.5 ± 0.0625" in (tmp_path / "reports/summary.md").read_text()
+
+
+def test_without_speeds_of_this_machine_there_is_no_table_of_them(tmp_path):
+    (write_outputs(tmp_path) / "evaluate/throughput.json").unlink()
+    make(tmp_path)
+    assert "tokens per pass" not in shown(tmp_path)

@@ -47,7 +47,7 @@ def answer_request(request: SampleRequest, model: Path, params: SampleParams, *,
     else:
         print_answers(asked, answers)
     if request.trace:
-        settings = {"model": model} | params.model_dump(exclude={"samples"}) | {"seed": seed}
+        settings = {"model": model} | params.model_dump(exclude={"samples", "extract"}) | {"seed": seed}
         write_trace_page(request.trace, traces, settings)
 
 

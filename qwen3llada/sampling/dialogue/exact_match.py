@@ -1,4 +1,4 @@
-"""How many held-out prompts a model answers exactly."""
+"""How many held-out prompts a model answers exactly, as a whole or by the result in the answer."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from qwen3llada.artifacts import write_json, write_jsonl
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
 from qwen3llada.corpus.tokens.tokenizer import check_data
 from qwen3llada.errors import InputError
+from qwen3llada.sampling.dialogue.extraction import result_of, same_result
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import SampleParams
 
@@ -26,24 +27,16 @@ def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams,
         model: folder of the checkpoint. data: folder of tokenized prompts and answers.
 
     Returns: the content of sample.json.
-    Raises: InputError if the model or the data are missing or do not belong together, or the data have no prompts.
+    Raises: InputError if the model or the data are missing or do not belong together, the data have no prompts, or
+        `params.extract` finds nothing in a reference.
     """
     text = TextModel.load(model, bf16=params.bf16)
-    dataset = load_tokens(data)
-    count = min(params.samples or len(dataset), len(dataset))
-    if not count:
-        raise InputError(f"{data}: no prompts in it")
-    chosen = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
-    if any(sample.prompt_length is None for sample in chosen):
-        raise InputError(f"{data}: must hold prompts with answers, not plain text")
-    check_data(data, text.tokenizer, text.model.config.prompt_template)
-    prompts = [sample.tokens[: sample.prompt_length].tolist() for sample in chosen]
-    references = [text.decode(sample.tokens[sample.prompt_length :].tolist()) for sample in chosen]
+    prompts, references = heldout_prompts(text, data, params)
     answers = list(text.answers(prompts, params, seed=seed, progress=True))
-
     rows = [
         {k: v for k, v in asdict(answer).items() if k not in MACHINE_DEPENDENT}
-        | {"reference": reference, "match": answer.answer == reference}
+        | {"reference": reference}
+        | compared(answer.answer, reference, params.extract)
         for answer, reference in zip(answers, references, strict=True)
     ]
     batches = answers[:: params.batch_size]
@@ -63,3 +56,30 @@ def answer_heldout(model: Path, data: Path, reports: Path, params: SampleParams,
     write_json(reports / "sample.json", report)
     write_json(reports / "sample_throughput.json", speed)
     return report
+
+
+def heldout_prompts(text: TextModel, data: Path, params: SampleParams) -> tuple[list[list[int]], list[str]]:
+    """Token ids of `params.samples` held-out prompts at even distances, and the texts of their reference answers.
+
+    Raises: InputError as `answer_heldout`.
+    """
+    dataset = load_tokens(data)
+    count = min(params.samples or len(dataset), len(dataset))
+    if not count:
+        raise InputError(f"{data}: no prompts in it")
+    chosen = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count).round()]
+    if any(sample.prompt_length is None for sample in chosen):
+        raise InputError(f"{data}: must hold prompts with answers, not plain text")
+    check_data(data, text.tokenizer, text.model.config.prompt_template)
+    references = [text.decode(sample.tokens[sample.prompt_length :].tolist()) for sample in chosen]
+    for reference in references:
+        if result_of(reference, params.extract) is None:
+            raise InputError(f"{data}: extract={params.extract} finds nothing in the reference {reference!r:.80}")
+    return [sample.tokens[: sample.prompt_length].tolist() for sample in chosen], references
+
+
+def compared(answer: str, reference: str, extract: str) -> dict[str, Any]:
+    """Whether an answer matches its reference, with the two results where these are not the whole texts."""
+    results = result_of(answer, extract), result_of(reference, extract)
+    match = {"match": same_result(*results, extract)}
+    return match if extract == "none" else {"result": results[0], "reference_result": results[1]} | match

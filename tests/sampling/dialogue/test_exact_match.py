@@ -9,6 +9,7 @@ from vocabulary import EOS
 from qwen3llada.artifacts import read_json, read_jsonl, write_json
 from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.tokens.tokenizer import identity, template_identity
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.dialogue.exact_match import answer_heldout
 from qwen3llada.sampling.sampler import SampleParams, generate
 
@@ -75,4 +76,23 @@ def test_data_of_another_template_are_refused(checkpoint, heldout, tmp_path):
     write_json(tmp_path / "chats" / MANIFEST, read_json(heldout / MANIFEST) | {"template": "chat"})
     with pytest.raises(ValueError, match="its prompts have template=chat, the model's have plain"):
         answer_heldout(checkpoint, tmp_path / "chats", tmp_path / "reports", PARAMS, seed=3)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_results_are_compared_where_something_is_extracted(checkpoint, heldout, tmp_path):
+    """The last number of an answer of numbers is its last token, which spoiling the first one left as it was."""
+    chosen = PARAMS.model_copy(update={"extract": "last_number"})
+    report = answer_heldout(checkpoint, heldout, tmp_path, chosen, seed=3)
+    rows = list(read_jsonl(tmp_path / "samples.jsonl"))
+    for row in rows:
+        assert row["result"] == row["answer"].split()[-1]
+        assert row["reference_result"] == row["reference"].split()[-1]
+        assert row["match"] == (row["result"] == row["reference_result"])
+    assert report["exact_match"] == sum(row["match"] for row in rows) / 5 > 3 / 5
+
+
+def test_a_reference_without_a_result_is_refused_before_anything_is_sampled(checkpoint, heldout, tmp_path):
+    chosen = PARAMS.model_copy(update={"extract": "after:####"})
+    with pytest.raises(InputError, match=r"extract=after:#### finds nothing in the reference '\d"):
+        answer_heldout(checkpoint, heldout, tmp_path / "reports", chosen, seed=3)
     assert not (tmp_path / "reports").exists()

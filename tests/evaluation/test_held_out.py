@@ -1,0 +1,184 @@
+"""What the stage evaluate writes, against the functions it is made of; two processes write what one does."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3llada.artifacts import file_digest, read_json, write_json
+from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
+from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer, template_identity
+from qwen3llada.errors import InputError
+from qwen3llada.evaluation.autoregressive import autoregressive_nll
+from qwen3llada.evaluation.held_out import evaluate_models
+from qwen3llada.evaluation.likelihood import nelbo
+from qwen3llada.evaluation.params import EvaluateParams
+from qwen3llada.evaluation.processes import join_processes
+from qwen3llada.modeling.loading import load_pretrained
+from qwen3llada.sampling.params import SampleParams
+from qwen3llada.sampling.sampler import generate
+from tests.objective.objective_steps import make_model
+from tests.training.runs import free_port, run_together
+
+EOS, MASK = 60, 66
+PARAMS = EvaluateParams(
+    samples=0, rounds=2, batch_tokens=64, prompts=5, confidence_thresholds=(0.2,), tokens_per_step=(1, 4), seed=3
+)
+SAMPLE = SampleParams(gen_length=8, block_length=4, batch_size=2)
+TEXTS = [[5, 9, 2, 30, 7, 8], [1, 2, 3], [11, 3, 8, 8, 20, 6, 4, 1, 1]]
+PAIRS = [([3, 4], [7, EOS]), ([9], [2, 2, EOS]), ([5, 6, 7], [1, EOS]), ([8, 8], [EOS]), ([1, 2, 3, 4], [9, 9, 9, EOS])]
+
+
+def write(folder, rows, prompts, tokenizer):
+    with new_sequences(folder / "heldout", prompts=prompts is not None) as writer:
+        lengths = np.array([len(row) for row in rows])
+        writer.add(np.concatenate(rows).astype(np.int32), lengths, None if prompts is None else np.array(prompts))
+        writer.close()
+    template = {"template": None} if prompts is None else template_identity(tokenizer, "plain")
+    write_json(folder / "heldout" / MANIFEST, identity(tokenizer) | template)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Folders: two models of ours, the Qwen3 with the weights of the first, texts and answers."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    root = tmp_path_factory.mktemp("evaluate")
+    words = {f"w{i}": i for i in range(67)} | {"<eos>": EOS, "<mask>": MASK}
+    words = {word: i for word, i in words.items() if word not in (f"w{EOS}", f"w{MASK}")}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="<eos>", mask_token="<mask>"
+    )
+    for name, policy in (("base", "full"), ("sft", "block_causal")):
+        model = make_model()
+        model.config.attention_policy, model.config.block_length, model.config.eos_token_id = policy, 4, EOS
+        model.save_pretrained(root / name)
+        fast.save_pretrained(root / name)
+    values = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "is_causal")}
+    plain = Qwen3ForCausalLM(Qwen3Config(**values))
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(root / "qwen3")
+    fast.save_pretrained(root / "qwen3")
+    tokenizer = load_tokenizer(root / "sft")
+    write(root / "text", TEXTS, None, tokenizer)
+    write(root / "answers", [prompt + answer for prompt, answer in PAIRS], [len(p) for p, _ in PAIRS], tokenizer)
+    return root
+
+
+def measure(root, reports, **changes):
+    return evaluate_models(
+        {"pretrain": root / "base", "sft": root / "sft"},
+        {"text": root / "text", "answers": root / "answers"},
+        root / "qwen3",
+        PARAMS.model_copy(update=changes),
+        SAMPLE,
+        reports,
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(project, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    assert measure(project, folder) == read_json(folder / "evaluate.json")
+    return folder
+
+
+def test_the_numbers_are_those_of_the_functions(project, reports):
+    numbers = read_json(reports / "evaluate.json")
+    rows, prompts = [prompt + answer for prompt, answer in PAIRS], [len(prompt) for prompt, _ in PAIRS]
+    for name, folder in (("pretrain", "base"), ("sft", "sft")):
+        model = load_pretrained(project / folder, dtype=torch.float32)
+        for kind, bound in (
+            ("text", nelbo(model, TEXTS, rounds=2, seed=3)),
+            ("answers", nelbo(model, rows, rounds=2, seed=3, prompt_lengths=prompts)),
+        ):
+            assert numbers[name][f"{kind}_nelbo"] == pytest.approx(bound.nats, abs=2e-6)
+            assert numbers[name][f"{kind}_nelbo_error"] == pytest.approx(bound.standard_error, abs=2e-6)
+    from transformers import Qwen3ForCausalLM
+
+    plain = Qwen3ForCausalLM.from_pretrained(project / "qwen3")
+    expected = autoregressive_nll(plain, rows, prompt_lengths=prompts, start_token=EOS).nats
+    assert numbers["source"]["answers_nll"] == pytest.approx(expected, abs=2e-6)
+    expected = autoregressive_nll(plain, TEXTS, start_token=EOS).nats
+    assert numbers["source"]["text_nll"] == pytest.approx(expected, abs=2e-6)
+    details = read_json(reports / "evaluate/details.json")["models"]
+    assert (details["sft"]["answers"]["tokens"], details["sft"]["answers"]["sequences"]) == (12, 5)
+
+
+def test_quality_is_counted_from_the_answers_alone(project, reports):
+    model = load_pretrained(project / "sft", dtype=torch.float32)
+    prompts = [prompt for prompt, _ in PAIRS]
+    quality = read_json(reports / "evaluate/details.json")["quality"]
+    assert [(row["unmask"], row["setting"]) for row in quality] == [("threshold", 0.2), ("fixed", 1), ("fixed", 4)]
+    steps = SAMPLE.model_copy(update={"steps": 3})  # prompts of 1 to 4 tokens: an answer of 8 touches up to 3 blocks
+    tokens, work, passes = [], 0, 0
+    for start in (0, 2, 4):
+        batch = prompts[start : start + 2]
+        keys = range(start, start + len(batch))
+        found = generate(model, batch, steps, seed=3, row_keys=keys, eos_token_ids=(EOS,))
+        tokens += [answer.tolist() for answer in found.tokens]
+        work, passes = work + found.forward_passes * len(batch), passes + found.forward_passes
+    row = quality[2]
+    assert row["tokens"] == sum(map(len, tokens)) <= 5 * 8
+    assert row["tokens_per_pass"] == pytest.approx(sum(map(len, tokens)) / work, abs=2e-6)
+    assert row["forward_passes"] == passes
+    assert row["exact_match"] == sum(t == answer for t, (_, answer) in zip(tokens, PAIRS, strict=True)) / 5
+    given = [prompt + answer for prompt, answer in zip(prompts, tokens, strict=True)]
+    lengths = [len(prompt) for prompt in prompts]
+    bound = nelbo(model, given, rounds=8, seed=3, prompt_lengths=lengths)
+    assert row["answer_nll"] == pytest.approx(bound.nats, abs=2e-6)
+
+
+def test_the_tables_hold_the_same_and_speeds_lie_apart(reports):
+    details = read_json(reports / "evaluate/details.json")
+    with (reports / "evaluate/quality.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["exact_match"]) for row in rows] == [row["exact_match"] for row in details["quality"]]
+    with (reports / "evaluate/levels.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if (row["model"], row["data"]) == ("sft", "text")]
+    levels = details["models"]["sft"]["text"]["by_noise_level"]
+    # The middle of each bucket that holds anything, whatever buckets are empty.
+    assert {f"{float(r['noise_level']):.2f}": float(r["cross_entropy"]) for r in rows} == {
+        f"{float(name[:3]) + 0.05:.2f}": value for name, value in levels.items()
+    }
+    speed = read_json(reports / "evaluate/throughput.json")
+    assert speed["of"] == file_digest(reports / "evaluate/details.json")
+    assert len(speed["settings"]) == 3
+    assert "seconds" not in (reports / "evaluate/details.json").read_text()
+
+
+def member(rank, root, reports, port):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    measure(root, reports / str(rank))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_write_what_one_does(project, reports, tmp_path):
+    run_together(2, member, project, tmp_path, free_port())
+    assert not (tmp_path / "1").exists()  # only the first one writes
+    for name in ("evaluate.json", "evaluate/details.json", "evaluate/levels.csv", "evaluate/quality.csv"):
+        assert (tmp_path / "0" / name).read_bytes() == (reports / name).read_bytes()
+
+
+def test_processes_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match=r"WORLD_SIZE='none' must be the number of processes"):
+        join_processes({"WORLD_SIZE": "none"})
+
+
+def test_without_prompts_there_is_no_curve(project, tmp_path):
+    measure(project, tmp_path, prompts=0)
+    assert read_json(tmp_path / "evaluate/details.json")["quality"] == []
+
+
+def test_a_setting_that_does_not_fit_is_said_before_sampling(project, tmp_path):
+    with pytest.raises(InputError, match="tokens_per_step=8 must not exceed block_length=4"):
+        measure(project, tmp_path, tokens_per_step=(1, 8))
+    assert not tmp_path.joinpath("evaluate.json").exists()
