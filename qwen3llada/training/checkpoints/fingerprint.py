@@ -26,6 +26,8 @@ CODE = (
     "diffusion",
     "objective/batch_loss.py",
     "objective/copies.py",
+    "objective/kernels.py",
+    "objective/last_layer.py",
     "modeling/attention.py",
     "modeling/masks.py",
     "modeling/params.py",
