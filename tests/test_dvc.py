@@ -31,6 +31,8 @@ BY_VALUE |= {
 }
 # What tokenizes while training if data are streamed: stream.json, an output of tokenize_pack, holds the hash of it.
 BY_VALUE |= {"qwen3llada/corpus/text/text_stream.py"}
+# Commands that are called by hand: what they make is for machines and people elsewhere.
+BY_HAND = {"export"}
 yaml = YAML(typ="safe", pure=True)
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PARAMS = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -155,7 +157,7 @@ def test_dvc_tells_a_command_which_stage_it_is():
 
 def test_every_stage_has_its_module_and_every_module_its_stage():
     modules = {path.stem for path in (ROOT / "stages").glob("[!_]*.py")}
-    assert modules == set(PIPELINE)
+    assert modules == set(PIPELINE) | BY_HAND
 
 
 def dvc(folder: Path, *arguments: str) -> str:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "stages",
     "report",
+    "serving",
     "training",
     "evaluation",
     "sampling",

@@ -67,6 +67,14 @@ def _is_model(folder: Path) -> bool:
     return config.get("model_type") == MODEL_TYPE or str(base).startswith("Qwen3LLada")
 
 
+def _foreign_to_export(path: Path, own: frozenset[str]) -> str | None:
+    return _foreign_to_model(path, own) if read_marker(path) is not None else _first_foreign(_entries(path))
+
+
+def _first_foreign(entries: list[str]) -> str | None:
+    return _holds_foreign(entries[0]) if entries else None
+
+
 def _foreign_to_work(path: Path, own: frozenset[str]) -> str | None:
     entries = [name for name in _entries(path) if name not in own]
     if LOCK_FILE in entries:
@@ -114,6 +122,7 @@ def _json(path: Path) -> dict:
 
 
 MODEL = Kind(folder=True, foreign=_foreign_to_model)  # a model or adapters, replaced whole
+EXPORT = Kind(folder=True, foreign=_foreign_to_export)  # for other engines, replaced whole
 WORK = Kind(folder=True, foreign=_foreign_to_work, replaced="checkpoints")  # checkpoints; the folder itself stays
 REPORTS = Kind(folder=True, foreign=_foreign_to_curves)  # DVCLive removes what it finds there
 ANSWERS = Kind(folder=False, foreign=_foreign_to_answers)

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096  # of a tensor, so that two chunks are all that is in memory
 
-Status = Literal["identical", "grown", "missing", "unexpected", "shape", "dtype", "value"]
-GOOD = ("identical", "grown")
+Status = Literal["identical", "grown", "replaced", "missing", "unexpected", "shape", "dtype", "value"]
+GOOD = ("identical", "grown", "replaced")
 
 
 @dataclass(frozen=True)
 class TensorComparison:
     """identical: in every bit; grown: identical in the source's rows, with rows added below them.
+    replaced: of an export's head, identical but for the mask token's row (`exported`).
 
     missing, unexpected: in the source only, in the converted checkpoint only; shape, dtype, value: what differs.
     """
@@ -158,7 +159,7 @@ def _difference(name: str, before: Shards, after: Shards) -> str:
     # The converted tensor may have more rows than the source's: the last pair of chunks is cut to the shorter.
     for old, new in zip(before.chunks(name, ROWS_AT_ONCE), after.chunks(name, ROWS_AT_ONCE), strict=False):
         new = new[: len(old)] if old.dim() else new
-        differs = (_bits(old) != _bits(new)).any(-1)
+        differs = (bits(old) != bits(new)).any(-1)
         if differs.any():
             count += int(differs.sum())
             apart = (old.double() - new.double()).abs().flatten()[differs]
@@ -166,7 +167,7 @@ def _difference(name: str, before: Shards, after: Shards) -> str:
     return f"{count:,} of {before.tensors[name].size:,} values differ, by at most {largest:.3g}" if count else ""
 
 
-def _bits(tensor: "Tensor") -> "Tensor":
+def bits(tensor: "Tensor") -> "Tensor":
     """[n, bytes of an element]: NaN equals the same NaN, and 0 is not -0."""
     import torch
 

@@ -76,6 +76,12 @@ def test_the_model_is_the_source_but_for_the_mask(source, tmp_path):
     assert after["use_cache"] is False
 
 
+def test_the_tokenizers_files_hold_nothing_of_how_it_was_loaded(source, tmp_path):
+    convert_checkpoint(source, tmp_path / "out")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "trust_remote_code"} & set(written)
+
+
 def test_the_mask_token_takes_the_first_free_row(source, tmp_path):
     report = convert_checkpoint(source, tmp_path / "out")
     tokenizer, original = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(source)
