@@ -17,7 +17,7 @@ MODEL_TYPE = "qwen3llada"
 MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*_qwen3llada.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
-    *("adapter", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
+    *("adapter", "custom_generate", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
 CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder, or one of an older layout
 CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from qwen3llada.errors import InputError
 from qwen3llada.section import Section, one_of
 from qwen3llada.serving.formats import FORMATS
+from qwen3llada.tracked import Request
 
 
 class ExportParams(Section):
@@ -20,3 +22,25 @@ class ExportParams(Section):
     dtype: Literal["keep", "bfloat16"] = Field(
         "keep", description="keep: every tensor bit for bit; bfloat16: rounded to it, half the size of float32"
     )
+
+
+class PushRequest(Request):
+    """What one upload is asked."""
+
+    repo: str | None = Field(None, description="OWNER/NAME on the hub; made, private, where there is none")
+    folder: Path | None = Field(None, description="Folder of the model; null: the fine-tuned one, sft.dst")
+    export: Path | None = Field(None, description="Folder of its export, uploaded below sdar/; null: none")
+    public: bool = Field(False, description="Make a new repository public")
+    card: Path | None = Field(None, description="Write the model card to this file and upload nothing")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "PushRequest":
+        if (self.repo is None) == (self.card is None):
+            raise InputError("give either repo (OWNER/NAME, to upload) or card (a file to write)")
+        return self
+
+    def files(self) -> dict[str, Path] | None:
+        return {} if self.card is None else {"--card": self.card}
+
+    def reads(self) -> list[str]:
+        return [str(self.folder or "${sft.dst}"), *([str(self.export)] if self.export else [])]

