@@ -37,7 +37,7 @@ from qwen3llada.evaluation.params import EvalLossParams, ReportParams
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
-from qwen3llada.serving.params import ExportParams
+from qwen3llada.serving.params import ExportParams, ServeParams
 from qwen3llada.tracked import Request, check_inputs, check_tracked
 from qwen3llada.training.params import PretrainParams, SftParams
 from qwen3llada.training.start.claiming import check_training
@@ -63,6 +63,7 @@ class Params(Section):
     sample: SampleParams
     report: ReportParams
     export: ExportParams
+    serve: ServeParams
 
 
 def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:

@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The extras `workflow`, `trackers` and `gpu`.
-OPTIONAL = {"prefect", "dvc", "dvclive", "great_expectations", "pandas", "matplotlib", "sqlalchemy", "fastapi"}
+# The extras `workflow`, `serve`, `trackers` and `gpu`.
+OPTIONAL = {
+    "prefect",
+    "dvc",
+    "dvclive",
+    "great_expectations",
+    "pandas",
+    "matplotlib",
+    "sqlalchemy",
+    "fastapi",
+    "uvicorn",
+}
 OPTIONAL |= {"bitsandbytes", "peft", "tensorboard", "wandb", "mlflow"}
 HERE = {*ROOT.joinpath("qwen3llada").rglob("*.py"), *ROOT.joinpath("stages").glob("*.py")}
 TESTS = {path for path in ROOT.joinpath("tests").rglob("*.py") if path.parts[len(ROOT.parts) + 1] != "flows"}

@@ -44,3 +44,22 @@ class PushRequest(Request):
 
     def reads(self) -> list[str]:
         return [str(self.folder or "${sft.dst}"), *([str(self.export)] if self.export else [])]
+
+
+class ServeParams(Section):
+    """The server for one machine."""
+
+    model: Path = Field(Path("out/qwen3llada-sft"), description="Folder of the checkpoint")
+    host: str = Field("127.0.0.1", description="Address to listen at; 0.0.0.0: every network of the machine")
+    port: int = Field(8000, ge=0, le=65535, description="Port, 0 to 65,535; 0: a free one")
+    served_name: str | None = Field(None, description="The model's name for clients; null: its folder")
+    api_key: str | None = Field(None, min_length=1, description="What clients must give as API key; null: nothing")
+    max_batch: int = Field(16, ge=1, le=65536, description="Answers decoded together, 1 to 65,536")
+    max_queue: int = Field(256, ge=1, le=1_000_000, description="Answers that may wait, up to 1,000,000; more get 429")
+    timeout_seconds: float = Field(
+        300.0, gt=0, le=86_400, description="After which a request is given up, above 0, up to 86,400"
+    )
+    stop_seconds: int = Field(
+        30, ge=1, le=86_400, description="That running answers get to finish when the server stops, 1 to 86,400"
+    )
+    bf16: bool = Field(False, description="Compute in bfloat16 instead of float32")

@@ -54,3 +54,35 @@ def make_checkpoint(engine_tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def servable(make_checkpoint):
     return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def text():
+    """A tiny model with its tokenizer, in memory: words for ids, the EOS among them, policy block_causal."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+    from qwen3llada.sampling.dialogue.text_model import TextModel
+
+    words = {f"w{i}": i for i in range(62)} | {"<eos>": 62, "<mask>": 63}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", mask_token="<mask>")
+    torch.manual_seed(1)
+    config = Qwen3LLadaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.6,
+        mask_token_id=63,
+        eos_token_id=62,
+        attention_policy="block_causal",
+        block_length=4,
+    )
+    return TextModel(Qwen3LLadaForMaskedLM(config).eval(), fast)
