@@ -76,7 +76,7 @@ def build_app(text: TextModel, params: ServeParams, defaults: AnswerParams) -> A
 
     @app.get("/")
     async def page() -> Response:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": NOTHING_ELSE})
 
     @app.get("/health")
     async def health() -> Response:
@@ -160,6 +160,10 @@ def build_app(text: TextModel, params: ServeParams, defaults: AnswerParams) -> A
     return app
 
 
+# The page loads nothing, and speaks with this server alone.
+NOTHING_ELSE = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
 STARTED = int(time.time())
 KNOWN = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
 

@@ -377,3 +377,12 @@ def test_the_official_client_works(served):
     assert client.completions.create(model="tiny", prompt="w1", max_tokens=4, logprobs=1).choices[0].text
     with pytest.raises(openai.BadRequestError, match=r"top_p=0\.3 is not supported"):
         client.chat.completions.create(model="tiny", messages=ask(), top_p=0.3)
+
+
+def test_the_page_loads_nothing_from_elsewhere(served):
+    reply = served.client.get("/")
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "//" not in reply.text.replace("// ", "")  # no address of another host
+    for name in ("max_tokens", "steps", "block_length", "temperature", "seed", "remasking", "unmask"):
+        assert f'name="{name}"' in reply.text
