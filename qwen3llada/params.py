@@ -37,6 +37,7 @@ from qwen3llada.knob_variables import PREFIX, TRACEBACK, announce, knob_variable
 from qwen3llada.modeling.convert import ConvertParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
+from qwen3llada.serving.params import ExportParams, ServeParams
 from qwen3llada.tracked import Request, check_inputs, check_tracked
 from qwen3llada.training.params import PretrainParams, SftParams
 from qwen3llada.training.start.claiming import check_training
@@ -62,6 +63,8 @@ class Params(Section):
     evaluate: EvaluateParams
     sample: SampleParams
     report: ReportParams
+    export: ExportParams
+    serve: ServeParams
 
 
 def load(path: Path = PARAMS_FILE, overlay: Path | None = None) -> Params:

@@ -31,7 +31,8 @@ BY_VALUE |= {
 }
 # Code that tokenizes streamed data during training. stream.json, an output of tokenize_pack, holds its hash.
 BY_VALUE |= {"qwen3llada/corpus/text/text_stream.py"}
-ON_DEMAND = {"harness"}  # scores that nobody needs in every run, by a package that few install
+# Commands that are called by hand: what they make is for people and machines elsewhere.
+BY_HAND = {"export", "push", "serve", "harness"}
 yaml = YAML(typ="safe", pure=True)
 PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PARAMS = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -158,7 +159,7 @@ def test_dvc_tells_a_command_which_stage_it_is():
 
 def test_every_stage_has_its_module_and_every_module_its_stage():
     modules = {path.stem for path in (ROOT / "stages").glob("[!_]*.py")}
-    assert modules - ON_DEMAND == set(PIPELINE)
+    assert modules == set(PIPELINE) | BY_HAND
 
 
 def dvc(folder: Path, *arguments: str) -> str:

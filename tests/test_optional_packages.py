@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The extras `workflow`, `trackers`, `harness` and `gpu`.
+# The extras `workflow`, `serve`, `trackers`, `harness` and `gpu`.
 OPTIONAL = {"prefect", "dvc", "dvclive", "great_expectations", "pandas", "matplotlib", "sqlalchemy", "fastapi"}
+OPTIONAL |= {"uvicorn"}
 OPTIONAL |= {"bitsandbytes", "peft", "tensorboard", "wandb", "mlflow", "lm_eval"}
 # Its class is one of lm-eval's; others import it within functions.
 OF_AN_EXTRA = {"qwen3llada/evaluation/harness.py": {"lm_eval"}}

@@ -13,6 +13,8 @@ from qwen3llada.objective.params import KernelParams
 from qwen3llada.params import load_stage
 from qwen3llada.sampling.params import DecodeParams, SampleParams
 from qwen3llada.sampling.remasking import SCORES
+from qwen3llada.serving.formats import FORMATS
+from qwen3llada.serving.params import ExportParams
 from qwen3llada.training.params import PretrainParams, SftParams
 
 KNOBS = [
@@ -24,6 +26,7 @@ KNOBS = [
     (POLICIES, KernelParams, "policy"),
     (SCORES, DecodeParams, "remasking"),
     (SCORES, SampleParams, "remasking"),
+    (FORMATS, ExportParams, "format"),
 ]
 
 

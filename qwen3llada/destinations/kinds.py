@@ -17,7 +17,7 @@ MODEL_TYPE = "qwen3llada"
 MODEL_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*_qwen3llada.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"),
-    *("adapter", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
+    *("adapter", "custom_generate", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
 CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder; an older checkpoint's
 CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")
@@ -67,6 +67,14 @@ def _is_model(folder: Path) -> bool:
     return config.get("model_type") == MODEL_TYPE or str(base).startswith("Qwen3LLada")
 
 
+def _foreign_to_export(path: Path, own: frozenset[str]) -> str | None:
+    return _foreign_to_model(path, own) if read_marker(path) is not None else _first_foreign(_entries(path))
+
+
+def _first_foreign(entries: list[str]) -> str | None:
+    return _holds_foreign(entries[0]) if entries else None
+
+
 def _foreign_to_work(path: Path, own: frozenset[str]) -> str | None:
     entries = [name for name in _entries(path) if name not in own]
     if LOCK_FILE in entries:
@@ -114,6 +122,7 @@ def _json(path: Path) -> dict:
 
 
 MODEL = Kind(folder=True, foreign=_foreign_to_model)  # a model or adapters, replaced as a whole
+EXPORT = Kind(folder=True, foreign=_foreign_to_export)  # for other engines, replaced as a whole
 WORK = Kind(folder=True, foreign=_foreign_to_work, replaced="checkpoints")  # only the checkpoints are replaced
 REPORTS = Kind(folder=True, foreign=_foreign_to_curves)  # DVCLive removes its content
 ANSWERS = Kind(folder=False, foreign=_foreign_to_answers)

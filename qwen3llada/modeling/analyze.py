@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096  # of a tensor: only two chunks are ever in memory
 
-Status = Literal["identical", "grown", "missing", "unexpected", "shape", "dtype", "value"]
-GOOD = ("identical", "grown")
+Status = Literal["identical", "grown", "replaced", "missing", "unexpected", "shape", "dtype", "value"]
+GOOD = ("identical", "grown", "replaced")
 
 
 @dataclass(frozen=True)
 class TensorComparison:
     """identical: bitwise equal; grown: the source's rows are bitwise equal, and rows were added below them.
+    replaced: of an export's head, identical but for the mask token's row (`exported`).
 
     missing: only in the source; unexpected: only in the converted checkpoint; shape, dtype, value: these differ.
     """
@@ -159,7 +160,7 @@ def _difference(name: str, before: Shards, after: Shards) -> str:
     # The converted tensor may have more rows than the source: cut its last chunk to the source's length.
     for old, new in zip(before.chunks(name, ROWS_AT_ONCE), after.chunks(name, ROWS_AT_ONCE), strict=False):
         new = new[: len(old)] if old.dim() else new
-        differs = (_bits(old) != _bits(new)).any(-1)
+        differs = (bits(old) != bits(new)).any(-1)
         if differs.any():
             count += int(differs.sum())
             apart = (old.double() - new.double()).abs().flatten()[differs]
@@ -167,7 +168,7 @@ def _difference(name: str, before: Shards, after: Shards) -> str:
     return f"{count:,} of {before.tensors[name].size:,} values differ, by at most {largest:.3g}" if count else ""
 
 
-def _bits(tensor: "Tensor") -> "Tensor":
+def bits(tensor: "Tensor") -> "Tensor":
     """Bytes [n, element size]: NaN equals the same NaN, and 0 differs from -0."""
     import torch
 

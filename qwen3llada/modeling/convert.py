@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Copied unchanged. The tokenizer's other files are rewritten with the mask token.
 COPIED = ("generation_config.json", "vocab.json", "merges.txt", "LICENSE*", "NOTICE*")
+# Code that stands alone: a checkpoint brings it to where this package is not installed.
+REMOTE_FILES = ("configuration_qwen3llada.py", "modeling_qwen3llada.py", "custom_generate/generate.py")
 ROWS_AT_ONCE = 4096  # of the embedding, for its mean in float64
 
 
@@ -131,11 +133,11 @@ def _config(qwen3: "Qwen3Config", mask: MaskToken, source: Path) -> "Qwen3LLadaC
 
 
 def _write_code(folder: Path) -> None:
-    """Copy the two files that `trust_remote_code` runs."""
-    from qwen3llada.modeling import configuration_qwen3llada, modeling_qwen3llada
-
-    for module in (configuration_qwen3llada, modeling_qwen3llada):
-        shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
+    """Copy the files that `trust_remote_code` runs."""
+    here = Path(__file__).parent
+    (folder / "custom_generate").mkdir()
+    for name in REMOTE_FILES:
+        shutil.copyfile(here / name, folder / name)
 
 
 def _write_weights(shards: Shards, folder: Path, added: int) -> None:

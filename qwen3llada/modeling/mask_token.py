@@ -19,6 +19,9 @@ OWN_CODE = (
     " as a tokenizer.json of a class in Transformers"
 )
 
+# Arguments of loading that Transformers would write into tokenizer_config.json.
+LEFTOVERS = ("is_local", "local_files_only", "trust_remote_code")
+
 Origin = Literal["tokenizer", "added", "given"]
 
 log = logging.getLogger(__name__)
@@ -48,11 +51,14 @@ def load_any_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise InputError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises a bare Exception for unreadable files
         if "trust_remote_code" in str(error):
             raise InputError(f"{folder}: {OWN_CODE}") from error
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
+    for name in LEFTOVERS:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def give_mask_token(

@@ -4,6 +4,9 @@ Layers, weight names and fast paths are Qwen3's own; only the masks differ. Save
 `trust_remote_code`, so this file imports only Transformers and torch.
 """
 
+import inspect
+import shutil
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -20,6 +23,8 @@ from transformers.models.qwen3.modeling_qwen3 import (
 from .configuration_qwen3llada import Qwen3LLadaConfig
 
 Mask: TypeAlias = Tensor | BlockMask | None
+PACKAGE = "qwen3llada.modeling"  # of this file, where no checkpoint's copy of it runs
+GENERATE = "custom_generate/generate.py"  # where Transformers looks for a checkpoint's own `generate`
 
 
 class Qwen3LLadaModel(Qwen3Model):
@@ -108,12 +113,23 @@ class Qwen3LLadaForMaskedLM(Qwen3ForCausalLM):
 
     @classmethod
     def can_generate(cls) -> bool:
-        return False
+        """True for a checkpoint's copy of this file: Transformers then binds the `generate` that lies beside it."""
+        return __package__ != PACKAGE
 
     def generate(self, *args, **kwargs):
         raise NotImplementedError(
-            "generate() decodes left to right, which this model does not: use qwen3llada.sampling.sampler.generate"
+            "generate() decodes left to right, which this model does not: use qwen3llada.sampling.sampler.generate, or"
+            " load the checkpoint with trust_remote_code=True, which brings a generate() of its own"
         )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As Transformers saves a model, and the file by which it generates where this package is not installed."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        bound = getattr(self.generate, "func", None)  # what Transformers bound, a `functools.partial`
+        source = Path(inspect.getfile(inspect.unwrap(bound))) if bound else Path(__file__).parent / GENERATE
+        if kwargs.get("is_main_process", True) and source.is_file():
+            (Path(save_directory) / GENERATE).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, Path(save_directory) / GENERATE)
 
 
 def count_positions(mask: Mask, queries: int) -> Tensor | None:
@@ -183,7 +199,7 @@ class MaskFor:
 Qwen3LLadaModel.register_for_auto_class("AutoModel")
 Qwen3LLadaForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 
-if __package__ == "qwen3llada.modeling":  # not in a checkpoint's copy of this file, which Transformers runs
+if __package__ == PACKAGE:  # not in a checkpoint's copy of this file, which Transformers runs
     AutoConfig.register(Qwen3LLadaConfig.model_type, Qwen3LLadaConfig)
     AutoModel.register(Qwen3LLadaConfig, Qwen3LLadaModel)
     AutoModelForMaskedLM.register(Qwen3LLadaConfig, Qwen3LLadaForMaskedLM)

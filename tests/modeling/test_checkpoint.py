@@ -106,7 +106,7 @@ def test_a_checkpoint_brings_its_code_to_where_the_package_is_not(model, tokens,
         torch.save(model(tokens).logits, tmp_path / "logits")
     files = [tmp_path / name for name in ("saved", "tokens", "logits", "again")]
     run(REMOTE, *files, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"), HF_HUB_OFFLINE="1")
-    for name in ("configuration_qwen3llada.py", "modeling_qwen3llada.py"):
+    for name in ("configuration_qwen3llada.py", "modeling_qwen3llada.py", "custom_generate/generate.py"):
         assert (tmp_path / "again" / name).read_text() == (ROOT / "qwen3llada" / "modeling" / name).read_text()
 
 

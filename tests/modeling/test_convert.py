@@ -76,6 +76,12 @@ def test_the_model_is_the_source_but_for_the_mask(source, tmp_path):
     assert after["use_cache"] is False
 
 
+def test_the_tokenizers_files_hold_nothing_of_how_it_was_loaded(source, tmp_path):
+    convert_checkpoint(source, tmp_path / "out")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "trust_remote_code"} & set(written)
+
+
 def test_the_mask_token_takes_the_first_free_row(source, tmp_path):
     report = convert_checkpoint(source, tmp_path / "out")
     tokenizer, original = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(source)
@@ -350,7 +356,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(make_source, tmp_path, monke
 
     source = make_source(rows=FIRST_FREE, shard="20KB")
     convert_checkpoint(source, tmp_path / "out", 5)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -358,7 +364,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(make_source, tmp_path, monke
     monkeypatch.setattr(function, full)
     with pytest.raises(OSError, match=r"no space left on the disk for .*out, [\d,]+ bytes to write, [\d,]+ bytes free"):
         convert_checkpoint(source, tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")} == before
     assert os.listdir(tmp_path) == ["out"]
 
 

@@ -1,0 +1,60 @@
+"""Counts and times of the server in Prometheus' text format (version 0.0.4)."""
+
+import threading
+from collections import Counter
+
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)  # seconds
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Counters that any thread may add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._answers = self._tokens = self._batches = self._rows = 0
+        self._seconds, self._buckets = 0.0, [0] * len(BUCKETS)
+
+    def request(self, path: str, status: int) -> None:
+        """A request was answered, or its stream began, with a status."""
+        with self._lock:
+            self._requests[path, status] += 1
+
+    def batch(self, rows: int) -> None:
+        with self._lock:
+            self._batches += 1
+            self._rows += rows
+
+    def answer(self, seconds: float, tokens: int) -> None:
+        """An answer is complete, so long after its request came."""
+        with self._lock:
+            self._answers += 1
+            self._tokens += tokens
+            self._seconds += seconds
+            for i, bound in enumerate(BUCKETS):
+                self._buckets[i] += seconds <= bound
+
+    def text(self, *, waiting: int) -> str:
+        """All of it. `waiting`: answers that are queued now."""
+        with self._lock:
+            lines = ["# TYPE qwen3llada_requests_total counter"]
+            for (path, status), count in sorted(self._requests.items()):
+                lines.append(f'qwen3llada_requests_total{{path="{path}",status="{status}"}} {count}')
+            for name, value in (
+                ("answers", self._answers),
+                ("tokens", self._tokens),
+                ("batches", self._batches),
+                ("batch_rows", self._rows),
+            ):
+                lines += [f"# TYPE qwen3llada_{name}_total counter", f"qwen3llada_{name}_total {value}"]
+            lines += ["# TYPE qwen3llada_waiting gauge", f"qwen3llada_waiting {waiting}"]
+            lines.append("# TYPE qwen3llada_answer_seconds histogram")
+            for bound, count in zip(BUCKETS, self._buckets, strict=True):
+                lines.append(f'qwen3llada_answer_seconds_bucket{{le="{bound}"}} {count}')
+            lines.append(f'qwen3llada_answer_seconds_bucket{{le="+Inf"}} {self._answers}')
+            lines += [
+                f"qwen3llada_answer_seconds_sum {self._seconds}",
+                f"qwen3llada_answer_seconds_count {self._answers}",
+            ]
+        return "\n".join(lines) + "\n"

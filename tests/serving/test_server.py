@@ -1,0 +1,388 @@
+"""The HTTP server over a tiny model: real sockets, many clients, clients that vanish, bodies that are wrong."""
+
+import asyncio
+import contextlib
+import json
+import resource
+import threading
+import time
+
+import pytest
+
+from qwen3llada.sampling.params import AnswerParams
+from qwen3llada.sampling.sampler import generate
+from qwen3llada.serving.params import ServeParams
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx")
+
+DEFAULTS = AnswerParams(steps=16, gen_length=16)
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+
+
+class Served:
+    """A server in a thread of this process."""
+
+    def __init__(self, text, **params):
+        import uvicorn
+
+        from qwen3llada.serving.app import build_app
+
+        self.app = build_app(text, ServeParams(served_name="tiny", **params), DEFAULTS)
+        self.scheduler = self.app.state.scheduler
+        config = uvicorn.Config(self.app, port=0, log_level="warning", timeout_graceful_shutdown=5)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run)
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        return self
+
+    def __exit__(self, *error):
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join()
+
+    def post(self, path, **body):
+        return self.client.post(path, json=body)
+
+
+@pytest.fixture(scope="module")
+def served(text):
+    with Served(text) as server:
+        yield server
+
+
+def ask(content="w1 w2 w3"):
+    return [{"role": "user", "content": content}]
+
+
+def events(reply):
+    """The bodies of a stream of server-sent events."""
+    lines = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def alone(text, prompt, *, seed, index=0, **knobs):
+    """The text that the sampler alone gives to a chat of one question."""
+    encoded = text.tokenizer(prompt + "\n", add_special_tokens=False)["input_ids"]
+    params = DEFAULTS.model_copy(update={"steps": knobs.get("gen_length", 16), **knobs})
+    answer = generate(text.model, [encoded], params, seed=seed, row_keys=[index], eos_token_ids=text.ends)
+    return text.decode(answer.tokens[0])
+
+
+def test_a_chat_is_what_the_sampler_says(served, text):
+    body = served.post(CHAT, messages=ask(), seed=3, temperature=0.8, n=3).json()
+    said = [choice["message"]["content"] for choice in body["choices"]]
+    assert said == [alone(text, "w1 w2 w3", seed=3, index=i, temperature=0.8) for i in range(3)]
+    assert len(set(said)) == 3
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert (body["object"], body["model"]) == ("chat.completion", "tiny")
+    tokens = sum(len(s.split()) for s in said) + sum(c["finish_reason"] == "stop" for c in body["choices"])
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}
+
+
+def test_a_stream_is_the_answer_in_order(served):
+    whole = served.post(CHAT, messages=ask(), seed=3).json()["choices"][0]
+    options = {"stream": True, "canvas": True, "logprobs": True, "stream_options": {"include_usage": True}}
+    *chunks, usage = events(served.post(CHAT, messages=ask(), seed=3, **options))
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(deltas) == whole["message"]["content"]
+    assert sum(bool(delta) for delta in deltas) > 3
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[-2:]] == [None, whole["finish_reason"]]
+    assert usage["choices"] == []
+    assert usage["usage"]["prompt_tokens"] == 3
+    canvases = [chunk["qwen3llada"]["canvas"] for chunk in chunks[1:]]
+    masks = [sum(piece == "▒" for piece, _ in canvas) for canvas in canvases]
+    assert masks == sorted(masks, reverse=True)
+    assert all((piece == "▒") == (sure == 0) for canvas in canvases for piece, sure in canvas)
+    tokens = [
+        t for chunk in chunks[1:] if chunk["choices"][0]["logprobs"] for t in chunk["choices"][0]["logprobs"]["content"]
+    ]
+    assert len(tokens) == usage["usage"]["completion_tokens"]
+
+
+def test_log_probabilities_are_those_of_the_committed_tokens(served, text):
+    from qwen3llada.sampling.trace.recording import Recorder
+
+    recorder = Recorder()
+    prompt = [1, 2, 3]
+    params = DEFAULTS.model_copy(update={"steps": 16})
+    generate(text.model, [prompt], params, seed=0, eos_token_ids=text.ends, on_step=recorder)
+    choice = served.post(COMPLETE, prompt=prompt, logprobs=1, seed=0).json()["choices"][0]
+    decided = recorder.row(0, 3)[: len(choice["logprobs"]["tokens"])]
+    import math
+
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx([math.log(d.confidence) for d in decided], abs=1e-5)
+    assert choice["logprobs"]["tokens"] == [text.tokenizer.decode([d.token]) for d in decided]
+    content = served.post(CHAT, messages=ask(), logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    assert all(entry["logprob"] <= 0 and entry["bytes"] for entry in content)
+
+
+def test_stop_strings_end_an_answer_before_them(served):
+    whole = served.post(CHAT, messages=ask(), max_tokens=24).json()["choices"][0]["message"]["content"]
+    words = whole.split()
+    stop = f"{words[4]} {words[5]}"
+    for stream in (False, True):
+        reply = served.post(CHAT, messages=ask(), max_tokens=24, stop=["nothing", stop], stream=stream)
+        if stream:
+            chunks = events(reply)
+            said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+            finish = chunks[-1]["choices"][0]["finish_reason"]
+        else:
+            choice = reply.json()["choices"][0]
+            said, finish = choice["message"]["content"], choice["finish_reason"]
+        assert (said, finish) == (whole[: whole.index(stop)], "stop")
+
+
+def test_knobs_reach_the_sampler(served, text):
+    knobs = {"block_length": 8, "steps": 5, "remasking": "margin"}
+    reply = served.post(CHAT, messages=ask(), seed=0, max_tokens=20, **knobs).json()
+    assert reply["choices"][0]["message"]["content"] == alone(text, "w1 w2 w3", seed=0, gen_length=20, **knobs)
+    assert reply["qwen3llada"]["forward_passes"][0] <= 5
+
+
+def test_completions_take_texts_and_token_ids(served, text):
+    body = served.post(COMPLETE, prompt=["w5 w6", "w7"], seed=0, n=2, max_tokens=4).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    first = served.post(COMPLETE, prompt=[5, 6], seed=0, max_tokens=4).json()["choices"][0]["text"]
+    assert body["choices"][0]["text"] == first
+    assert body["object"] == "text_completion"
+
+
+def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(served):
+    turns = [("developer", "w9"), ("user", "w1"), ("assistant", "w2"), ("user", [{"type": "text", "text": "w3"}])]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert served.post(CHAT, messages=messages).json()["usage"]["prompt_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({"messages": []}, "messages must be a list with at least one message", None),
+        ({"messages": ask(), "stpes": 3}, "stpes: unknown field; allowed: ", "stpes"),
+        ({"messages": ask(), "steps": 0}, "steps", "steps"),
+        ({"messages": ask(), "steps": 2, "max_tokens": 64}, "steps=2 must be at least the number of blocks", "steps"),
+        ({"messages": ask(), "temperature": "hot"}, "temperature", "temperature"),
+        ({"messages": ask(), "remasking": "best"}, "must be one of low_confidence, random", "remasking"),
+        ({"messages": ask(), "max_tokens": 257}, "max_tokens=257 must be a whole number from 1 to 256", "max_tokens"),
+        ({"messages": ask(), "max_tokens": 256}, "must not exceed the model's max_position_embeddings=256", None),
+        ({"messages": ask(), "max_tokens": 4, "max_completion_tokens": 5}, "must not differ", None),
+        ({"messages": ask(), "n": 0}, "n=0 must be a whole number from 1 to 128", "n"),
+        ({"messages": ask(), "seed": -1}, "seed=-1 must be a whole number", "seed"),
+        ({"messages": ask(), "stop": [""]}, "stop=[''] must be a text or a list", "stop"),
+        ({"messages": ask(), "top_p": 0.5}, "top_p=0.5 is not supported", "top_p"),
+        ({"messages": ask(), "tools": [{}]}, "tools=[{}] is not supported", "tools"),
+        ({"messages": ask(), "stream": 1}, "stream=1 must be true or false", "stream"),
+        ({"messages": ask(), "canvas": True}, "canvas=true needs stream=true", "canvas"),
+        ({"messages": ask(), "parallel_blocks": True}, "parallel_blocks=true needs attention policy block", None),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "a user last; given ['assistant']", None),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0]: content must be text", None),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "messages[0]: role='bot' must be system", None),
+        ({"messages": [{"role": "user", "content": " "}]}, "the question is blank", "messages"),
+        ([1], "the body must be a JSON object, given list", None),
+    ],
+    ids=str,
+)
+def test_a_wrong_body_is_one_clear_line_in_openais_form(served, body, message, param):
+    reply = served.client.post(CHAT, json=body)
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert param is None or error["param"] == param
+
+
+def test_other_refusals(served):
+    assert served.client.post(CHAT, content=b"{").status_code == 400
+    assert served.client.post(CHAT, content=b" " * (8 * 2**20 + 1)).status_code == 413
+    reply = served.post(CHAT, messages=ask(), model="gpt")
+    assert (reply.status_code, reply.json()["error"]["message"]) == (404, "model='gpt' is not served here; tiny is")
+    assert served.client.get("/v1/none").json()["error"]["message"] == "GET /v1/none: no such address"
+    assert served.client.get(CHAT).status_code == 405
+    for prompt in ([], [[]], [True], [1, "a"], None, {"a": 1}):
+        assert served.post(COMPLETE, prompt=prompt).status_code == 400
+    assert "holds token 64" in served.post(COMPLETE, prompt=[64]).json()["error"]["message"]
+
+
+def test_models_health_and_metrics(served):
+    (model,) = served.client.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"]) == ("tiny", "model")
+    assert served.client.get("/health").json()["status"] == "ok"
+    served.post(CHAT, messages=ask())
+    reply = served.client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = dict(line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#"))
+    assert int(lines["qwen3llada_answers_total"]) >= 1
+    assert lines["qwen3llada_answer_seconds_count"] == lines["qwen3llada_answers_total"]
+    assert lines['qwen3llada_answer_seconds_bucket{le="+Inf"}'] == lines["qwen3llada_answers_total"]
+
+
+def test_a_key_is_asked_for_where_there_is_one(text):
+    with Served(text, api_key="secret") as server:
+        for key, status in ((None, 401), ("Bearer wrong", 401), ("Bearer secret", 200)):
+            headers = {"Authorization": key} if key else {}
+            assert server.client.get("/v1/models", headers=headers).status_code == status
+        assert server.client.get("/health").status_code == 200
+
+
+async def load(url, bodies, path=CHAT):
+    """Answers to all bodies, sent at once."""
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
+        return await asyncio.gather(*(client.post(path, json=body) for body in bodies))
+
+
+def test_200_clients_at_once_get_what_each_would_get_alone(text):
+    bodies = [
+        {"messages": ask(" ".join(f"w{(i + j) % 60}" for j in range(1 + i % 9))), "seed": i, "max_tokens": 4 + i % 13}
+        | ({"temperature": 0.7} if i % 2 else {})
+        | ({"unmask": "threshold"} if i % 3 else {"steps": 5 + i % 7})
+        for i in range(200)
+    ]
+    with Served(text, max_batch=32) as server:
+        replies = asyncio.run(load(server.url, bodies))
+        batches = server.client.get("/metrics").text
+    assert {reply.status_code for reply in replies} == {200}
+    for i in range(0, 200, 7):
+        body = bodies[i]
+        knobs = {name: body[name] for name in ("temperature", "unmask", "steps") if name in body}
+        knobs = {"steps": max(body["max_tokens"], 5)} | knobs
+        expected = alone(text, body["messages"][0]["content"], seed=i, gen_length=body["max_tokens"], **knobs)
+        assert replies[i].json()["choices"][0]["message"]["content"] == expected, body
+    count = int(next(line for line in batches.splitlines() if line.startswith("qwen3llada_batches_total")).split()[1])
+    assert count < 100  # and not one after the other
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Each forward pass takes a while."""
+    from qwen3llada.serving import scheduler
+
+    decode = scheduler.decode
+
+    def slowly(model, request):
+        for step in decode(model, request):
+            time.sleep(0.05)
+            yield step
+
+    monkeypatch.setattr(scheduler, "decode", slowly)
+
+
+def idle(server, seconds=10):
+    """Wait until nothing runs or waits."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(RuntimeError):
+            if not server.scheduler.waiting and not server.scheduler.busy:
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_full_queue_says_429_and_a_free_one_answers_again(text, slow):
+    with Served(text, max_batch=1, max_queue=2) as server:
+        replies = asyncio.run(load(server.url, [{"messages": ask()}] * 8))
+        statuses = sorted(reply.status_code for reply in replies)
+        assert set(statuses) == {200, 429}
+        refused = next(reply for reply in replies if reply.status_code == 429)
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.headers["retry-after"] == "1"
+        assert server.post(CHAT, messages=ask(), max_tokens=4).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_client_left_is_given_up(text, slow, stream):
+    async def leave(url):
+        async with httpx.AsyncClient(base_url=url, timeout=0.4, trust_env=False) as client:
+            for _ in range(3):
+                with contextlib.suppress(httpx.TimeoutException):
+                    body = {"messages": ask(), "max_tokens": 200, "stream": stream}
+                    async with client.stream("POST", CHAT, json=body) as reply:
+                        async for _ in reply.aiter_raw():
+                            break
+
+    with Served(text, max_batch=1) as server:
+        asyncio.run(leave(server.url))
+        assert idle(server, seconds=5)  # the answers alone would take 30 s
+        assert server.post(CHAT, messages=ask(), max_tokens=4).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_given_up(text, slow):
+    with Served(text, timeout_seconds=0.3) as server:
+        reply = server.post(CHAT, messages=ask(), max_tokens=100)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (504, "timeout")
+        assert idle(server, seconds=5)
+
+
+def test_a_server_that_stops_finishes_what_runs(text, slow):
+    with Served(text) as server:
+        found = []
+        client = threading.Thread(target=lambda: found.append(server.post(CHAT, messages=ask())))
+        client.start()
+        time.sleep(0.3)
+        server.server.should_exit = True
+        client.join()
+    assert found[0].status_code == 200
+    assert not server.scheduler.running
+
+
+def test_a_batch_that_fails_does_not_end_the_server(text, monkeypatch):
+    from qwen3llada.serving import scheduler
+
+    with Served(text) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler, "decode", lambda *_: 1 / 0)
+            reply = server.post(CHAT, messages=ask())
+            assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
+            said = server.post(CHAT, messages=ask(), stream=True).text
+            assert "internal error: ZeroDivisionError" in said
+        assert server.post(CHAT, messages=ask()).status_code == 200
+
+
+def test_many_requests_leave_nothing_behind(text):
+    """Memory after 300 requests is that after 150: nothing of a request is kept."""
+    import gc
+
+    with Served(text) as server:
+        peaks = []
+        for _ in range(2):
+            for start in range(0, 150, 50):
+                asyncio.run(load(server.url, [{"messages": ask(), "seed": start, "max_tokens": 4}] * 50))
+            gc.collect()
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        assert idle(server)
+        assert peaks[1] - peaks[0] < 20 * 1024  # KiB
+
+
+def test_the_official_client_works(served):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none")
+    said = client.chat.completions.create(model="tiny", messages=ask(), seed=1, extra_body={"steps": 16}, logprobs=True)
+    stream = client.chat.completions.create(
+        model="tiny", messages=ask(), seed=1, stream=True, extra_body={"steps": 16, "canvas": True}
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert text == said.choices[0].message.content
+    assert said.choices[0].logprobs.content[0].logprob <= 0
+    assert client.models.list().data[0].id == "tiny"
+    assert client.completions.create(model="tiny", prompt="w1", max_tokens=4, logprobs=1).choices[0].text
+    with pytest.raises(openai.BadRequestError, match=r"top_p=0\.3 is not supported"):
+        client.chat.completions.create(model="tiny", messages=ask(), top_p=0.3)
+
+
+def test_the_page_loads_nothing_from_elsewhere(served):
+    reply = served.client.get("/")
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "//" not in reply.text.replace("// ", "")  # no address of another host
+    for name in ("max_tokens", "steps", "block_length", "temperature", "seed", "remasking", "unmask"):
+        assert f'name="{name}"' in reply.text
