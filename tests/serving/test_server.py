@@ -110,9 +110,9 @@ def test_a_stream_is_the_answer_in_order(served):
 
 
 def test_log_probabilities_are_those_of_the_committed_tokens(served, text):
-    from qwen3llada.sampling.trace.recording import Recorder
+    from qwen3llada.sampling.trace.recording import TraceRecorder
 
-    recorder = Recorder()
+    recorder = TraceRecorder()
     prompt = [1, 2, 3]
     params = DEFAULTS.model_copy(update={"steps": 16})
     generate(text.model, [prompt], params, seed=0, eos_token_ids=text.ends, on_step=recorder)

@@ -1,6 +1,6 @@
 """The chat page as a browser draws it: a question typed and sent, the answer, a stop, a reload, phone and dark.
 
-python tests/serving/screenshots.py http://127.0.0.1:8000 FOLDER
+python tests/serving/chat_screenshots.py http://127.0.0.1:8000 FOLDER
 
 Needs Chromium (`--browser` names another command) and a running server. Fails if the page logs an error, asks another
 host for anything, or is wider than the window.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import websockets
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from screenshots import COLOURS, WIDTHS, Page, first_page, listening_port, picture
 
 ANSWER_SECONDS = 30.0

@@ -1,6 +1,6 @@
 """Pictures of the report as a browser draws it: desktop and phone, light and dark, an answer being played.
 
-python tests/report/screenshots.py reports/report.html FOLDER
+python tests/screenshots.py reports/report.html FOLDER
 
 Needs Chromium (`--browser` names another command). Fails if the page logs an error, asks the network for anything,
 or is wider than the window.
