@@ -1,6 +1,7 @@
 """A new registry entry is enough for a new value of its knob: nothing else lists the names."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from qwen3llada.diffusion.corruption import NoiseParams
@@ -11,8 +12,10 @@ from qwen3llada.modeling.attention import POLICIES
 from qwen3llada.modeling.params import AttentionParams
 from qwen3llada.objective.params import KernelParams
 from qwen3llada.params import load_stage
+from qwen3llada.sampling import keyed_gumbel
 from qwen3llada.sampling.params import DecodeParams, SampleParams
-from qwen3llada.sampling.remasking import SCORES
+from qwen3llada.sampling.proposals import Head
+from qwen3llada.sampling.remasking import SCORES, Score
 from qwen3llada.serving.formats import FORMATS
 from qwen3llada.serving.params import ExportParams
 from qwen3llada.training.params import PretrainParams, SftParams
@@ -68,3 +71,25 @@ def test_help_shows_the_names_in_place_of_a_type(registry, section, flag, monkey
     with pytest.raises(SystemExit):
         load_stage(["--help"], own=section)
     assert f"--{flag} {{{','.join(registry)}}}" in capsys.readouterr().out
+
+
+def head_that_scores_by(remasking):
+    return Head(
+        project=lambda hidden: hidden.clone(),
+        vocab_size=5,
+        mask_token_id=4,
+        temperature=0.0,
+        cfg_scale=0.0,
+        remasking=remasking,
+    )
+
+
+def test_a_new_noisy_score_gets_noise_and_one_that_does_not_say_so_is_refused(monkeypatch):
+    monkeypatch.setitem(SCORES, "mine", Score(score=lambda proposal: 1 - proposal.uniform, noisy=True))
+    monkeypatch.setitem(SCORES, "silent", Score(score=lambda proposal: 1 - proposal.uniform))
+    keys = keyed_gumbel.row_keys(0, range(3))
+    inputs = (torch.randn(3, 5), None, keys, keys, torch.ones(3, dtype=torch.float64))
+    scores = head_that_scores_by("mine")(*inputs)[1]
+    assert torch.equal(scores, 1 - keyed_gumbel.uniform(keys, 1)[:, 0])
+    with pytest.raises(ValueError, match="must be entered in SCORES with noisy=True"):
+        head_that_scores_by("silent")(*inputs)

@@ -53,18 +53,21 @@ class Policy:
         prompt. In training a corrupted block sees clean copies of earlier blocks, as it does in sampling. Sampling
         keeps the keys and values of finished blocks, because later tokens do not change them.
     keeps_prompt: the prompt's keys and values depend only on the prompt, so sampling keeps them.
+    windowed: a block sees no more than `window_blocks` blocks before its own. The sampler's graphs and the FLOP count
+        of training read it.
     """
 
     sees: Callable[[Tensor, Tensor, int], Tensor]
     causal: bool = False
     keeps_prompt: bool = False
+    windowed: bool = False
 
 
 POLICIES: dict[str, Policy] = {
     "full": Policy(sees=full),
     "block": Policy(sees=block, keeps_prompt=True),
     "block_causal": Policy(sees=block_causal, causal=True, keeps_prompt=True),
-    "window": Policy(sees=block_window, causal=True, keeps_prompt=True),
+    "window": Policy(sees=block_window, causal=True, keeps_prompt=True, windowed=True),
 }
 
 

@@ -12,7 +12,7 @@ from qwen3llada.diffusion.corruption import Noised
 from qwen3llada.diffusion.levels import by_position
 from qwen3llada.diffusion.losses import LOSSES, MaskedLoss
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.attention import blocks_of_columns, mask_of_each_kind, plan
+from qwen3llada.modeling.attention import POLICIES, blocks_of_columns, mask_of_each_kind, plan
 from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
 from qwen3llada.objective.copies import Copies, copies, views_of
 from qwen3llada.objective.kernels import attention_kernel, resolve_implementation
@@ -127,7 +127,7 @@ class BatchLoss:
         names = plan(self.attention.policy, self.config.num_hidden_layers)
         ends = (layout.position_ids // layout.block_length + 1) * layout.block_length
         windowed = ends.clamp(max=(self.attention.window_blocks + 1) * layout.block_length)
-        seen = [int((windowed if name == "window" else ends).sum()) for name in dict.fromkeys(names)]
+        seen = [int((windowed if POLICIES[name].windowed else ends).sum()) for name in dict.fromkeys(names)]
         by_name = dict(zip(dict.fromkeys(names), seen, strict=True))
         return sum(by_name[name] for name in names) * (rows // len(layout.position_ids)) // len(names)
 

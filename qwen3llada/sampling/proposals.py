@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qwen3llada.sampling import keyed_gumbel as noise
-from qwen3llada.sampling.remasking import NOISY_SCORES, SCORES, Proposal
+from qwen3llada.sampling.remasking import SCORES, Proposal
 from qwen3llada.sampling.request import Request
 
 LOGITS_PER_CHUNK = 2**24
@@ -89,9 +89,10 @@ class Head:
         tail = weights.sum(-1).double()
         chosen = logits.gather(-1, tokens[:, None])[:, 0]
         log_prob = (chosen - top).double() - torch.log1p(tail)
-        uniform = noise.uniform(score_keys, 1)[:, 0] if self.remasking in NOISY_SCORES else log_prob
-        proposal = Proposal(logits=logits, log_prob=log_prob, tail=tail, uniform=uniform, temperature=temperature)
-        return tokens, SCORES[self.remasking](proposal), log_prob
+        entry = SCORES[self.remasking]
+        uniform = noise.uniform(score_keys, 1)[:, 0] if entry.noisy else None
+        proposal = Proposal(logits=logits, log_prob=log_prob, tail=tail, noise=uniform, temperature=temperature)
+        return tokens, entry.score(proposal), log_prob
 
 
 def make_head(model: Any, request: Request) -> Head:

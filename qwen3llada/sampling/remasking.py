@@ -23,8 +23,23 @@ class Proposal:
     logits: Tensor  # [N, V] float32, -inf for the mask token
     log_prob: Tensor  # [N] float64, natural log of the softmax probability of the proposed token
     tail: Tensor  # [N] float64, (1 - p) / p of the most likely token's probability p
-    uniform: Tensor  # [N] float64 in (0, 1), keyed noise
+    noise: Tensor | None  # [N] float64 in (0, 1), keyed; drawn only for scores that are `noisy`
     temperature: Tensor  # [N] float64, annealed remasking temperature of this step
+
+    @property
+    def uniform(self) -> Tensor:
+        """Uniform keyed noise in (0, 1), [N] float64. Raises: ValueError if the score is not entered as noisy."""
+        if self.noise is None:
+            raise ValueError("a score that reads `uniform` must be entered in SCORES with noisy=True")
+        return self.noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """score: [N] float64 of a `Proposal`; the highest are committed first. noisy: whether it reads `uniform`."""
+
+    score: Callable[[Proposal], Tensor]
+    noisy: bool = False
 
 
 def low_confidence(proposal: Proposal) -> Tensor:
@@ -57,16 +72,13 @@ def margin(proposal: Proposal) -> Tensor:
     return (1 - (top[:, 1] - top[:, 0]).exp()) / (1 + proposal.tail)
 
 
-SCORES: dict[str, Callable[[Proposal], Tensor]] = {
-    "low_confidence": low_confidence,
-    "random": random,
-    "random_topk": random_topk,
-    "entropy": entropy,
-    "margin": margin,
+SCORES: dict[str, Score] = {
+    "low_confidence": Score(score=low_confidence),
+    "random": Score(score=random, noisy=True),
+    "random_topk": Score(score=random_topk, noisy=True),
+    "entropy": Score(score=entropy),
+    "margin": Score(score=margin),
 }
-"""name -> score [N] float64 of a `Proposal`; the highest are committed first."""
-
-NOISY_SCORES = frozenset({"random", "random_topk"})
 
 
 def even_shares(total: int, parts: int) -> list[int]:

@@ -11,7 +11,7 @@ from qwen3llada.batches.settings import BatchSettings
 from qwen3llada.batches.source import Source
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.params import NoiseParams
-from qwen3llada.modeling.attention import POLICIES, plan
+from qwen3llada.modeling.attention import POLICIES, Policy, block_window, plan
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import BatchLoss
 from qwen3llada.objective.copies import views_of
@@ -252,3 +252,20 @@ def test_a_block_mask_of_the_last_layer_is_that_of_the_predicted_columns():
             totals.append(float(loss(MaskedDiffusionObjective(model), step.micro_batches[0]).total))
         assert seen == [128]
     assert totals[1] == pytest.approx(totals[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("policy", [*CAUSAL, "mine", "alternate:block_causal,mine"])
+def test_counted_pairs_are_those_of_the_mask(policy, monkeypatch):
+    """As FlexAttention multiplies them, for whole blocks. Any policy can have a window, whatever its name is."""
+    monkeypatch.setitem(POLICIES, "mine", Policy(sees=block_window, causal=True, keeps_prompt=True, windowed=True))
+    rows = Rows("pretraining")
+    rows.rows, rows.lengths, rows.prompts = [np.arange(16)] * 2, np.array([16] * 2), [None] * 2
+    settings = settings_of("pretraining", policy, 4, random_length_prob=0.0)
+    (step,) = Source(rows, replace(settings, micro_batch_size=2)).steps(0)
+    model = make_model()
+    flex = replace(loss_of(settings, model), implementation="flex_attention")
+    dense = loss_of(settings, model)
+    mask = dense.attention_mask(dense.prepare(step.micro_batches[0]))
+    kinds = model.config.layer_types
+    seen = [int((mask[kind] if isinstance(mask, dict) else mask).sum()) for kind in kinds]  # one mask for both rows
+    assert flex.prepare(step.micro_batches[0]).pairs == 2 * sum(seen) // len(seen)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3llada.modeling.attention import is_causal
+from qwen3llada.modeling.attention import POLICIES, is_causal, plan
 from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
 from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
 from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
@@ -22,6 +22,8 @@ from qwen3llada.sampling.open_blocks import Units
 from qwen3llada.sampling.proposals import make_head
 from qwen3llada.sampling.request import Request
 
+# A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` fills for these
+# policies. A policy that is not here runs eagerly, whatever its comparison is.
 GRAPHED_POLICIES = ("full", "block", "block_causal", "window")
 
 
@@ -51,7 +53,9 @@ class GraphSampler:
         layout = request.layout
         self.rows = len(tokens)
         everything = layout.tokens.shape[1] // layout.block_length  # number of blocks on the canvas
-        self.window = min(everything, model.config.window_blocks) if request.policy == "window" else everything
+        (policy,) = plan(request.policy)  # only requests of one policy get here
+        windowed = POLICIES[policy].windowed
+        self.window = min(everything, model.config.window_blocks) if windowed else everything
         self.start = bucket_columns(layout.start)  # prompts are left-padded to this
         self.causal, self.dual = is_causal(request.policy), request.params.cache == "dual"
         self.whole = request.policy == "full" and not self.dual  # each pass runs the whole canvas
