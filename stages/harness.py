@@ -6,7 +6,7 @@ Results and all samples are kept in reports/harness, in lm-eval's own format. Ne
 
 from pathlib import Path
 
-from qwen3llada.evaluation.params import HarnessRequest
+from qwen3llada.evaluation.harness_request import HarnessRequest
 from qwen3llada.params import Params, run_as_stage
 
 CONVERSATIONS = Path("data/validated")

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.graph import Policy
 from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
-from qwen3llada.evaluation.params import HarnessRequest
+from qwen3llada.evaluation.harness_request import HarnessRequest
 from qwen3llada.params import Params, load, load_stage, run_as_stage, use
 from qwen3llada.sampling.dialogue.ask import SampleRequest
 from qwen3llada.sampling.dialogue.chat import ChatParams

@@ -119,7 +119,7 @@ def test_every_stage_of_the_pipeline_asks(monkeypatch):
     Path("dvc.lock").write_text((ROOT / "dvc.lock").read_text(encoding="utf-8"))
     for name in ("data/raw/model", "out/qwen3llada-converted", "out/qwen3llada-base", "data/tokenized/pretrain"):
         Path(name).mkdir(parents=True)
-    for name in ("analyze.json", "validation.json", "eval_loss.json", "report.html"):
+    for name in ("analyze.json", "validation.json", "eval_loss.json", "evaluate.json", "report.html"):
         Path("reports", name).write_text("{}")
     for stage in YAML(typ="safe", pure=True).load(text)["stages"]:
         refused(stage, f".*: {STILL} .*--force, or run dvc repro {stage}")

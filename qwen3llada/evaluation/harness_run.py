@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.params import HarnessRequest
+from qwen3llada.evaluation.harness_request import HarnessRequest
 
 TASKS = Path(__file__).parent / "tasks"
 DATA = Path("data/harness")  # named in the task files too

@@ -13,9 +13,9 @@ from qwen3llada.corpus.builtin.model import write_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation import harness_run
 from qwen3llada.evaluation.harness import HarnessModel
+from qwen3llada.evaluation.harness_request import HarnessRequest
 from qwen3llada.evaluation.harness_text import cut_at, key_of
 from qwen3llada.evaluation.likelihood import estimate
-from qwen3llada.evaluation.params import HarnessRequest
 from qwen3llada.sampling.sampler import SampleParams, generate
 
 PAIRS = [("the quick brown", " fox"), ("hello", " world hello"), ("the lazy ", "dog"), ("", "hello world")]
