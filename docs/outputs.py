@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/sampling.md", "docs/data.md", "docs/flows.md", "docs/workflow.md")
+PAGES = ("README.md", "docs/sampling.md", "docs/serving.md", "docs/data.md", "docs/flows.md", "docs/workflow.md")
 MODEL = Path("out/qwen3llada-sft")
 
 MARKER = re.compile(r"<!-- output: (?P<kind>quick|model|kept)(: (?P<text>.+))? -->")
