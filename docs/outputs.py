@@ -21,7 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/training.md", "docs/sampling.md", "docs/data.md", "docs/flows.md", "docs/workflow.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("training", "sampling", "serving", "evaluation", "data", "flows", "workflow")),
+)
 MODEL = Path("out/qwen3llada-sft")
 
 MARKER = re.compile(r"<!-- output: (?P<kind>quick|model|kept)(: (?P<text>.+))? -->")

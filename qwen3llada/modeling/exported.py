@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.analyze import GOOD, ROWS_AT_ONCE, TensorComparison, bits
 from qwen3llada.modeling.qwen3_checkpoint import EMBEDDING, HEAD
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def compare_exported(model: str | Path, exported: str | Path, mask_token_id: int) -> list[TensorComparison]:
+def compare_exported(model: str | Path, exported: str | Path) -> list[TensorComparison]:
     """Every tensor of the checkpoint `model` against that of the folder `exported`.
 
     identical: in every bit, rounded to the exported type where that is another; replaced: so, but for the row of the
@@ -22,13 +23,14 @@ def compare_exported(model: str | Path, exported: str | Path, mask_token_id: int
     Raises: FileNotFoundError, InputError naming a folder or file that is missing or broken.
     """
     before, after = find_shards(Path(model)), find_shards(Path(exported))
+    mask_token_id = read_json(Path(model) / "config.json").get("mask_token_id")
     names = dict.fromkeys([*before.tensors, HEAD, *after.tensors])
     return [_compare(name, before, after, mask_token_id) for name in names]
 
 
-def check_exported(model: str | Path, exported: str | Path, mask_token_id: int) -> list[TensorComparison]:
+def check_exported(model: str | Path, exported: str | Path) -> list[TensorComparison]:
     """`compare_exported`. Raises InputError in one line if a tensor differs."""
-    compared = compare_exported(model, exported, mask_token_id)
+    compared = compare_exported(model, exported)
     wrong = [tensor for tensor in compared if tensor.status not in GOOD]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

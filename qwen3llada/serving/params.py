@@ -55,7 +55,7 @@ class ServeParams(Section):
     served_name: str | None = Field(None, description="The model's name for clients; null: its folder")
     api_key: str | None = Field(None, min_length=1, description="What clients must give as API key; null: nothing")
     max_batch: int = Field(16, ge=1, le=65536, description="Answers decoded together, 1 to 65,536")
-    max_queue: int = Field(256, ge=1, le=1_000_000, description="Answers that may wait, up to 1,000,000; more get 429")
+    max_queue: int = Field(256, ge=1, le=1_000_000, description="Answers that may wait, 1 to 1,000,000; more get 429")
     timeout_seconds: float = Field(
         300.0, gt=0, le=86_400, description="After which a request is given up, above 0, up to 86,400"
     )

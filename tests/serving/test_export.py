@@ -88,7 +88,7 @@ def test_every_tensor_is_the_checkpoints_but_for_the_masks_row(make_checkpoint, 
         assert tensor.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         unlike = (tensor != old).reshape(len(tensor), -1).any(-1).nonzero()[:, 0].tolist()
         assert unlike == ([MASK] if name == "lm_head.weight" else [])
-    statuses = {t.name: t.status for t in compare_exported(model, tmp_path / "served", MASK)}
+    statuses = {t.name: t.status for t in compare_exported(model, tmp_path / "served")}
     assert statuses.pop("lm_head.weight") == "replaced"
     assert set(statuses.values()) == {"identical"}
 
@@ -104,7 +104,7 @@ def test_a_tensor_that_differs_is_found(servable, exported, tmp_path):
         if "lm_head.weight" in values:
             values["lm_head.weight"][7] += 1
         save_file(values, file)
-    wrong = {t.name: t for t in compare_exported(servable, folder, MASK) if t.status == "value"}
+    wrong = {t.name: t for t in compare_exported(servable, folder) if t.status == "value"}
     assert set(wrong) == {"model.norm.weight", "lm_head.weight"}
     assert wrong["lm_head.weight"].detail == "2 rows differ, the first is 7"
 
@@ -220,3 +220,15 @@ def test_the_code_beside_an_export_imports_transformers_alone():
     tree = ast.parse(FORMATS["sdar"].code[0].read_text())
     assert [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)] == ["transformers"]
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.Import)]
+
+
+def test_the_stage_compares_an_export_and_writes_no_report(servable, exported, tmp_path, monkeypatch, capsys):
+    from qwen3llada.modeling.analyze_request import AnalyzeRequest
+    from stages import analyze
+
+    monkeypatch.chdir(tmp_path)
+    analyze.main(None, AnalyzeRequest(model=servable, exported=exported))
+    assert "tensors are those of" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="model and exported must be given together"):
+        AnalyzeRequest(model=servable)

@@ -1,6 +1,10 @@
 """The chat page as a browser draws it: a question typed and sent, the answer, a stop, a reload, phone and dark.
 
-python tests/serving/chat_screenshots.py http://127.0.0.1:8000 FOLDER
+<<<<<<<< HEAD:tests/serving/chat_page.py
+python tests/serving/chat_page.py http://127.0.0.1:8000 FOLDER
+========
+python tests/serving/chat_page.py http://127.0.0.1:8000 FOLDER
+>>>>>>>> w-export:tests/serving/chat_page.py
 
 Needs Chromium (`--browser` names another command) and a running server. Fails if the page logs an error, asks another
 host for anything, or is wider than the window.
@@ -9,21 +13,30 @@ host for anything, or is wider than the window.
 import argparse
 import asyncio
 import json
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import websockets
 
+<<<<<<<< HEAD:tests/serving/chat_page.py
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from screenshots import COLOURS, WIDTHS, Page, first_page, listening_port, picture
 
+========
+# How the report's pictures are taken: the browser, a page of it, the sizes.
+DRIVER = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "report/screenshots.py")))
+COLOURS, WIDTHS, Page = DRIVER.COLOURS, DRIVER.WIDTHS, DRIVER.Page
+>>>>>>>> w-export:tests/serving/chat_page.py
 ANSWER_SECONDS = 30.0
 
 
-async def until(page: Page, expression: str, seconds: float = ANSWER_SECONDS) -> None:
+async def until(page: Any, expression: str, seconds: float = ANSWER_SECONDS) -> None:
     """Wait until a JavaScript expression is true. Raises RuntimeError."""
     end = time.monotonic() + seconds
     while not await page.value(f"Boolean({expression})"):
@@ -32,7 +45,7 @@ async def until(page: Page, expression: str, seconds: float = ANSWER_SECONDS) ->
         await asyncio.sleep(0.02)
 
 
-async def type_and_send(page: Page, text: str) -> None:
+async def type_and_send(page: Any, text: str) -> None:
     """As a person does: into the box, then Enter."""
     await page.value("document.getElementById('question').focus()")
     await page.call("Input.insertText", text=text)
@@ -40,20 +53,20 @@ async def type_and_send(page: Page, text: str) -> None:
         await page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13)
 
 
-async def window(page: Page, device: str, colour: str) -> None:
+async def window(page: Any, device: str, colour: str) -> None:
     features = [{"name": "prefers-color-scheme", "value": colour}]
     await page.call("Emulation.setEmulatedMedia", features=features)
     size = {"width": WIDTHS[device], "height": 800, "deviceScaleFactor": 1, "mobile": device == "phone"}
     await page.call("Emulation.setDeviceMetricsOverride", **size)
 
 
-async def shot(page: Page, folder: Path, name: str, device: str) -> list[str]:
-    await picture(page, folder / f"{name}.png", 0, WIDTHS[device], 800)
+async def shot(page: Any, folder: Path, name: str, device: str) -> list[str]:
+    await DRIVER.picture(page, folder / f"{name}.png", 0, WIDTHS[device], 800)
     content = await page.value("document.documentElement.scrollWidth")
     return [f"{name}: {content} pixels wide in a window of {WIDTHS[device]}"] if content > WIDTHS[device] else []
 
 
-async def talk(page: Page, url: str, folder: Path, questions: list[str]) -> list[str]:
+async def talk(page: Any, url: str, folder: Path, questions: list[str]) -> list[str]:
     """Go through the page. Returns what is wrong."""
     for domain in ("Page", "Runtime", "Log", "Network"):
         await page.call(f"{domain}.enable")
@@ -106,7 +119,7 @@ async def visit(browser: str, url: str, folder: Path, questions: list[str]) -> l
         command = [browser, *options, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            address = await first_page(await listening_port(Path(profile) / "DevToolsActivePort"))
+            address = await DRIVER.first_page(await DRIVER.listening_port(Path(profile) / "DevToolsActivePort"))
             async with websockets.connect(address, max_size=None, proxy=None) as socket:
                 return await talk(Page(socket), url, folder, questions)
         finally:
