@@ -1,4 +1,4 @@
-"""The knobs of the held-out loss and of the report."""
+"""The knobs of the held-out loss."""
 
 from pydantic import Field
 
@@ -19,10 +19,3 @@ class EvalLossParams(Section):
         False,
         description="Compute in bfloat16 (losses stay in float32); false: in float32, whatever the checkpoint has",
     )
-
-
-class ReportParams(Section):
-    """What the report shows."""
-
-    samples: int = Field(default=24, ge=0, le=10_000, description="Held-out answers shown, 0 to 10,000")
-    played: int = Field(default=4, ge=0, le=1000, description="Answers whose denoising can be played, 0 to 1,000")
