@@ -29,7 +29,7 @@ from flows.states import end_of_flow, end_of_task, report, result_of
 from flows.temporary import bind_server_to_this_process
 from flows.variants import Variant, clone, expand, save
 
-LOSSES = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
+DEFAULT_GRID = {"pretrain.loss_impl,sft.loss_impl": ["guidelines", "dllm", "soft_ce"]}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -79,7 +79,7 @@ def sweep(
     if jobs < 1:
         return Failed(message=f"jobs={jobs} must be 1 or more")
     try:
-        variants = expand(grid or LOSSES, name)
+        variants = expand(grid or DEFAULT_GRID, name)
         with interruptible():
             rows = _run(variants, stages or [], jobs)
             write_comparison(rows, compared := choose_metric(rows, metric))

@@ -32,9 +32,10 @@ from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextD
 from qwen3llada.corpus.validation.rules import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.params import EvalLossParams, EvaluateParams, ReportParams
+from qwen3llada.evaluation.params import EvalLossParams, EvaluateParams
 from qwen3llada.knob_variables import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.modeling.convert import ConvertParams
+from qwen3llada.report.params import ReportParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
 from qwen3llada.serving.params import ExportParams, ServeParams

@@ -12,6 +12,7 @@ LAYERS = [
     "stages",
     "report",
     "serving",
+    "post_training",
     "training",
     "evaluation",
     "sampling",
@@ -21,6 +22,8 @@ LAYERS = [
     "modeling",
     "diffusion",
     "tracked",
+    "knob_variables",
+    "commandline",
     "folder_lock",
     "destinations",
     "artifacts",
@@ -68,6 +71,13 @@ def test_imports_point_inwards(path):
     if relative.parts[0] != "stages":
         allowed = {"qwen3llada/params.py"}
         assert str(relative) in allowed or not {n for n in used if n.startswith("qwen3llada.params")}
+
+
+def test_every_part_of_the_package_has_a_layer():
+    """Without one, its imports would be looked at by nobody. params.py composes the sections, for the stages alone."""
+    package = ROOT / "qwen3llada"
+    parts = {path.relative_to(package).parts[0].removesuffix(".py") for path in package.rglob("*.py")}
+    assert parts - set(LAYERS) == {"__init__", "params"}
 
 
 def test_no_two_modules_import_each_other():

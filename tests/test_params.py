@@ -6,13 +6,14 @@ import re
 import runpy
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from flows.graph import Policy
@@ -21,7 +22,7 @@ from qwen3llada.evaluation.harness_request import HarnessRequest
 from qwen3llada.params import Params, load, load_stage, run_as_stage, use
 from qwen3llada.sampling.dialogue.ask import SampleRequest
 from qwen3llada.sampling.dialogue.chat import ChatParams
-from qwen3llada.section import Section
+from qwen3llada.section import OneOf, Section
 from qwen3llada.training.params import AdapterParams
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,50 @@ def test_no_parameter_set_is_left_in_params_yaml(overlay):
     """`make use` writes into the file that is committed."""
     default = read_yaml(FILE)
     assert merge(default, read_yaml(overlay)) != default
+
+
+def listed_in_comments(text: str) -> dict[str, list[str]]:
+    """Knob -> the names that its comment lists, as in `key: value  # one | two: remark`."""
+    found, keys = {}, []
+    for line in text.splitlines():
+        if not (match := re.match(r"( *)(\w+):", line)):
+            continue
+        keys[len(match[1]) // 2 :] = [match[2]]
+        _, _, comment = line.partition(" # ")
+        if " | " in comment:
+            *first, last = comment.split(" | ")
+            found[".".join(keys)] = [*first, last.split(": ")[0]]
+    return found
+
+
+def allowed_names(kind: Any, metadata: Iterable[Any] = ()) -> list[str]:
+    """The names that a type allows, from `Literal` and `one_of`, at any depth."""
+    names = [name for item in metadata if isinstance(item, OneOf) for name in item.names]
+    if get_origin(kind) is Literal:
+        return names + list(get_args(kind))
+    return names + [name for part in get_args(kind) for name in allowed_names(part, getattr(part, "__metadata__", ()))]
+
+
+def fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in cls.model_fields.items():
+        kind, key = field.annotation, prefix + (field.alias or name)
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        yield from fields(kind, f"{key}.") if nested else [(key, field)]
+
+
+def test_comments_list_all_names_that_a_knob_takes():
+    allowed = {key: allowed_names(field.annotation, field.metadata) for key, field in fields(Params)}
+    for knob, listed in listed_in_comments(FILE.read_text(encoding="utf-8")).items():
+        if allowed[knob]:  # model.source and its like take any text
+            assert [name for name in listed if re.fullmatch(r"\w+", name)] == allowed[knob], knob
+
+
+def test_names_in_comments_are_read():
+    text = "a:         # x | y\n  b: 1     # one | [more]: of them\n  c:       # a: b\nd: 1 # e | f\n"
+    assert listed_in_comments(text) == {"a": ["x", "y"], "a.b": ["one", "[more]"], "d": ["e", "f"]}
+    listed = listed_in_comments(FILE.read_text(encoding="utf-8"))
+    assert listed["pretrain.telemetry.trackers"] == ["tensorboard", "wandb", "mlflow"]
+    assert listed.keys() >= {"pretrain.noise.noise_type", "pretrain.attention.policy", "sample.remasking"}
 
 
 def test_every_knob_is_explained():

@@ -13,8 +13,8 @@ from qwen3llada.modeling.params import AttentionParams
 from qwen3llada.objective.params import KernelParams
 from qwen3llada.params import load_stage
 from qwen3llada.sampling import keyed_gumbel
+from qwen3llada.sampling.head import Head
 from qwen3llada.sampling.params import DecodeParams, SampleParams
-from qwen3llada.sampling.proposals import Head
 from qwen3llada.sampling.remasking import SCORES, Score
 from qwen3llada.serving.formats import FORMATS
 from qwen3llada.serving.params import ExportParams

@@ -19,10 +19,10 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import EvalLossParams
 from qwen3llada.modeling.loading import check_is_ours, load_pretrained
 from qwen3llada.modeling.params import store_attention
+from qwen3llada.objective.attention_kernels import resolve_implementation
 from qwen3llada.objective.batch_loss import BatchLoss, batch_loss
-from qwen3llada.objective.kernels import resolve_implementation
 from qwen3llada.objective.last_layer import shorten_last_layer
-from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums, by_noise_level
+from qwen3llada.objective.loss_by_level import BUCKETS, bucket_sums, by_noise_level
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import LossKnobs
 

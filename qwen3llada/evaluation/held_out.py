@@ -21,7 +21,7 @@ from qwen3llada.evaluation.likelihood import estimate
 from qwen3llada.evaluation.params import EvaluateParams
 from qwen3llada.evaluation.processes import Processes, join_processes
 from qwen3llada.evaluation.quality_speed import as_rows, measure_quality
-from qwen3llada.objective.noise_levels import BUCKET_NAMES, BUCKETS, by_noise_level
+from qwen3llada.objective.loss_by_level import BUCKET_NAMES, BUCKETS, by_noise_level
 from qwen3llada.sampling.dialogue.exact_match import heldout_prompts
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import SampleParams

@@ -21,7 +21,7 @@ from qwen3llada.evaluation.token_batches import token_batches
 from qwen3llada.modeling.attention import STORED_ATTENTION, plan
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.batch_loss import BatchLoss, LossSum
-from qwen3llada.objective.noise_levels import BUCKETS
+from qwen3llada.objective.loss_by_level import BUCKETS
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import KernelParams
 

@@ -1,4 +1,4 @@
-"""The knobs of the held-out loss, of the likelihood bounds and of the report."""
+"""The knobs of the held-out loss and of the likelihood bounds."""
 
 from typing import Annotated
 
@@ -60,10 +60,3 @@ class EvaluateParams(Section):
     answer_rounds: int = Field(
         8, ge=1, le=10_000, description="Masks drawn for the likelihood of each such answer, 1 to 10,000"
     )
-
-
-class ReportParams(Section):
-    """What the report shows."""
-
-    samples: int = Field(default=24, ge=0, le=10_000, description="Held-out answers shown, 0 to 10,000")
-    played: int = Field(default=4, ge=0, le=1000, description="Answers whose denoising can be played, 0 to 1,000")

@@ -14,8 +14,8 @@ from qwen3llada.diffusion.losses import LOSSES, MaskedLoss
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import POLICIES, blocks_of_columns, mask_of_each_kind, plan
 from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
+from qwen3llada.objective.attention_kernels import attention_kernel, resolve_implementation
 from qwen3llada.objective.copies import Copies, copies, views_of
-from qwen3llada.objective.kernels import attention_kernel, resolve_implementation
 from qwen3llada.objective.params import KernelParams, LossKnobs
 
 TILE = 128  # columns, of FlexAttention

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen3llada.artifacts import file_digest, read_json, read_jsonl
 from qwen3llada.errors import InputError
-from qwen3llada.objective.noise_levels import BUCKET_NAMES
+from qwen3llada.objective.loss_by_level import BUCKET_NAMES
 from qwen3llada.report.charts import Point, bar_chart, line_chart
 
 PHASES = {"pretrain": "Pretraining", "sft": "Fine-tuning"}

@@ -13,7 +13,6 @@ from typing import Any
 
 from qwen3llada.artifacts import new_file, read_jsonl, text_digest
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.params import ReportParams
 from qwen3llada.report.charts import number
 from qwen3llada.report.data import (
     LEVELS,
@@ -32,6 +31,7 @@ from qwen3llada.report.data import (
     read_sweep,
     training_charts,
 )
+from qwen3llada.report.params import ReportParams
 from qwen3llada.report.replay import record_answers
 from qwen3llada.report.run_facts import compare_with_previous, data_sources, hardware, revision
 from qwen3llada.sampling.params import SampleParams

@@ -12,8 +12,8 @@ from torch import Tensor
 from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.block_contexts import Context, open_context
 from qwen3llada.sampling.canvas import Canvas
+from qwen3llada.sampling.head import make_head
 from qwen3llada.sampling.open_blocks import Units
-from qwen3llada.sampling.proposals import make_head
 from qwen3llada.sampling.remasking import annealed, commit
 from qwen3llada.sampling.request import Request
 

@@ -12,7 +12,7 @@ from qwen3llada.batches.source import Step
 from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
 from qwen3llada.training.checkpoints.folder import finish
-from qwen3llada.training.checkpoints.save_and_restore import export, save
+from qwen3llada.training.checkpoints.save_and_restore import save, save_final_model
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.run import Run
 from qwen3llada.training.start.claiming import claim_destinations
@@ -115,7 +115,7 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
                     run.accelerator.print(message, file=sys.stderr)
                     raise Stopped(message)
             monitor.flush()
-            export(run)
+            save_final_model(run)
         summary = monitor.finish()
         if run.accelerator.is_main_process:
             finish(params.output_dir, run.fingerprint)

@@ -34,7 +34,7 @@ def test_the_default_sweep_has_every_loss():
     """The flows cannot read the registry, because they import nothing of the package."""
     from qwen3llada.diffusion.losses import LOSSES
 
-    assert {"pretrain.loss_impl,sft.loss_impl": list(LOSSES)} == sweep.LOSSES
+    assert {"pretrain.loss_impl,sft.loss_impl": list(LOSSES)} == sweep.DEFAULT_GRID
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from qwen3llada.diffusion.corruption import Noised
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.objective.batch_loss import BatchLoss
-from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
+from qwen3llada.objective.loss_by_level import BUCKETS, bucket_sums
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import KernelParams
 from tests.objective.objective_steps import CAP, MASK, SAMPLES, SMOOTHING, TASKS, batches, make_model

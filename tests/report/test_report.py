@@ -15,10 +15,11 @@ from qwen3llada.artifacts import file_digest, read_json, read_jsonl, write_json,
 from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.errors import InputError
-from qwen3llada.objective.noise_levels import BUCKET_NAMES
+from qwen3llada.objective.loss_by_level import BUCKET_NAMES
 from qwen3llada.report import charts
 from qwen3llada.report.data import flat_numbers, read_curves, training_charts
-from qwen3llada.report.page import ReportParams, write_report
+from qwen3llada.report.page import write_report
+from qwen3llada.report.params import ReportParams
 from qwen3llada.report.replay import record_answers
 from qwen3llada.report.run_facts import compare_with_previous
 from qwen3llada.sampling.dialogue.exact_match import answer_heldout

@@ -8,7 +8,7 @@ from vocabulary import EOS, MASK, VOCAB
 
 from qwen3llada.errors import InputError
 from qwen3llada.sampling import keyed_gumbel as noise
-from qwen3llada.sampling.proposals import Head
+from qwen3llada.sampling.head import Head
 from qwen3llada.sampling.remasking import UnmaskPlan
 from qwen3llada.sampling.sampler import SampleParams, generate
 from qwen3llada.section import MAX_TOKENS

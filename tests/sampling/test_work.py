@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from vocabulary import EOS, MASK, VOCAB
 
-from qwen3llada.sampling import proposals as head
+from qwen3llada.sampling import head
 from qwen3llada.sampling.sampler import SampleParams, generate
 
 SIZES = {"steps": 12, "gen_length": 12, "block_length": 4}

@@ -1,10 +1,6 @@
 """The chat page as a browser draws it: a question typed and sent, the answer, a stop, a reload, phone and dark.
 
-<<<<<<<< HEAD:tests/serving/chat_page.py
 python tests/serving/chat_page.py http://127.0.0.1:8000 FOLDER
-========
-python tests/serving/chat_page.py http://127.0.0.1:8000 FOLDER
->>>>>>>> w-export:tests/serving/chat_page.py
 
 Needs Chromium (`--browser` names another command) and a running server. Fails if the page logs an error, asks another
 host for anything, or is wider than the window.
@@ -24,15 +20,9 @@ from typing import Any
 
 import websockets
 
-<<<<<<<< HEAD:tests/serving/chat_page.py
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from screenshots import COLOURS, WIDTHS, Page, first_page, listening_port, picture
-
-========
 # How the report's pictures are taken: the browser, a page of it, the sizes.
-DRIVER = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "report/screenshots.py")))
+DRIVER = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "screenshots.py")))
 COLOURS, WIDTHS, Page = DRIVER.COLOURS, DRIVER.WIDTHS, DRIVER.Page
->>>>>>>> w-export:tests/serving/chat_page.py
 ANSWER_SECONDS = 30.0
 
 

@@ -24,7 +24,9 @@ PAIRS = (
 )
 PROMPTS = tuple(dict.fromkeys(prompt for prompt, _ in PAIRS))
 ANSWERS = tuple(dict.fromkeys(answer for _, answer in PAIRS))
-SHAPES = "conversations, messages, or a pair of columns such as " + ", ".join("/".join(pair) for pair in PAIRS)
+SHAPES_IN_WORDS = f"{', '.join(TURN_LISTS)}, or a pair of columns such as " + ", ".join(
+    "/".join(pair) for pair in PAIRS
+)
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 #: Fields with the material that a prompt refers to. Each is appended below the prompt, in this order.
 CONTEXT_FIELDS = ("input", "context", "passage")

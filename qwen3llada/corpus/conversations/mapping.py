@@ -36,7 +36,7 @@ def record_shape(row: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def map_record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in `row`, for any of `SHAPES`. Damaged parts are kept, for validation to find.
+    """The record in `row`, for any shape of `TURN_LISTS` and `PAIRS`. Damaged parts are kept, for validation to find.
 
     For a row of unknown shape `conversations` is None.
     """

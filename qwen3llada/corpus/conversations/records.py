@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwen3llada.corpus.conversations.fields import GPT, HUMAN, SHAPES
+from qwen3llada.corpus.conversations.fields import GPT, HUMAN, SHAPES_IN_WORDS
 from qwen3llada.corpus.conversations.mapping import map_record, role_of
 from qwen3llada.errors import InputError
 
@@ -64,7 +64,7 @@ def exchanges(record: Mapping[str, Any], turns: Turns = "all") -> list[Exchange]
     """
     conversation, system = record.get("conversations"), record.get("system")
     if not isinstance(conversation, list):
-        raise InputError(f"a record must have {SHAPES}; this one has {sorted(map(str, record))}")
+        raise InputError(f"a record must have {SHAPES_IN_WORDS}; this one has {sorted(map(str, record))}")
     if system is not None and not isinstance(system, str):
         raise InputError(f"{system=} must be text or absent")
     found: list[tuple[str, str]] = []

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from qwen3llada.corpus.conversations.lost import find_lost
 from qwen3llada.corpus.conversations.prompts import is_encodable
 from qwen3llada.corpus.conversations.records import GPT, HUMAN, is_taught, map_record, visible
+from qwen3llada.corpus.conversations.unused_fields import find_lost
 from qwen3llada.corpus.files.rows import Block, Row
 from qwen3llada.corpus.text.same_text import exact_hash, text_hash
 

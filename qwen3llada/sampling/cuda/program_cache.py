@@ -10,8 +10,8 @@ import torch
 from qwen3llada.sampling.cuda.attention_kernel import Blocks
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
 from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram
+from qwen3llada.sampling.head import Head
 from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.proposals import Head
 
 COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple
 KEPT_PROGRAMS = 32

@@ -18,8 +18,8 @@ from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
 from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
 from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
 from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, ProgramShape, StepProgram, chunks_for
+from qwen3llada.sampling.head import make_head
 from qwen3llada.sampling.open_blocks import Units
-from qwen3llada.sampling.proposals import make_head
 from qwen3llada.sampling.request import Request
 
 # A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` fills for these

@@ -16,8 +16,8 @@ from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
 from qwen3llada.sampling.cuda.captured_function import CapturedFunction
 from qwen3llada.sampling.cuda.commit_kernels import VOCABULARY_SPLITS, commit_likeliest, likeliest
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel, Write
+from qwen3llada.sampling.head import Head
 from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.proposals import Head
 from qwen3llada.sampling.remasking import annealed, commit
 
 WARMUP_RUNS = 2  # before a capture: compiles kernels and lets libraries allocate workspaces

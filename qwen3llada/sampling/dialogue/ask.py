@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.conversations.fields import ANSWERS as ANSWER_FIELDS
-from qwen3llada.corpus.conversations.fields import GPT, HISTORY, HUMAN, SHAPES, SYSTEM_FIELDS, filled
-from qwen3llada.corpus.conversations.lost import Lost, find_lost
+from qwen3llada.corpus.conversations.fields import GPT, HISTORY, HUMAN, SHAPES_IN_WORDS, SYSTEM_FIELDS, filled
 from qwen3llada.corpus.conversations.mapping import history_turns, map_question
 from qwen3llada.corpus.conversations.records import Exchange, role_of, turn_text
+from qwen3llada.corpus.conversations.unused_fields import Lost, find_lost
 from qwen3llada.destinations import ANSWERS, PAGE, Kind, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.lean_import import import_model_code
@@ -110,7 +110,7 @@ def read_question(row: Any, system: str | None) -> tuple[Exchange, Lost]:
     record = map_question(row)
     turns, own = record["conversations"], record["system"]
     if not isinstance(turns, list):
-        raise InputError(f"a record must have {SHAPES}; this one has {sorted(map(str, row))}")
+        raise InputError(f"a record must have {SHAPES_IN_WORDS}; this one has {sorted(map(str, row))}")
     if own is not None and not isinstance(own, str):
         name = next((field for field in SYSTEM_FIELDS if row.get(field) is own), "system")
         raise InputError(f"{name}={own!r} must be text or absent")

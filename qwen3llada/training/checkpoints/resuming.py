@@ -15,7 +15,7 @@ from qwen3llada.training.checkpoints.folder import (
     runs,
     step_of,
 )
-from qwen3llada.training.start.optimizer import warmup_and_decay
+from qwen3llada.training.start.groups_and_schedule import warmup_and_decay
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Saving and restoring of checkpoints, and export of the final model. All ranks take part."""
+"""Saving and restoring of checkpoints, and saving of the final model. All ranks take part."""
 
 import json
 import pickle
@@ -24,8 +24,8 @@ from qwen3llada.training.checkpoints.folder import (
 from qwen3llada.training.checkpoints.whole_tensors import load_optimizer_state, model_state, optimizer_state, reshard
 from qwen3llada.training.run import Run
 from qwen3llada.training.start.adapters import ADAPTER_FOLDER, save_adapters
+from qwen3llada.training.start.groups_and_schedule import set_schedule
 from qwen3llada.training.start.model_and_processes import DTYPES
-from qwen3llada.training.start.optimizer import set_schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,7 +74,7 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
     run.last_checkpoint, run.has_saved = folder, True
 
 
-def export(run: Run) -> None:
+def save_final_model(run: Run) -> None:
     """Write the final model to `dst` in Hugging Face format, with the tokenizer. All ranks must call this."""
     main = run.accelerator.is_main_process
     reshard(run.objective)

@@ -9,12 +9,12 @@ import torch
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
-from qwen3llada.objective.kernels import resolve_implementation
+from qwen3llada.objective.attention_kernels import resolve_implementation
 from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.training.params import TrainParams
 from qwen3llada.training.start.adapters import check_adapters, quantization
+from qwen3llada.training.start.groups_and_schedule import optimizer_that_runs
 from qwen3llada.training.start.launcher import check_launcher, check_processes, launched_processes
-from qwen3llada.training.start.optimizer import optimizer_that_runs
 from qwen3llada.training.watch.trackers import accelerator_options
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from qwen3llada.training.params import TrainParams
 from qwen3llada.training.run import Run
 from qwen3llada.training.start.adapters import add_adapters
 from qwen3llada.training.start.claiming import claim_destinations
+from qwen3llada.training.start.groups_and_schedule import build_optimizer, build_schedule
 from qwen3llada.training.start.memory_estimate import MemoryEstimate, estimate_memory
 from qwen3llada.training.start.model_and_processes import (
     compile_layers,
@@ -36,7 +37,6 @@ from qwen3llada.training.start.model_and_processes import (
     make_accelerator,
     with_optimizer_that_runs,
 )
-from qwen3llada.training.start.optimizer import build_optimizer, build_schedule
 from qwen3llada.training.watch.flops import FlopCounter, flop_counter
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from qwen3llada.errors import InputError
-from qwen3llada.objective.noise_levels import BUCKETS, by_noise_level
+from qwen3llada.objective.loss_by_level import BUCKETS, by_noise_level
 from qwen3llada.training.checkpoints.fingerprint import knobs
 from qwen3llada.training.run import Run
 from qwen3llada.training.start.memory_estimate import GIB

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qwen3llada.objective.batch_loss import LossSum
-from qwen3llada.objective.noise_levels import BUCKETS, bucket_sums
+from qwen3llada.objective.loss_by_level import BUCKETS, bucket_sums
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ DECIDES_NOTHING = {
     *("destinations/check.py", "destinations/kinds.py"),
     *("modeling/positions.py", "modeling/qwen3_checkpoint.py", "modeling/shards.py"),
     *("training/start/claiming.py", "training/start/launcher.py", "training/watch/settings.py"),
-    *("evaluation/eval_loss.py", "objective/noise_levels.py", "evaluation/params.py"),
+    *("evaluation/eval_loss.py", "objective/loss_by_level.py", "evaluation/params.py"),
     *("training/checkpoints/folder.py", "training/checkpoints/fingerprint.py", "training/checkpoints/resuming.py"),
     *(
         "training/watch/flops.py",

@@ -132,7 +132,7 @@ def test_a_finished_run_trains_anew_and_more_steps_go_on(pretraining, monkeypatc
 
     # killed between last step and export: the summary still covers the whole run
     with monkeypatch.context() as killed:
-        killed.setattr(loop, "export", interrupt)
+        killed.setattr(loop, "save_final_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(params, seed=1)
     assert read_outcome(checkpoint(params, 6).parent) is None
@@ -175,7 +175,7 @@ def test_a_run_that_starts_anew_replaces_what_an_earlier_attempt_saved(pretraini
     """Otherwise a later attempt would resume from the newest checkpoint of the abandoned one."""
     params = changed(pretraining, save_steps=2, do_eval_loss=False)
     with monkeypatch.context() as killed:
-        killed.setattr(loop, "export", interrupt)
+        killed.setattr(loop, "save_final_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(params, seed=1)
     assert saved_steps(params.output_dir) == [4, 6]

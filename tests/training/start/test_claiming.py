@@ -62,8 +62,10 @@ def test_a_run_holds_its_folder_while_it_trains_and_may_be_repeated(pretraining,
     from qwen3llada.training import loop
 
     held = []
-    export = loop.export
-    monkeypatch.setattr(loop, "export", lambda run: (held.append(len(folder_lock._held)), export(run)))
+    save_final_model = loop.save_final_model
+    monkeypatch.setattr(
+        loop, "save_final_model", lambda run: (held.append(len(folder_lock._held)), save_final_model(run))
+    )
     for _ in range(2):
         train(changed(pretraining, save_steps=3, max_steps=3, resume_from=""), seed=1)
     assert held == [1, 1]

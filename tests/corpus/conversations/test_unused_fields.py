@@ -4,8 +4,8 @@ import pytest
 
 from qwen3llada.corpus.builtin.params import BuiltinParams
 from qwen3llada.corpus.builtin.source import builtin_conversations
-from qwen3llada.corpus.conversations.lost import Lost, find_lost
 from qwen3llada.corpus.conversations.records import map_record
+from qwen3llada.corpus.conversations.unused_fields import Lost, find_lost
 
 NOTHING = Lost((), 0)
 PAIR = {"question": "Which is it?", "answer": "The first."}

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules."""
+"""Parameter groups, the optimiser over them, and the schedule of the learning rate."""
 
 import importlib.util
 import logging

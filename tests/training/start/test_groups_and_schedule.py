@@ -16,8 +16,13 @@ from qwen3llada.training.loop import train
 from qwen3llada.training.params import OptimParams, PretrainParams
 from qwen3llada.training.run import Run
 from qwen3llada.training.start import model_and_processes as setup
+from qwen3llada.training.start.groups_and_schedule import (
+    build_optimizer,
+    build_schedule,
+    optimizer_that_runs,
+    parameter_groups,
+)
 from qwen3llada.training.start.model_and_processes import with_optimizer_that_runs
-from qwen3llada.training.start.optimizer import build_optimizer, build_schedule, optimizer_that_runs, parameter_groups
 from qwen3llada.training.start.optimizers import OPTIMIZERS, Optimizer
 
 
