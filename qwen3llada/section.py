@@ -19,7 +19,7 @@ class StrictKinds(BaseModel):
     @field_validator("*", mode="before", check_fields=False)
     @classmethod
     def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        kinds = plain_types(cls.model_fields[str(info.field_name)].annotation)
         if bool in kinds and isinstance(value, int | float | str) and not isinstance(value, bool):
             if value not in ("true", "false"):
                 raise ValueError(f"given {value!r}, must be true or false")
@@ -72,10 +72,10 @@ def choices(field: FieldInfo) -> list[str] | None:
     return next((item.names for item in field.metadata if isinstance(item, OneOf)), None)
 
 
-def _kinds(annotation: Any) -> set[Any]:
+def plain_types(annotation: Any) -> set[Any]:
     """The plain types in an annotation, also inside unions, tuples, lists and `Annotated`."""
     if parts := get_args(annotation):
-        return set().union(*(_kinds(part) for part in parts))
+        return set().union(*(plain_types(part) for part in parts))
     return {annotation} if isinstance(annotation, type) else set()
 
 
@@ -85,7 +85,7 @@ def allowed_range(cls: type[BaseModel], loc: Sequence[int | str]) -> str | None:
     field = by_key.get(str(loc[0])) if loc else None
     if field is None:
         return None
-    inner = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    inner = [kind for kind in plain_types(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
     if inner:
         return allowed_range(inner[0], [part for part in loc[1:] if isinstance(part, str)])
     limits = {type(limit): limit for limit in _limits(field.annotation, field.metadata)}

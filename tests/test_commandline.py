@@ -1,8 +1,9 @@
 """YAML and flags to a validated model: values, priorities, and one-line errors."""
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -29,11 +30,18 @@ class Noise(Section):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class Part(Section):
+    until: float = Field(1.0, gt=0, le=1, description="share of the run")
+    name: str | None = Field(None, description="what it is called")
+
+
 class Train(Section):
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate; above 0")
     noise: Noise = Noise()
     compile: bool | None = Field(None, description="compile the body")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="decay rates")
+    parts: tuple[Part, ...] = Field((), description="parts of the run")
+    stages: tuple[dict[str, Any], ...] = Field((), description="other knobs in parts of the run")
 
 
 class Request(Section):
@@ -96,6 +104,29 @@ def test_switches_take_truth_values_too(argv, expected):
     assert flags(Train(), *argv, "--noise.schedule", "cosine")["noise"]["schedule"] == "cosine"
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_lists_of_objects_are_json(joined):
+    parts = '[{"until": 0.5, "name": "a, b"}, {"until": 1, "name": null}]'
+    stages = '[{"until": 0.5, "range": [0.1, 0.9], "on": false, "cap": null}]'
+    given = [("--parts", parts), ("--stages", stages)]
+    argv = [f"{flag}={value}" for flag, value in given] if joined else [part for pair in given for part in pair]
+    values = flags(Train(), *argv, "--lr", "0.5")
+    assert values["parts"] == ({"until": 0.5, "name": "a, b"}, {"until": 1.0, "name": None})
+    assert values["stages"] == ({"until": 0.5, "range": [0.1, 0.9], "on": False, "cap": None},)
+    assert values["lr"] == 0.5
+    assert flags(Train(parts=(Part(until=0.5),)), "--parts", "[]")["parts"] == ()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), st.booleans())
+def test_texts_in_lists_of_objects_are_taken_verbatim_or_refused(text, ascii_only):
+    argv = ["--parts", json.dumps([{"name": text}, {"name": "b"}], ensure_ascii=ascii_only)]
+    if any(character in '"\\' or ord(character) < 32 for character in text):
+        with pytest.raises(ParamsError, match="must hold no quotes, backslashes or control characters"):
+            flags(Train(), *argv)
+    else:
+        assert [part["name"] for part in flags(Train(), *argv)["parts"]] == [text, "b"]
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3))
 def test_repeated_text_is_taken_verbatim(prompts):
     argv = [part for prompt in prompts for part in ("--prompt", prompt)]
@@ -129,6 +160,14 @@ def test_repeated_text_is_taken_verbatim(prompts):
         (["--betas", "[0.8,1]"], ["betas.1", "given 1.0", "0 to below 1"]),
         (["--betas", "0.9"], ["betas.1", "missing"]),
         (["--betas"], ["--betas", "expected one argument"]),
+        (["--parts", "0.9,1"], ["--parts", "'0.9,1'", "JSON list of objects"]),
+        (["--parts", "[0.9]"], ["--parts", "'[0.9]'", "JSON list of objects"]),
+        (["--stages", "{}"], ["--stages", "'{}'", "JSON list of objects"]),
+        (["--stages=[{]"], ["--stages", "'[{]'", "JSON list of objects"]),
+        (["--parts", "[" * 9999], ["--parts", "10,001", "JSON list of objects"]),
+        (["--parts", '[{"until": 2}]'], ["parts.0.until", "given 2", "allowed: above 0 to 1"]),
+        (["--parts", '[{"until": true}]'], ["parts.0.until", "given True", "must be a number"]),
+        (["--parts"], ["--parts", "expected one argument"]),
     ],
 )
 def test_wrong_flags_say_what_is_allowed(argv, words):

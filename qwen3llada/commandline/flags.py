@@ -16,7 +16,7 @@ from pydantic_settings import (
 )
 
 from qwen3llada.commandline.messages import ParamsError, cut, first_error, flag_fields, flag_message, flag_types
-from qwen3llada.section import StrictKinds, allowed_range, choices
+from qwen3llada.section import StrictKinds, allowed_range, choices, plain_types
 
 
 class _FlagsAlone(BaseSettings):
@@ -101,7 +101,8 @@ def _take_lists(fields: dict[str, Any], argv: Sequence[str]) -> tuple[dict[str, 
 def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
     """Rewrite arguments to the forms that pydantic-settings accepts.
 
-    `--flag true` and `--flag=false` become `--flag` and `--no-flag`; lists of numbers become JSON.
+    `--flag true` and `--flag=false` become `--flag` and `--no-flag`; lists of numbers become JSON. Lists of objects
+    are JSON already.
     Raises: `ParamsError` for other values of such flags.
     """
     kinds = {f"--{name}": kind for name, kind in flag_types(settings)}
@@ -110,8 +111,8 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
     while arguments:
         flag, equals, value = arguments.pop(0).partition("=")
         kind = kinds.get(flag)
-        switch, numbers = kind in (bool, bool | None), _is_numbers(kind)
-        if (switch or numbers) and not equals and arguments and not arguments[0].startswith("--"):
+        switch, numbers, objects = kind in (bool, bool | None), _is_numbers(kind), _is_objects(kind)
+        if (switch or numbers or objects) and not equals and arguments and not arguments[0].startswith("--"):
             equals, value = "=", arguments.pop(0)
         if switch and equals:
             if value not in ("true", "false"):
@@ -119,14 +120,22 @@ def _plain_values(settings: type[BaseModel], argv: Sequence[str]) -> list[str]:
             rest.append(flag if value == "true" else f"--no-{flag[2:]}")
         elif numbers and equals:
             rest.append(f"{flag}={_numbers(value, flag, allowed_range(settings, flag[2:].split('.')))}")
+        elif objects and equals:
+            rest.append(f"{flag}={_objects(value, flag)}")
         else:
             rest.append(flag + equals + value)
     return rest
 
 
 def _is_numbers(kind: Any) -> bool:
-    """Whether a knob is a tuple of anything but texts. `Annotated[str, …]` counts as text."""
-    return get_origin(kind) is tuple and not any(str in (part, *get_args(part)) for part in get_args(kind))
+    """Whether a knob is a tuple of numbers."""
+    return get_origin(kind) is tuple and plain_types(kind) <= {int, float}
+
+
+def _is_objects(kind: Any) -> bool:
+    """Whether a knob is a list or tuple of sections or dicts."""
+    first = next(iter(get_args(kind)), None) if get_origin(kind) in (list, tuple) else None
+    return get_origin(first) is dict or (isinstance(first, type) and issubclass(first, dict | BaseModel))
 
 
 def _numbers(value: str, flag: str, limits: str | None) -> str:
@@ -138,6 +147,24 @@ def _numbers(value: str, flag: str, limits: str | None) -> str:
         each = f", each {limits}" if limits else ""
         given = cut(repr(value), 80)
         raise ParamsError(f"command line: {flag}: given {given}, must be numbers{each}, as 0.9,0.95") from error
+
+
+def _objects(value: str, flag: str) -> str:
+    """`value`, a JSON list of objects, as pydantic-settings can read it. The objects are validated with the model."""
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, list) or not all(isinstance(part, dict) for part in parsed):
+        given = cut(repr(value), 80)
+        raise ParamsError(f"command line: {flag}: given {given}, must be a JSON list of objects, as '[{{\"key\": 1}}]'")
+    plain = json.dumps(parsed, ensure_ascii=False)
+    if "\\" in plain:  # pydantic-settings doubles backslashes in lists
+        raise ParamsError(
+            f"command line: {flag}: texts must hold no quotes, backslashes or control characters; write such a list"
+            " into params.yaml"
+        )
+    return plain
 
 
 def _program() -> str:
