@@ -44,6 +44,7 @@ class LayerGraphs:
         self.recorder, self.reduction = GraphRecorder(), reduction
         self.shapes: dict[Any, GraphShape] = {}
         self.replayed: GraphShape | None = None  # graphs of the pass that is under way
+        self.mask: Any = None  # of the first layer, in the current pass
         self.awaits_backward = False
         self._seen: Counter[Any] = Counter()
         self.layers = [GraphedLayer(number, layer, self) for number, layer in enumerate(layers)]
@@ -52,7 +53,7 @@ class LayerGraphs:
 
     def begin(self, hidden: Tensor, inputs: Inputs) -> None:
         """Choose graphs or plain layers for the forward pass whose first layer receives `hidden`."""
-        self.replayed = None
+        self.replayed, self.mask = None, inputs.mask
         fits = hidden.requires_grad and (inputs.mask is None or isinstance(inputs.mask, Tensor))
         if not torch.is_grad_enabled() or not fits or self.awaits_backward:
             return
@@ -115,7 +116,8 @@ class GraphedLayer:
         graphs = self.graphs
         if self.number == 0 and not graphs.recorder.recording:
             graphs.begin(hidden_states, Inputs(position_embeddings[0], position_embeddings[1], attention_mask))
-        if graphs.recorder.recording or graphs.replayed is None:
+        # The graphs of a shape hold one mask, the first layer's. Layers of another attention policy are not replayed.
+        if graphs.recorder.recording or graphs.replayed is None or attention_mask is not graphs.mask:
             return self.plain(
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **rest
             )
