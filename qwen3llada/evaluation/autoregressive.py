@@ -99,4 +99,4 @@ def load_qwen3(folder: Path, **options: Any) -> Any:
 
     config = read_qwen3_config(folder)
     with files_blamed(folder):
-        return Qwen3ForCausalLM.from_pretrained(folder, config=config, **options)
+        return Qwen3ForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)

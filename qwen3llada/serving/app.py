@@ -15,7 +15,8 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.dialogue.text_model import MASK, TextModel
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.serving.bodies import Asked, read_chat, read_completion
-from qwen3llada.serving.metrics import CONTENT_TYPE, Metrics
+from qwen3llada.serving.gate import Gate
+from qwen3llada.serving.metrics import CONTENT_TYPE
 from qwen3llada.serving.params import ServeParams
 from qwen3llada.serving.progress import Progress
 from qwen3llada.serving.replies import DONE, Kind, Replies, error_body, event
@@ -165,38 +166,6 @@ NOTHING_ELSE = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 )
 STARTED = int(time.time())
-KNOWN = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
-
-
-class Gate:
-    """Asks for the key and counts requests. Plain ASGI: Starlette's own middleware hides that a client has gone."""
-
-    def __init__(self, app: Any, api_key: str | None, metrics: Metrics) -> None:
-        self.app, self.api_key, self.metrics = app, api_key, metrics
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        from starlette.responses import JSONResponse
-
-        async def counted(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                self.metrics.request(path if path in KNOWN else "other", message["status"])
-            await send(message)
-
-        path, key = scope["path"], dict(scope["headers"]).get(b"authorization")
-        if path.startswith("/v1/") and not allowed(key, self.api_key):
-            refusal = JSONResponse(error_body("wrong or missing API key", "authentication_error"), 401)
-            await refusal(scope, receive, counted)
-        else:
-            await self.app(scope, receive, counted)
-
-
-def allowed(header: bytes | None, api_key: str | None) -> bool:
-    """Whether a request may be answered: there is no key, or it is the one in `Authorization: Bearer KEY`."""
-    given = (header or b"").removeprefix(b"Bearer ")
-    return api_key is None or secrets.compare_digest(given, api_key.encode())
 
 
 def unfinished(jobs: list[Job]) -> bool:

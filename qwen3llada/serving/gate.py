@@ -1,0 +1,40 @@
+"""What every request passes before it reaches the application: the key, and the counting."""
+
+import secrets
+from typing import Any
+
+from qwen3llada.serving.metrics import Metrics
+from qwen3llada.serving.replies import error_body
+
+KNOWN = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
+
+
+class Gate:
+    """Asks for the key and counts requests. Plain ASGI: Starlette's own middleware hides that a client has gone."""
+
+    def __init__(self, app: Any, api_key: str | None, metrics: Metrics) -> None:
+        self.app, self.api_key, self.metrics = app, api_key, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        from starlette.responses import JSONResponse
+
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.request(path if path in KNOWN else "other", message["status"])
+            await send(message)
+
+        path, key = scope["path"], dict(scope["headers"]).get(b"authorization")
+        if path.startswith("/v1/") and not allowed(key, self.api_key):
+            refusal = JSONResponse(error_body("wrong or missing API key", "authentication_error"), 401)
+            await refusal(scope, receive, counted)
+        else:
+            await self.app(scope, receive, counted)
+
+
+def allowed(header: bytes | None, api_key: str | None) -> bool:
+    """Whether a request may be answered: there is no key, or it is the one in `Authorization: Bearer KEY`."""
+    given = (header or b"").removeprefix(b"Bearer ")
+    return api_key is None or secrets.compare_digest(given, api_key.encode())
