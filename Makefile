@@ -21,6 +21,9 @@ export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# The tests of the flows wait for servers most of the time: with one process more than cores, others compute meanwhile.
+TEST_PROCESSES := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n < 4 ? n : 4 )))
+
 .PHONY: setup use repro docs test lint format bench serve lock clean
 
 setup: $(READY)  ## make .venv from requirements.lock
@@ -47,8 +50,8 @@ docs: setup  ## after make repro: write the outputs and the picture in README.md
 	python -m docs.figures unmasking
 
 # Bytecode may be written: the processes that the tests start import what no other target has compiled.
-test: setup  ## the whole test suite, no network, no GPU; a process per core, up to four
-	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: setup  ## the whole test suite, no network, no GPU; one process more than there are cores, up to four
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style and types
 	ruff check .
