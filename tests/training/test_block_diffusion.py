@@ -29,8 +29,10 @@ def config_of(params):
     return json.loads((params.dst / "config.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
-@pytest.mark.parametrize("name", RUNS)
+CASES = [("pretraining", name) for name in RUNS] + [("fine_tuning", name) for name in ("block_causal", "two views")]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_runs_resume_bit_for_bit(request, tmp_path, kind, name):
     params = changed(request.getfixturevalue(kind), max_steps=STEPS, save_steps=STEPS, **RUNS[name])
     train(params, seed=1)
