@@ -114,7 +114,10 @@ def expected(model, policy, batch, view, block_length, documents):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("policy", PLANS)
 def test_the_pass_equals_one_pass_for_each_block(policy, task, views):
-    """Loss and gradients (under block_causal of every loss): one pass over [corrupted | clean] equals a pass per block on a clean past."""
+    """Loss and gradients: one pass over [corrupted | clean] equals a pass per block on a clean past.
+
+    Every loss under block_causal, one of them under the other policies.
+    """
     block_length = 4
     settings = settings_of(task, policy, block_length, views=views, random_length_prob=0.3)
     batch, model = batch_of(task, settings), make_model()
