@@ -50,6 +50,16 @@ def cancel(service, project, run) -> float:
     return time.monotonic() - asked
 
 
+def tracebacks_of_runs(said: str) -> list[str]:
+    """The tracebacks in a service's output, but for those of Prefect's server.
+
+    The server logs one when a run that is being stopped closes its connection, or when its database is busy.
+    """
+    ends_at_next_record = r"Traceback \(most recent call last\).*?(?=^\d\d:\d\d:\d\d|\Z)"
+    blocks = re.findall(ends_at_next_record, said, re.DOTALL | re.MULTILINE)
+    return [block for block in blocks if not re.search(r"/(uvicorn|starlette|fastapi|prefect/server)/", block)]
+
+
 def kill(project, *words) -> float:
     """SIGKILL processes with one of the words as an argument. Returns the time at which it was sent."""
     victims = project.running(*words)

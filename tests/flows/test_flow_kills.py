@@ -8,7 +8,7 @@ import shutil
 
 import psutil
 import pytest
-from flow_kills import MONTHLY, ONCE, cancel, deploy, kill_service, next_life, training
+from flow_kills import MONTHLY, ONCE, cancel, deploy, kill_service, next_life, tracebacks_of_runs, training
 from flow_project import Project
 from flow_service import Service
 
@@ -53,7 +53,9 @@ def test_a_cancelled_run_saves_and_says_so_and_the_next_one_resumes_through_kill
     message = f"stage train: stopped by SIGTERM: checkpoint saved at step {saved} in "
 
     resumed = training(served, project)
-    assert not [word for word in ("Crash", "ERROR: ", "Traceback") if word in served.said()]
+    said = served.said()
+    assert not [line for line in said.splitlines() if "Crash" in line or "ERROR: " in line]
+    assert not tracebacks_of_runs(said)
     assert served.ended(cancelled).is_cancelled()
     state = served.task_runs(cancelled)["train"].state
     assert state.is_cancelled()
@@ -76,6 +78,13 @@ def test_a_cancelled_run_saves_and_says_so_and_the_next_one_resumes_through_kill
     assert artifacts["progress-train"] == 100
     with served.client() as client:
         assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 0
+
+
+def test_tracebacks_of_the_server_are_told_from_those_of_a_run():
+    of_server = 'Traceback (most recent call last):\n  File "/lib/uvicorn/protocols/http.py", line 1, in run\nGone\n'
+    of_run = 'Traceback (most recent call last):\n  File "/project/train.py", line 1, in main\nKeyError: 1\n'
+    said = f"06:00:00.1 | ERROR | {of_server}06:00:01.1 | INFO | Task run\n{of_run}06:00:02.1 | INFO | {of_server}"
+    assert tracebacks_of_runs(said) == [of_run]
 
 
 def test_after_sigkill_of_the_worker_the_stage_saves_and_nothing_is_left(served):
