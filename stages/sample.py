@@ -7,7 +7,7 @@ how they were denoised. --interactive is a chat.
 from pathlib import Path
 
 from qwen3llada.params import Params, run_as_stage
-from qwen3llada.sampling.lean_import import import_model_code
+from qwen3llada.sampling.lean_import import end_at_once, import_model_code
 from qwen3llada.sampling.params import SampleRequest
 
 REPORTS = Path("reports")
@@ -24,6 +24,7 @@ def main(params: Params, request: SampleRequest) -> None:
         from qwen3llada.sampling.dialogue.ask import answer_request
 
         answer_request(request, model, params.sample, seed=params.seed)
+        end_at_once()
     else:
         import_model_code()
         from qwen3llada.sampling.dialogue.exact_match import answer_heldout

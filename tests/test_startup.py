@@ -71,3 +71,16 @@ assert early is None, "imported with the model's code"
 assert scipy.optimize.linear_sum_assignment
 """
     assert "qwen3llada" in imported_by(code)
+
+
+def test_an_end_at_once_loses_no_output():
+    code = """
+import atexit, sys
+from qwen3llada.sampling.lean_import import end_at_once
+atexit.register(print, "taken apart")
+print("an answer", end="")
+print("its cost", end="", file=sys.stderr)
+end_at_once()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "an answer", "its cost")

@@ -1,7 +1,9 @@
 """Import of the model's code without packages that Transformers imports and sampling never calls."""
 
 import gc
+import os
 import sys
+from typing import NoReturn
 
 
 def import_model_code() -> None:
@@ -35,3 +37,15 @@ def import_model_code() -> None:
             gc.freeze()
         if collects:
             gc.enable()
+
+
+def end_at_once() -> NoReturn:
+    """End the process with status 0, without taking the interpreter apart.
+
+    With torch and Transformers loaded, that takes a third of a second and frees what the operating system frees anyway.
+    Output is flushed first. Functions registered with `atexit` do not run, and no thread is waited for, so only the
+    last line of a process may call this, after all files have been closed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -29,6 +29,7 @@ def run_stage(tmp_path, monkeypatch, capsys):
     """`python -m stages.sample`, in this process: (status, stdout, stderr)."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qwen3llada.sampling.lean_import.end_at_once", lambda: None)  # it would end pytest
 
     def call(*argv: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sample", *argv])
