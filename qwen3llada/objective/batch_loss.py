@@ -164,15 +164,14 @@ class BatchLoss:
     def _last_layer_mask(self, prepared: Prepared, mask: Any) -> Any:
         """The mask of the predicted columns in the last layer, where that is worth another mask; else None.
 
-        CUDA graphs replay layers whose mask is a tensor on a GPU, always with the same number of columns. A `BlockMask`
-        of its own is made once for a shape, and would cost too much for each batch.
+        A `BlockMask` of its own is made once for a shape, and would cost too much for each batch.
         """
         predicted, device = prepared.targets.shape[1], prepared.tokens.device
         if not self.shortened or not prepared.corrupted:
             return None
         own = mask[self.config.layer_types[-1]] if isinstance(mask, dict) else mask
         if isinstance(own, Tensor):
-            return own[:, :, :predicted] if device.type == "cpu" else None
+            return own[:, :, :predicted]
         if prepared.blocks is not None or prepared.valid is not None or predicted % TILE:
             return None
         sizes = (prepared.corrupted, prepared.views, prepared.tokens.shape[1], prepared.block_length)

@@ -26,12 +26,34 @@ class LayerGraph:
 
 
 class Inputs(NamedTuple):
-    """What all layers of a forward pass share: rotary cos and sin [B or 1, L, d], and a mask that broadcasts to
-    [B, 1, L, L]."""
+    """What the first layer of a pass gets beside hidden states: rotary cos and sin [B or 1, L, d], and a mask that
+    broadcasts to [B, 1, L, L]."""
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
+
+
+@dataclass
+class StaticMask:
+    """The memory from which graphs read a mask; None where they were captured without one."""
+
+    static: Tensor | None
+    given: Any  # the mask of this pass, once a layer has handed it over
+
+    def take(self, mask: Any) -> bool:
+        """Whether graphs may be replayed for `mask`, which the first layer of a pass to hand it over has copied.
+
+        Backward graphs read the mask again, so another mask of the same pass must not replace it.
+        """
+        if self.static is None or not isinstance(mask, Tensor):
+            return mask is self.static
+        if (mask.shape, mask.dtype) != (self.static.shape, self.static.dtype):
+            return False
+        if self.given is None:
+            self.static.copy_(mask)
+            self.given = mask
+        return self.given is mask
 
 
 @dataclass
@@ -46,9 +68,25 @@ class Pair:
 class GraphShape:
     """The graphs of all layers for one shape of the batch."""
 
-    def __init__(self, inputs: Inputs):
-        self.inputs = Inputs(*(None if tensor is None else tensor.clone() for tensor in inputs))
+    def __init__(self, cos: Tensor, sin: Tensor):
+        self.rotary = (cos.clone(), sin.clone())
+        self.masks: dict[int, StaticMask] = {}  # layer number -> its mask; layers of one policy share one
         self.pairs: dict[int, Pair] = {}  # layer number -> its graphs
+
+    def begin_pass(self, cos: Tensor, sin: Tensor) -> None:
+        """Copy the angles of this pass. Each mask is copied when the first layer hands it over."""
+        for mine, given in zip(self.rotary, (cos, sin), strict=True):
+            mine.copy_(given)
+        for mask in self.masks.values():
+            mask.given = None
+
+    def take_mask(self, number: int, mask: Any) -> bool:
+        """Whether the graphs of layer `number` may be replayed, or captured, for `mask`."""
+        if number not in self.masks:
+            handed_over = [known for known in self.masks.values() if known.given is mask]
+            own = mask.clone() if isinstance(mask, Tensor) else None
+            self.masks[number] = handed_over[0] if handed_over else StaticMask(own, mask)
+        return self.masks[number].take(mask)
 
 
 class Pool(NamedTuple):

@@ -29,10 +29,12 @@ MOST_SHAPES = 8
 class LayerGraphs:
     """Replaces `forward` of each layer in `layers`, in place. Each pass runs by graphs or as before.
 
-    These run without graphs: passes without gradients, masks that are not tensors, and shapes that have not come often.
-    So does a second forward pass before the first one's backward pass, because it would overwrite activations that
-    this backward pass needs. Parameters must all be trained and must keep their memory, which optimisers and
+    These run without graphs: passes without gradients, layers whose mask is a BlockMask, and shapes that have not come
+    often. So does a second forward pass before the first one's backward pass, because it would overwrite activations
+    that this backward pass needs. Parameters must all be trained and must keep their memory, which optimisers and
     `load_state_dict` guarantee.
+
+    Layers may have different masks, as they do under layered attention policies.
 
     Args:
         layers: decoder layers in the order in which they are called, without dropout.
@@ -44,7 +46,6 @@ class LayerGraphs:
         self.recorder, self.reduction = GraphRecorder(), reduction
         self.shapes: dict[Any, GraphShape] = {}
         self.replayed: GraphShape | None = None  # graphs of the pass that is under way
-        self.mask: Any = None  # of the first layer, in the current pass
         self.awaits_backward = False
         self._seen: Counter[Any] = Counter()
         self.layers = [GraphedLayer(number, layer, self) for number, layer in enumerate(layers)]
@@ -52,8 +53,8 @@ class LayerGraphs:
             layer.forward = graphed
 
     def begin(self, hidden: Tensor, inputs: Inputs) -> None:
-        """Choose graphs or plain layers for the forward pass whose first layer receives `hidden`."""
-        self.replayed, self.mask = None, inputs.mask
+        """Choose graphs or plain layers for the forward pass whose first layer receives `hidden` and `inputs`."""
+        self.replayed = None
         fits = hidden.requires_grad and (inputs.mask is None or isinstance(inputs.mask, Tensor))
         if not torch.is_grad_enabled() or not fits or self.awaits_backward:
             return
@@ -61,17 +62,15 @@ class LayerGraphs:
         self._seen[key] += 1
         shape = self.shapes.get(key)
         if shape is not None:
-            for mine, given in zip(shape.inputs, inputs, strict=True):
-                if mine is not None:
-                    mine.copy_(given)
+            shape.begin_pass(inputs.cos, inputs.sin)
         elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES or not self._places_known():
             self._make_room(hidden.numel())
             return
         else:
             torch.cuda.empty_cache()  # gives back what passes without graphs have cached
-            shape = self.shapes[key] = GraphShape(inputs)
+            shape = self.shapes[key] = GraphShape(inputs.cos, inputs.sin)
         self._keep_gradients()
-        self.replayed, self.awaits_backward = shape, True
+        self.replayed = shape
 
     def release(self) -> None:
         """Drop all graphs and their memory. The next pass of a shape that has come often is captured anew."""
@@ -116,12 +115,19 @@ class GraphedLayer:
         graphs = self.graphs
         if self.number == 0 and not graphs.recorder.recording:
             graphs.begin(hidden_states, Inputs(position_embeddings[0], position_embeddings[1], attention_mask))
-        # The graphs of a shape hold one mask, the first layer's. Layers of another attention policy are not replayed.
-        if graphs.recorder.recording or graphs.replayed is None or attention_mask is not graphs.mask:
+        shape = graphs.replayed
+        mask = rest["kept_mask"] if self._takes_kept_mask(rest) else attention_mask
+        if graphs.recorder.recording or shape is None or not shape.take_mask(self.number, mask):
             return self.plain(
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **rest
             )
-        return _Replay.apply(self, graphs.replayed, hidden_states, rest, *self.parameters)
+        if self.number == 0:
+            graphs.awaits_backward = True
+        return _Replay.apply(self, shape, hidden_states, rest, *self.parameters)
+
+    def _takes_kept_mask(self, rest: dict[str, Any]) -> bool:
+        """Whether this is the last layer and computes some columns alone (`objective.last_layer`)."""
+        return rest.get("kept") is not None and self.number == len(self.graphs.layers) - 1
 
     def replay_forward(self, shape: GraphShape, hidden: Tensor, rest: dict[str, Any]) -> Tensor:
         """The output for `hidden`, in memory that the next replay overwrites."""
@@ -145,7 +151,8 @@ class GraphedLayer:
         given = (hidden if handed_over else hidden.clone()).detach().requires_grad_()
         # Autograd accumulates the real parameters' gradients on the step's stream, which a capture must not touch.
         parameters = [nn.Parameter(parameter.detach()) for parameter in self.parameters]
-        seen = {"attention_mask": shape.inputs.mask, "position_embeddings": shape.inputs[:2]} | rest
+        seen = {"attention_mask": None, "position_embeddings": shape.rotary} | rest
+        seen["kept_mask" if self._takes_kept_mask(rest) else "attention_mask"] = shape.masks[self.number].static
 
         def work() -> Tensor:
             with torch.enable_grad():

@@ -81,6 +81,37 @@ def test_outputs_and_gradients_are_the_same_bits_in_any_order_of_shapes(folder):
     assert len(graphs.shapes) == 3
 
 
+def steps_with(model, masks, length):
+    """Outputs and gradients of one pass for each mask."""
+    for number, mask in enumerate(masks):
+        tokens = torch.randint(0, 32, (2, length), generator=torch.Generator().manual_seed(number)).cuda()
+        hidden = model.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        hidden.square().sum().backward()
+        yield hidden.detach().clone(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+
+
+def assert_same_steps(folder, masks, length):
+    (plain, _), (graphed, graphs) = load(folder, graphed=False), load(folder, graphed=True)
+    pairs = zip(steps_with(plain, masks, length), steps_with(graphed, masks, length), strict=True)
+    for number, ((hidden, gradients), (other, others)) in enumerate(pairs):
+        assert torch.equal(hidden, other), number
+        assert all(torch.equal(one, twin) for one, twin in zip(gradients, others, strict=True)), number
+    assert graphs.recorder.recorded == 2 * len(graphed.model.layers)
+
+
+def test_layers_of_two_policies_are_replayed_with_their_own_masks(tmp_path):
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    shapes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "num_hidden_layers": 3}
+    write_model(tmp_path / "model", layer_types=kinds, **shapes)
+    generator = torch.Generator().manual_seed(0)
+    masks = [
+        {kind: (torch.rand(2, 1, 16, 16, generator=generator) < 0.6).cuda() for kind in dict.fromkeys(kinds)}
+        for _ in range(7)
+    ]
+    assert_same_steps(tmp_path / "model", masks, 16)
+
+
 def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
     plain, _ = load(folder, graphed=False)
     graphed, graphs = load(folder, graphed=True)
