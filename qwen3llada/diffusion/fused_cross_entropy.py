@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qwen3llada.diffusion.tiled_cross_entropy import tiled_cross_entropy
+
 # Bytes of one chunk of logits: 2,048 rows of Qwen3's vocabulary in bfloat16. On an accelerator larger chunks amortise
 # the read and write of the float32 weight gradient better (twice the rows save 5 % of the time), but take more memory.
 # On a CPU 200 rows are enough.
@@ -129,6 +131,7 @@ class _Products:
         if hidden.device.type == "cpu" and hidden.dtype.itemsize < 4:
             hidden, weight = hidden.float(), weight.float()
         self.hidden, self.weight, self.dtype = hidden, weight, hidden.dtype
+        self.tiled = hidden.device.type == "cpu" and not any(wanted)
         self.sums = torch.promote_types(self.dtype, torch.float32)
         none = hidden.shape[0] == 0  # no chunk will write the weight gradient
         make = torch.zeros_like if none else torch.empty_like
@@ -137,6 +140,8 @@ class _Products:
 
     def run(self, targets: Tensor, scale: Tensor, smoothing: float, chunk_size: int | None) -> Tensor:
         """Fill the gradients. Returns [2, N]: cross-entropies, plain and smoothed."""
+        if self.tiled and chunk_size is None:
+            return tiled_cross_entropy(self.hidden, self.weight, targets, smoothing)
         count, vocab = self.hidden.shape[0], self.weight.shape[0]
         rows = _rows_per_chunk(count, vocab * self.dtype.itemsize, self.hidden.device.type, chunk_size)
         losses = torch.zeros(2, count, dtype=self.sums, device=self.hidden.device)
