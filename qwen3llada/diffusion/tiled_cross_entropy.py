@@ -1,4 +1,4 @@
-"""Cross-entropies of a vocabulary projection on a CPU where no gradient is wanted, a tile of the vocabulary at a time."""
+"""Cross-entropies of a vocabulary projection on a CPU where no gradient is wanted, by tiles of the vocabulary."""
 
 import torch
 from torch import Tensor
