@@ -41,6 +41,7 @@ CODE = (
     "training/cuda/layer_graphs.py",
     "training/loop.py",
     "training/start/groups_and_schedule.py",
+    "training/start/muon.py",
     "training/start/optimizers.py",
     "training/cuda/gradient_sum.py",
     "training/cuda/rotary_kernels.py",

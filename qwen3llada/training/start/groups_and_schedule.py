@@ -15,41 +15,45 @@ from qwen3llada.training.start.optimizers import FALL_BACK, OPTIMIZERS
 log = logging.getLogger(__name__)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, *, muon: bool = False) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices with weight decay, the others without.
 
     The others are those with fewer than two dimensions (norms, biases), and the input and output embeddings: decay
     would shrink a rare token's row in every step in which the token does not occur.
+
+    muon: the group of matrices says `muon: True`, as `MuonAndAdamW` expects.
     """
     embeddings = {id(module.weight) for module in _embeddings(model)}
     trainable = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in embeddings]
     kept = [p for p in trainable if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    marked = {"muon": True} if muon else {}
+    groups = [{"params": decayed, "weight_decay": weight_decay, **marked}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(model: nn.Module, params: OptimParams) -> torch.optim.Optimizer:
     """The optimiser `params.name` over the trainable parameters of `model`."""
-    groups = parameter_groups(model, params.weight_decay)
-    return OPTIMIZERS[params.name].build(groups, params.lr, params.betas, params.eps)
+    optimizer = OPTIMIZERS[params.name]
+    groups = parameter_groups(model, params.weight_decay, muon=optimizer.matrices is not None)
+    return optimizer.build(groups, params.lr, params.betas, params.eps)
 
 
 def optimizer_that_runs(params: OptimParams, device: torch.device, *, sharded: bool) -> str:
     """Name of the optimiser that runs on `device` when `params.name` is requested. `sharded`: under FSDP2.
 
     Without a GPU, adamw replaces bitsandbytes' optimisers, with a warning. The caller records the name. Raises
-    InputError for bitsandbytes' optimisers under FSDP2, because their kernels do not take DTensors, and if bitsandbytes
-    is not installed.
+    InputError for an optimiser that does not take FSDP2's sharded parameters (bitsandbytes' kernels, and Muon's
+    products of whole matrices), and if bitsandbytes is not installed.
     """
     name = params.name
-    if not OPTIMIZERS[name].bitsandbytes:
-        return name
-    if sharded:
+    if sharded and not OPTIMIZERS[name].sharded:
         raise InputError(
             f"optim.name={name} does not work under FSDP2, which shards the parameters: use optim.name={FALL_BACK}, or"
             " launch/ddp.yaml"
         )
+    if not OPTIMIZERS[name].bitsandbytes:
+        return name
     if device.type != "cuda":
         log.warning("optim.name=%s needs a CUDA device, this runs on %s; %s runs instead", name, device.type, FALL_BACK)
         return FALL_BACK

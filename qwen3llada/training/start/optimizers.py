@@ -17,14 +17,17 @@ class Optimizer:
     """How to make an optimiser, and the state it keeps per parameter.
 
     build: (parameter groups, lr, betas, eps) -> optimiser. moments: number of moving averages per parameter.
-    moment_bytes: bytes per element of one; None: the parameter's dtype. bitsandbytes: needs that package, a CUDA device
-    and unsharded parameters.
+    moment_bytes: bytes per element of one; None: the parameter's dtype. bitsandbytes: needs that package and a CUDA
+    device. sharded: takes parameters that FSDP2 has sharded. matrices: treats the matrices of layers, whose group says
+    `muon: True`, in its own way, with so many moving averages; None: like all others.
     """
 
     build: Callable[[Groups, float, tuple[float, float], float], torch.optim.Optimizer]
     moments: int
     moment_bytes: int | None = None
     bitsandbytes: bool = False
+    sharded: bool = True
+    matrices: int | None = None
 
 
 def adamw(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
@@ -49,9 +52,17 @@ def lion8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float) 
     return bitsandbytes.optim.Lion8bit(groups, lr=lr, betas=betas)
 
 
+def muon(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """Muon for matrices, AdamW for all else (see `MuonAndAdamW`)."""
+    from qwen3llada.training.start.muon import MuonAndAdamW
+
+    return MuonAndAdamW(groups, lr, betas, eps)
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": Optimizer(build=adamw, moments=2),
-    "adamw8bit": Optimizer(build=adamw8bit, moments=2, moment_bytes=1, bitsandbytes=True),
-    "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True),
+    "adamw8bit": Optimizer(build=adamw8bit, moments=2, moment_bytes=1, bitsandbytes=True, sharded=False),
+    "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True, sharded=False),
+    "muon": Optimizer(build=muon, moments=2, matrices=1, sharded=False),
 }
 FALL_BACK = "adamw"  # replaces bitsandbytes' optimisers without a GPU

@@ -103,6 +103,12 @@ def test_8_bit_optimisers_are_refused_under_fsdp2_by_name(name, device):
     assert optimizer_that_runs(OptimParams(name="adamw"), device, sharded=True) == "adamw"
 
 
+def test_muon_is_refused_under_fsdp2_and_runs_elsewhere():
+    with pytest.raises(ValueError, match=r"optim.name=muon does not work under FSDP2.* use optim.name=adamw"):
+        optimizer_that_runs(OptimParams(name="muon"), CUDA, sharded=True)
+    assert optimizer_that_runs(OptimParams(name="muon"), CPU, sharded=False) == "muon"
+
+
 def test_fsdp2_refuses_a_run_with_them_before_the_model_is_loaded(pretraining, monkeypatch):
     sharded = SimpleNamespace(device=CUDA, is_fsdp2=True)
     with pytest.raises(ValueError, match=r"optim.name=adamw8bit does not work under FSDP2"):
@@ -132,7 +138,7 @@ def test_a_new_entry_is_an_allowed_name_and_is_built(monkeypatch):
     def sgd(groups, lr, betas, eps):
         return torch.optim.SGD(groups, lr=lr)
 
-    with pytest.raises(ValueError, match="name='sgd' must be one of adamw, adamw8bit, lion8bit"):
+    with pytest.raises(ValueError, match="name='sgd' must be one of adamw, adamw8bit, lion8bit, muon"):
         OptimParams(name="sgd")
     monkeypatch.setitem(OPTIMIZERS, "sgd", Optimizer(build=sgd, moments=0))
     params = OptimParams(name="sgd", lr=0.5)
