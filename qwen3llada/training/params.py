@@ -22,8 +22,8 @@ class OptimParams(Section):
     name: Annotated[str, one_of(OPTIMIZERS)] = Field(
         "adamw",
         description=f"Optimiser: {', '.join(OPTIMIZERS)}. The 8-bit ones are bitsandbytes', on a GPU; without one"
-        f" {FALL_BACK} runs instead, which is logged and recorded in the summary. muon: Muon for the matrices of layers,"
-        " AdamW for all else. Under FSDP2 only adamw is allowed",
+        f" {FALL_BACK} runs instead, which is logged and recorded in the summary. muon: Muon for the matrices of the"
+        " layers, AdamW for all else. Under FSDP2 only adamw is allowed",
     )
     lr: float = Field(1e-4, ge=1e-12, le=10, description="Peak learning rate, 1e-12 to 10")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="Decay of the two moment averages, each 0 to below 1")
