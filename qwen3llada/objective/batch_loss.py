@@ -39,11 +39,6 @@ class Prepared(NamedTuple):
     block_length: int
     pairs: int  # of a query and a key that are multiplied, in each head of a layer, on average over the layers
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns that the model computes."""
-        return self.tokens.shape[0], self.tokens.shape[1]
-
 
 class LossSum(NamedTuple):
     """The loss of a micro-batch, not yet divided by the denominator of its step."""
