@@ -76,7 +76,7 @@ def _attend_some(self: Any, hidden: Tensor, position_embeddings: tuple[Tensor, T
 
 
 def flex_tiles(query: Tensor) -> dict[str, Any] | None:
-    """Tile sizes of FlexAttention's kernels that were fastest on an H200 at Qwen3-0.6B's shapes; None: torch's own choice."""
+    """Tile sizes of FlexAttention's kernels that were fastest on an H200, at Qwen3-0.6B shapes; None: torch's own."""
     if query.shape[-1] != 128 or query.dtype == torch.float32 or torch.cuda.get_device_capability(query.device)[0] != 9:
         return None
     return FORWARD_TILES | BACKWARD_TILES if query.shape[1] <= SHORT else FORWARD_TILES
