@@ -1,11 +1,13 @@
 """dvc.yaml: dependencies are the code and parameters that a stage uses; what becomes stale after a change."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -162,12 +164,42 @@ def test_every_stage_has_its_module_and_every_module_its_stage():
     assert modules == set(PIPELINE) | BY_HAND
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(folder / ".global")}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+# One process for all questions, because importing DVC takes seconds. Each line asks: the outputs' names, to record the
+# outputs as they are, or what is stale.
+ASKED = """
+import json, sys
+from dvc.repo import Repo
+
+for question in map(str.strip, sys.stdin):
+    with Repo(".") as repo:
+        if question == "outputs":
+            said = sorted(str(out) for stage in repo.index.stages for out in stage.outs)
+        elif question == "record":
+            said = len(repo.commit(force=True))
+        else:
+            said = sorted(repo.status())
+    print("answer " + json.dumps(said), flush=True)
+"""
+
+
+class Dvc:
+    """DVC in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        env = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(folder / ".global")}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.folder = folder
+        self.process = subprocess.Popen([sys.executable, "-c", ASKED], cwd=folder, env=env, **pipes)
+
+    def ask(self, question: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{question}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise AssertionError(f"DVC ended with status {self.process.wait()}")
 
 
 def leaves(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -178,8 +210,8 @@ def leaves(tree: dict, prefix: str = "") -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Path:
-    """The project with stand-in outputs, recorded by DVC as up to date without running a stage."""
+def recorded(tmp_path_factory):
+    """DVC in the project with stand-in outputs, recorded as up to date without running a stage."""
     folder = tmp_path_factory.mktemp("project")
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -189,15 +221,18 @@ def recorded(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
-    for number, out in enumerate(dvc(folder, "ls", ".", "-R", "--dvc-only").split()):
+    dvc = Dvc(folder)
+    for number, out in enumerate(dvc.ask("outputs")):
         (folder / out).parent.mkdir(parents=True, exist_ok=True)
         (folder / out).write_text(f"{{}}{' ' * number}")
-    dvc(folder, "commit", "-f", "-q")
-    return folder
+    dvc.ask("record")
+    yield dvc
+    dvc.process.kill()
+    dvc.process.communicate()
 
 
-def stale_after(folder: Path, edit: dict[str, object]) -> set[str]:
-    path = folder / "params.yaml"
+def stale_after(dvc: Dvc, edit: dict[str, object]) -> set[str]:
+    path = dvc.folder / "params.yaml"
     before = path.read_text(encoding="utf-8")
     tree = yaml.load(before)
     for key, value in edit.items():
@@ -211,10 +246,9 @@ def stale_after(folder: Path, edit: dict[str, object]) -> set[str]:
     try:
         with path.open("w", encoding="utf-8") as file:
             yaml.dump(tree, file)
-        status = yaml.load(dvc(folder, "status", "--json")) or {}
+        return set(dvc.ask("stale"))
     finally:
         path.write_text(before, encoding="utf-8")
-    return set(status)
 
 
 @pytest.mark.slow
