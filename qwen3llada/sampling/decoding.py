@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import is_causal
 from qwen3llada.sampling.eager import EagerSampler
 from qwen3llada.sampling.open_blocks import Units, cut, waves
 from qwen3llada.sampling.request import Request
@@ -111,13 +112,15 @@ def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
 
     reason = why_not(model, request)
     if reason is None:
+        if request.session is not None and is_causal(request.policy):
+            _say("CUDA graphs keep nothing between calls: a conversation's earlier turns are computed again")
         return GraphSampler(model, request, tokens)
     if wanted == "graph":
         raise InputError(f"backend=graph cannot be used: {reason}")
-    _say_why_not(reason)
+    _say(f"sampling without CUDA graphs: {reason}")
     return EagerSampler(model, request)
 
 
-@cache  # once per process and reason
-def _say_why_not(reason: str) -> None:
-    log.warning("sampling without CUDA graphs: %s", reason)
+@cache  # each line once per process
+def _say(line: str) -> None:
+    log.warning(line)

@@ -31,7 +31,7 @@ class EagerSampler:
         self.unmasking = UNMASKING[request.params.unmask]
         self.bound: float = getattr(request.params, self.unmasking.knob) if self.unmasking.knob else 0.0
         canvas = guidance_canvas(request.canvas, request.mask_token_id) if self.guided else request.canvas
-        self.context: Context = open_context(model, canvas, request.policy, request.params.cache)
+        self.context: Context = open_context(model, canvas, request.policy, request.params.cache, request.session)
 
     @property
     def passes(self) -> int:
@@ -75,7 +75,8 @@ class EagerSampler:
         """Replace outdated tokens, if asked for, and note which units are finished.
 
         Args:
-            committed: [U, W] bool, tokens that the step's pass has seen. full: [U] bool, units that it saw without masks.
+            committed: [U, W] bool, tokens that the step's pass has seen.
+            full: [U] bool, units that it saw without masks.
         """
         params, over = self.request.params, torch.ones_like(full)
         if params.edit_threshold:
