@@ -46,6 +46,7 @@ class Speed:
     setting: float | str
     seconds: float  # of sampling, the batches one after the other
     tokens_per_second: float
+    backend: str  # "graph" or "eager", see `Generation`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def _at(
     processes: Processes,
 ) -> tuple[Quality, Speed]:
     sample = setting.sample
-    tokens, passes, seconds = _answers(text, prompts, sample, params.seed, processes)
+    tokens, passes, seconds, backend = _answers(text, prompts, sample, params.seed, processes)
     answers = [row[row != NO_TOKEN].tolist() for row in tokens]
     matches = [
         compared(text.decode(answer), reference, sample.extract)["match"]
@@ -167,27 +168,27 @@ def _at(
         tokens_per_pass=round(count / float((passes * rows).sum()), 6),
     )
     total = float(seconds.sum())
-    return quality, Speed(setting.unmask, setting.value, round(total, 3), round(count / total, 1))
+    return quality, Speed(setting.unmask, setting.value, round(total, 3), round(count / total, 1), backend)
 
 
 def _answers(
     text: TextModel, prompts: Sequence[Sequence[int]], sample: SampleParams, seed: int, processes: Processes
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Answers [P, gen_length], `NO_TOKEN` after their end; forward passes and seconds of each batch."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], str]:
+    """Answers [P, gen_length], `NO_TOKEN` after their end; passes and seconds of each batch; this process's backend."""
     starts = range(0, len(prompts), sample.batch_size)
     tokens = np.zeros((len(prompts), sample.gen_length), np.int64)
-    passes, seconds = np.zeros(len(starts), np.int64), np.zeros(len(starts))
+    backend, passes, seconds = "", np.zeros(len(starts), np.int64), np.zeros(len(starts))
     for number in range(processes.rank, len(starts), processes.count):
         rows = range(starts[number], min(starts[number] + sample.batch_size, len(prompts)))
         begin = time.perf_counter()
         found = generate(
             text.model, [prompts[row] for row in rows], sample, seed=seed, row_keys=rows, eos_token_ids=text.ends
         )
-        answers = [answer.tolist() for answer in found.tokens]  # waits for the device
+        answers, backend = [answer.tolist() for answer in found.tokens], found.backend  # waits for the device
         seconds[number], passes[number] = time.perf_counter() - begin, found.forward_passes
         for row, answer in zip(rows, answers, strict=True):
             tokens[row] = answer + [NO_TOKEN] * (sample.gen_length - len(answer))
-    return processes.sum(tokens), processes.sum(passes), processes.sum(seconds)
+    return processes.sum(tokens), processes.sum(passes), processes.sum(seconds), backend
 
 
 def as_rows(found: Sequence[Quality | Speed]) -> list[dict[str, Any]]:

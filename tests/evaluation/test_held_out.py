@@ -212,6 +212,7 @@ def test_the_tables_hold_the_same_and_speeds_lie_apart(reports):
     speed = read_json(reports / "evaluate/throughput.json")
     assert speed["of"] == file_digest(reports / "evaluate/details.json")
     assert len(speed["settings"]) == len(details["quality"]) == 8
+    assert {row["backend"] for row in speed["settings"]} == {"eager"}
     assert "seconds" not in (reports / "evaluate/details.json").read_text()
 
 

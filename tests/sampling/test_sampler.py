@@ -323,6 +323,12 @@ def test_other_wrong_requests(model):
         ({"remasking": "best"}, "remasking='best' must be one of low_confidence, random"),
         ({"parallel_blocks": True, "block_attention": False}, "parallel_blocks=true must not be combined"),
         ({"cache": "dual", "block_attention": True}, "cache=dual must not be combined"),
+        ({"unmask": "best"}, "unmask='best' must be one of fixed, threshold, factor, entropy_bound"),
+        ({"remask": 1, "unmask": "factor"}, "remask=1 must not be combined with unmask=factor"),
+        (
+            {"position_temperature": 0.5, "unmask": "entropy_bound"},
+            "position_temperature=0.5 must not be combined with unmask=entropy_bound",
+        ),
     ],
 )
 def test_wrong_parameters_say_so(given_, message):
