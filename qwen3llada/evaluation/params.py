@@ -63,7 +63,6 @@ class EvaluateParams(Section):
         (
             {"unmask": "factor", "factor": 1.0},
             {"unmask": "entropy_bound", "entropy_bound": 0.1},
-            {"unmask": "threshold", "confidence_threshold": 0.5, "edit_threshold": 0.9},
         ),
         description="Further settings, each an object of the sampler's knobs that differ from the section sample",
     )

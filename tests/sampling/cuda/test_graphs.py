@@ -57,7 +57,7 @@ class TestOnGpu:
         auto = generate(cuda_model, [[1, 2, 3]], params, seed=3)
         assert auto.backend == "eager"
         assert torch.equal(auto.canvas, eager.canvas)
-        with pytest.raises(InputError, match="backend=graph cannot be used: .* has no graph"):
+        with pytest.raises(InputError, match=r"backend=graph cannot be used: .* has no graph"):
             generate(cuda_model, [[1, 2, 3]], params.model_copy(update={"backend": "graph"}), seed=3)
 
     def test_noise_is_the_same_on_every_device(self, model):
