@@ -164,7 +164,10 @@ class Scheduler:
 
     def _tell(self, batch: list[Job], step: Step, start: int) -> None:
         """Deliver what a step has settled of each answer."""
-        tokens = step.canvas[:, start:].tolist()
+        shown = step.canvas[:, start:].tolist()
+        mask = self.text.model.config.mask_token_id
+        settled = step.canvas if step.settled is None else step.canvas.masked_fill(~step.settled, mask)
+        tokens = settled[:, start:].tolist()  # a token that may still be revised is not sent
         sure = step.confidence[:, start:].tolist()
         log_probs = step.confidence[:, start:].clamp(min=1e-45).log().tolist()
         for row, job in enumerate(batch):
@@ -172,7 +175,7 @@ class Scheduler:
                 continue
             length, job.passes = job.params.gen_length, step.index + 1
             new = job.progress.update(tokens[row][:length], log_probs[row][:length])
-            canvas = tuple(zip(tokens[row][:length], sure[row][:length], strict=True)) if job.wants_canvas else None
+            canvas = tuple(zip(shown[row][:length], sure[row][:length], strict=True)) if job.wants_canvas else None
             finished = job.progress.finish is not None
             if finished:
                 self.metrics.answer(time.monotonic() - job.arrived, len(job.progress.tokens))
