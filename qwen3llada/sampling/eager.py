@@ -22,12 +22,17 @@ class EagerSampler:
     """Runs the steps by plain PyTorch operations. Only masked positions are projected to the vocabulary."""
 
     backend = "eager"
+    context: Context
 
-    def __init__(self, model: Any, request: Request) -> None:
+    def __init__(self, model: Any, request: Request, context: Context | None = None) -> None:
+        """`context`: the sampler's access to the model, by default the fastest exact one."""
         self.request, self.guided = request, request.params.cfg_scale > 0
         self.head = make_head(model, request)
+        if context is not None:
+            self.context = context
+            return
         canvas = guidance_canvas(request.canvas, request.mask_token_id) if self.guided else request.canvas
-        self.context: Context = open_context(model, canvas, request.policy, request.params.cache)
+        self.context = open_context(model, canvas, request.policy, request.params.cache)
 
     @property
     def passes(self) -> int:
@@ -44,11 +49,13 @@ class EagerSampler:
         self.context.close(self._seen(units))
 
     @torch.no_grad()
-    def step(self, units: Units, number: int) -> None:
+    def step(self, units: Units, number: int | Tensor) -> None:
+        """One step in place. `number`: of the step in its block; a tensor [U] if the units are at different steps."""
         params = self.request.params
         states = self.context.hidden(self._seen(units))
         where = units.masked.nonzero(as_tuple=True)
         keys, shares = units.keys.to(states.device), units.shares.to(states.device)
+        number = number.to(states.device) if isinstance(number, Tensor) else number
         tokens, score, log_prob = self.head(
             states[: len(units.rows)][where],
             states[len(units.rows) :][where] if self.guided else None,
@@ -59,7 +66,7 @@ class EagerSampler:
         proposed = units.tokens.index_put(where, tokens)
         scores = torch.zeros(units.masked.shape, dtype=torch.float64, device=score.device).index_put(where, score)
         certainty = torch.zeros_like(scores).index_put(where, log_prob.exp())
-        counts = units.counts[:, number].to(states.device) if number < units.counts.shape[1] else shares
+        counts = units.counts_at(number).to(states.device)
         threshold = params.confidence_threshold if params.unmask == "threshold" else None
         apply_step(units, proposed, certainty, commit(scores, units.masked, counts, certainty, threshold))
 

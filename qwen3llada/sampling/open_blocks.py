@@ -56,6 +56,13 @@ class Units:
     def width(self) -> int:
         return self.given.shape[1]
 
+    def counts_at(self, number: int | Tensor) -> Tensor:
+        """Positions to commit in step `number`, or in one step for each unit [U]: [U]. After the plan's end 0."""
+        steps = self.counts.shape[1]
+        numbers = torch.as_tensor(number, device=self.counts.device).expand(len(self.counts))
+        counts = self.counts.gather(1, numbers.clamp(max=steps - 1)[:, None])[:, 0] if steps else numbers * 0
+        return counts * (numbers < steps)
+
     def step_numbers(self, fixed: bool) -> Iterator[int]:
         """Step numbers until nothing is masked. Known in advance under fixed unmasking, else by checking."""
         if fixed:

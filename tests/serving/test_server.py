@@ -58,6 +58,12 @@ def served(text):
         yield server
 
 
+def counters(server):
+    """The server's metrics that are one number."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
 def ask(content="w1 w2 w3"):
     return [{"role": "user", "content": content}]
 
@@ -250,7 +256,7 @@ def test_200_clients_at_once_get_what_each_would_get_alone(text):
     ]
     with Served(text, max_batch=32) as server:
         replies = asyncio.run(load(server.url, bodies))
-        batches = server.client.get("/metrics").text
+        counts = counters(server)
     assert {reply.status_code for reply in replies} == {200}
     for i in range(0, 200, 7):
         body = bodies[i]
@@ -258,23 +264,57 @@ def test_200_clients_at_once_get_what_each_would_get_alone(text):
         knobs = {"steps": max(body["max_tokens"], 5)} | knobs
         expected = alone(text, body["messages"][0]["content"], seed=i, gen_length=body["max_tokens"], **knobs)
         assert replies[i].json()["choices"][0]["message"]["content"] == expected, body
-    count = int(next(line for line in batches.splitlines() if line.startswith("qwen3llada_batches_total")).split()[1])
-    assert count < 100  # and not one after the other
+    assert counts["qwen3llada_groups_total"] == 0
+    assert counts["qwen3llada_pass_rows_total"] > 8 * counts["qwen3llada_passes_total"]  # and not one after the other
+
+
+def test_what_cannot_share_passes_is_a_group_beside_the_running_batch(text):
+    exact = {"messages": ask(), "temperature": 0.7}
+    dual = {"messages": ask("w4 w5"), "block_attention": False, "cache": "dual"}
+    bodies = [exact | {"seed": i} if i % 2 else dual | {"max_tokens": 8 + i} for i in range(12)]
+    with Served(text) as server:
+        replies = asyncio.run(load(server.url, bodies))
+        counts = counters(server)
+    for body, reply in zip(bodies, replies, strict=True):
+        said = reply.json()["choices"][0]["message"]["content"]
+        length = body.get("max_tokens", 16)
+        knobs = {name: body[name] for name in ("temperature", "block_attention", "cache") if name in body}
+        expected = alone(text, body["messages"][0]["content"], seed=body.get("seed", 0), gen_length=length, **knobs)
+        assert said == expected, body
+    assert counts["qwen3llada_group_rows_total"] == 6
+    assert counts["qwen3llada_groups_total"] <= 6
+
+
+def test_a_request_is_answered_while_a_long_one_runs(text, slow):
+    """It enters the running batch, instead of waiting for the long one's end."""
+    with Served(text) as server:
+
+        def ask_at_length():
+            with contextlib.suppress(httpx.TimeoutException):
+                httpx.post(server.url + CHAT, json={"messages": ask(), "max_tokens": 200}, timeout=2, trust_env=False)
+
+        long = threading.Thread(target=ask_at_length)
+        long.start()
+        while not server.scheduler.decoding:
+            time.sleep(0.01)
+        assert server.post(CHAT, messages=ask("w7"), max_tokens=4).status_code == 200
+        assert server.scheduler.decoding == 1
+        assert counters(server)["qwen3llada_answers_total"] == 1
+        long.join()
 
 
 @pytest.fixture
 def slow(monkeypatch):
     """Each forward pass takes a while."""
-    from qwen3llada.serving import scheduler
+    from qwen3llada.serving import engine
 
-    decode = scheduler.decode
+    step = engine.RunningBatch.step
 
-    def slowly(model, request):
-        for step in decode(model, request):
-            time.sleep(0.05)
-            yield step
+    def slowly(batch):
+        time.sleep(0.05)
+        return step(batch)
 
-    monkeypatch.setattr(scheduler, "decode", slowly)
+    monkeypatch.setattr(engine.RunningBatch, "step", slowly)
 
 
 def idle(server, seconds=10):
@@ -282,7 +322,7 @@ def idle(server, seconds=10):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(RuntimeError):
-            if not server.scheduler.waiting and not server.scheduler.busy:
+            if not server.scheduler.waiting and not server.scheduler.decoding:
                 return True
         time.sleep(0.02)
     return False
@@ -336,11 +376,11 @@ def test_a_server_that_stops_finishes_what_runs(text, slow):
 
 
 def test_a_batch_that_fails_does_not_end_the_server(text, monkeypatch):
-    from qwen3llada.serving import scheduler
+    from qwen3llada.serving import engine
 
     with Served(text) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(scheduler, "decode", lambda *_: 1 / 0)
+            patch.setattr(engine.RunningBatch, "step", lambda *_: 1 / 0)
             reply = server.post(CHAT, messages=ask())
             assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
             said = server.post(CHAT, messages=ask(), stream=True).text
