@@ -15,8 +15,8 @@ from qwen3llada.modeling.attention import POLICIES, PROMPT, is_causal, keeps_pro
 from qwen3llada.sampling.block_contexts import Mask, Policy, body
 from qwen3llada.sampling.row_cache import RowCache
 
-PASS_COST = 64
-"""A pass costs about as much as so many more tokens in another one, so that much padding is worth a pass."""
+PASS_COST = {"cpu": 100, "cuda": 2048}
+"""By device: a pass costs about as much as so many more tokens in another pass, so that much padding is worth it."""
 PASS_TOKENS = 2**15
 """Tokens of a pass, with padding, if it has several rows. Bounds memory where many long prompts come at once."""
 
@@ -45,7 +45,8 @@ class SharedPasses:
     def hidden(self, spans: Sequence[Span]) -> list[Tensor]:
         """Final hidden states [W, D] of each span's block. Spans of like length share a pass."""
         found: dict[int, Tensor] = {}
-        for together in share([len(span.columns) for span in spans]):
+        padding = PASS_COST.get(self.model.device.type, PASS_COST["cpu"])
+        for together in share([len(span.columns) for span in spans], padding):
             states = self._pass([spans[i] for i in together])
             found |= {i: states[row][spans[i].block] for row, i in enumerate(together)}
             self.passes += 1
@@ -95,16 +96,16 @@ class SharedPasses:
         return torch.where(columns < prompts, PROMPT, (columns - prompts) // lengths)
 
 
-def share(lengths: Sequence[int]) -> Iterator[list[int]]:
+def share(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Divide spans of these lengths into passes, the longest first.
 
-    A pass takes in shorter spans until their padding costs as much as a pass of their own.
+    A pass takes in shorter spans until their padding costs as much as a pass of their own: at most `most` tokens.
     """
     together: list[int] = []
     padding = longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         more = longest - lengths[i]
-        if together and (padding + more > PASS_COST or (len(together) + 1) * longest > PASS_TOKENS):
+        if together and (padding + more > most or (len(together) + 1) * longest > PASS_TOKENS):
             yield together
             together, padding, more = [], 0, 0
         if not together:
