@@ -13,6 +13,7 @@ from torch import Tensor
 from qwen3llada.modeling.attention import POLICIES, PROMPT, is_causal, keeps_prompt, mask_of_each_kind
 from qwen3llada.sampling.canvas import Canvas
 from qwen3llada.sampling.prefix_cache import PrefixCache
+from qwen3llada.sampling.session import Rules, Session
 
 Mask: TypeAlias = Tensor | dict[str, Tensor | None] | None  # a dict holds one mask per layer type
 Policy: TypeAlias = str | tuple[str, ...]  # a tuple names one policy per layer
@@ -134,10 +135,11 @@ class PrefixContext:
     """Computes keys and values that no later token can change only once. Exact.
 
     Policy `block` keeps the prompt; causal policies also keep every finished block. The pass that computes keys and
-    values of a finished block from its clean tokens is also the first step of the next block.
+    values of a finished block from its clean tokens is also the first step of the next block. A session, for causal
+    policies, may know some of the prompt already, and gets what is computed here.
     """
 
-    def __init__(self, model: Any, canvas: Canvas, rule: Rule) -> None:
+    def __init__(self, model: Any, canvas: Canvas, rule: Rule, session: Session | None = None) -> None:
         device = canvas.tokens.device
         self.model, self.canvas, self.rule, self.passes = model, canvas, rule, 0
         self._prefix, self._visible = PrefixCache(), canvas.valid[:, : canvas.start]
@@ -147,12 +149,29 @@ class PrefixContext:
         self._finished: Tensor | None = None  # tokens of the block closed last, until they join the prefix
         nothing = torch.zeros(len(canvas.tokens), 0, dtype=torch.int64, device=device)
         self._opened = Block(positions=nothing, own=nothing.bool(), numbers=nothing[0])
-        if canvas.start:
+        self._session, self._tokens = session if rule.causal else None, canvas.tokens[:, : canvas.start]
+        self._rules = Rules(
+            policy=rule.policy,
+            block_length=canvas.block_length,
+            window_blocks=model.config.window_blocks,
+            device=device,
+            dtype=model.dtype,
+        )
+        if self._session is not None:
+            self._prefix = self._session.beginning(model, self._rules, self._tokens)
+        known = self._prefix.get_seq_length()
+        if canvas.start > known:
             self.passes += 1
-            prompt, positions = canvas.tokens[:, : canvas.start], canvas.positions[:, : canvas.start]
+            new = slice(known, canvas.start)
             with self._prefix.recording():
-                mask = rule.mask(self._numbers, self._numbers, self._visible)
-                body(model, prompt, positions, mask, self._prefix)
+                mask = rule.mask(self._numbers[new], self._numbers, self._visible)
+                body(model, self._tokens[:, new], canvas.positions[:, new], mask, self._prefix)
+        self._share()
+
+    def _share(self) -> None:
+        """Give the session the prefix as it is now."""
+        if self._session is not None:
+            self._session.keep(self.model, self._rules, self._tokens, self._prefix)
 
     def open(self, rows: Tensor, blocks: Tensor, width: int) -> None:
         index = torch.searchsorted(self._rows, rows)  # both ascending
@@ -195,6 +214,9 @@ class PrefixContext:
             states = body(self.model, torch.cat([finished, tokens], 1), positions, mask, self._prefix)
         self._visible = torch.cat([self._visible, done.own], 1)
         self._numbers = torch.cat([self._numbers, done.numbers])
+        if self._session is not None:
+            self._tokens = torch.cat([self._tokens, finished], 1)
+            self._share()
         self._set_mask(self._visible)
         return states[:, width:]
 
@@ -216,11 +238,11 @@ class Block:
         return replace(self, positions=self.positions[index], own=self.own[index])
 
 
-def open_context(model: Any, canvas: Canvas, policy: Policy, cache: str) -> Context:
+def open_context(model: Any, canvas: Canvas, policy: Policy, cache: str, session: Session | None = None) -> Context:
     """The fastest exact context for a policy, or the approximate one if `cache` asks for it."""
     rule = Rule(model.config, policy)
     if keeps_prompt(policy):
-        return PrefixContext(model, canvas, rule)
+        return PrefixContext(model, canvas, rule, session)
     if cache == "dual":
         return DualCacheContext(model, canvas, rule)
     return FullContext(model, canvas, rule)

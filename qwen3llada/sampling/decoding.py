@@ -6,12 +6,14 @@ Shapes: B rows, L columns of the canvas, U units (a unit is one block of one row
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import is_causal
 from qwen3llada.sampling.eager import EagerSampler
 from qwen3llada.sampling.open_blocks import Units, cut, waves
 from qwen3llada.sampling.request import Request
@@ -25,8 +27,9 @@ class Step:
 
     index: int  # forward passes of unmasking before this one
     canvas: Tensor  # [B, L] tokens so far
-    committed: Tensor  # [B, L] bool, positions that this step committed
+    committed: Tensor  # [B, L] bool, positions that this step committed or whose token it replaced
     confidence: Tensor  # [B, L] float32, probability that each decoded token had when it was committed, else 0
+    settled: Tensor | None = None  # [B, L] bool, decoded tokens that no later step changes; None: all decoded ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +64,43 @@ class Sampler(Protocol):
 @torch.no_grad()
 def decode(model: Any, request: Request, *, watched: bool = True) -> Generator[Step, None, Generation]:
     """Decode a request. Yields after each forward pass, or nothing if not `watched`, which is faster."""
-    canvas, shown, fixed = request.canvas, request.layout.shown, request.params.unmask == "fixed"
+    canvas, params = request.canvas, request.params
     tokens, confidence = canvas.tokens.clone(), torch.zeros(canvas.tokens.shape, device=canvas.tokens.device)
+    settled = torch.zeros_like(canvas.valid) if params.revises else None
     sampler = choose_sampler(model, request, tokens)
     index = 0
     for opened in waves(request, tokens):
         units = sampler.open(opened)
-        for number in units.step_numbers(fixed):
+        for number in units.step_numbers(params):
             sampler.step(units, number)
             if watched:
-                committed = torch.zeros_like(canvas.valid)
-                canvas.in_blocks(tokens)[units.place] = units.tokens
-                canvas.in_blocks(confidence)[units.place] = units.confidence
-                canvas.in_blocks(committed)[units.place] = units.taken
-                yield Step(index=index, canvas=shown(tokens), committed=shown(committed), confidence=shown(confidence))
+                yield _seen(request, units, index, tokens, confidence, settled)
             index += 1
         canvas.in_blocks(tokens)[units.place] = units.tokens
         sampler.close(units)
     answers = cut(request, tokens)
-    return Generation(tokens=answers, canvas=shown(tokens), forward_passes=sampler.passes, backend=sampler.backend)
+    shown = request.layout.shown(tokens)
+    return Generation(tokens=answers, canvas=shown, forward_passes=sampler.passes, backend=sampler.backend)
+
+
+def _seen(
+    request: Request, units: Units, index: int, tokens: Tensor, confidence: Tensor, settled: Tensor | None
+) -> Step:
+    """The step just made. Enters it into the canvas: `tokens`, `confidence`, `settled`, each [B, L]."""
+    in_blocks, shown = request.canvas.in_blocks, request.layout.shown
+    committed = torch.zeros_like(request.canvas.valid)
+    in_blocks(tokens)[units.place] = units.tokens
+    in_blocks(confidence)[units.place] = units.confidence
+    in_blocks(committed)[units.place] = units.taken
+    if settled is not None:
+        in_blocks(settled)[units.place] = units.settled()
+    return Step(
+        index=index,
+        canvas=shown(tokens),
+        committed=shown(committed),
+        confidence=shown(confidence),
+        settled=None if settled is None else shown(settled),
+    )
 
 
 def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
@@ -91,8 +112,15 @@ def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
 
     reason = why_not(model, request)
     if reason is None:
+        if request.session is not None and is_causal(request.policy):
+            _say("CUDA graphs keep nothing between calls: a conversation's earlier turns are computed again")
         return GraphSampler(model, request, tokens)
     if wanted == "graph":
         raise InputError(f"backend=graph cannot be used: {reason}")
-    log.warning("sampling without CUDA graphs: %s", reason)
+    _say(f"sampling without CUDA graphs: {reason}")
     return EagerSampler(model, request)
+
+
+@cache  # each line once per process
+def _say(line: str) -> None:
+    log.warning(line)

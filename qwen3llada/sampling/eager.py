@@ -12,27 +12,91 @@ from torch import Tensor
 from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.block_contexts import Context, open_context
 from qwen3llada.sampling.canvas import Canvas
-from qwen3llada.sampling.head import make_head
+from qwen3llada.sampling.head import Proposed, make_head
 from qwen3llada.sampling.open_blocks import Units
-from qwen3llada.sampling.remasking import annealed, commit
+from qwen3llada.sampling.remasking import annealed
 from qwen3llada.sampling.request import Request
+from qwen3llada.sampling.revision import least_sure, outdated
+from qwen3llada.sampling.unmasking import UNMASKING, Candidates
 
 
-class EagerSampler:
-    """Runs the steps by plain PyTorch operations. Only masked positions are projected to the vocabulary."""
+class StepRule:
+    """What a step does before and after its forward pass. Only masked positions are projected to the vocabulary."""
+
+    def __init__(self, model: Any, request: Request) -> None:
+        self.request, self.guided = request, request.params.cfg_scale > 0
+        self.head, self.mask = make_head(model, request), request.mask_token_id
+        self.unmasking = UNMASKING[request.params.unmask]
+        self.bound: float = getattr(request.params, self.unmasking.knob) if self.unmasking.knob else 0.0
+
+    def before_pass(self, units: Units, number: int | Tensor) -> None:
+        """Take back the tokens that step `number`, an int or one for each unit [U], masks again, in place."""
+        if self.request.params.remask:
+            _, again = units.of_step(number)
+            units.mask_again(least_sure(units.log_prob, units.decoded & ~units.masked, again), self.mask)
+
+    def after_pass(self, units: Units, number: int | Tensor, states: Tensor) -> None:
+        """Commit what step `number`, an int or one for each unit [U], decides, in place.
+
+        states: [U, W, D] final hidden states of the units; under guidance [2U, W, D], then those with masked prompts.
+        """
+        params, (counts, _) = self.request.params, units.of_step(number)
+        committed, full = units.decoded & ~units.masked, ~units.masked.any(-1)
+        wanted = units.decoded & ~units.finished[:, None] if params.edit_threshold else units.masked
+        proposed = self._proposals(states, units, wanted.nonzero(as_tuple=True), number)
+        taken = self.unmasking.choose(
+            Candidates(
+                masked=units.masked,
+                score=proposed.scores,
+                counts=counts,
+                confidence=proposed.log_probs.exp(),
+                entropy=proposed.entropy,
+            ),
+            self.bound,
+        )
+        units.commit(taken, proposed.tokens, proposed.log_probs)
+        if params.revises:
+            self._revise(units, proposed, committed, full, number)
+
+    def _revise(self, units: Units, proposed: Proposed, committed: Tensor, full: Tensor, number: int | Tensor) -> None:
+        """Replace outdated tokens, if asked for, and note which units are finished.
+
+        Args:
+            committed: [U, W] bool, tokens that the step's pass has seen.
+            full: [U] bool, units that it saw without masks.
+        """
+        params, over = self.request.params, torch.ones_like(full)
+        if params.edit_threshold:
+            open_ = committed & ~units.finished[:, None]
+            replaced = outdated(units.tokens, proposed.best, proposed.best_log_probs, open_, params.edit_threshold)
+            units.replace(replaced, proposed.best, proposed.best_log_probs)
+            units.edits.add_(full & ~units.finished)
+            over = (full & ~replaced.any(-1)) | (units.edits >= params.max_post_edit_steps)
+        units.finished.logical_or_(units.filled(number) & over)
+
+    def _proposals(self, states: Tensor, units: Units, where: tuple[Tensor, ...], number: int | Tensor) -> Proposed:
+        """What the logits propose at the positions `where`, each entry [U, W], 0 elsewhere."""
+        keys, shares = units.keys.to(states.device), units.shares.to(states.device)
+        number = number.to(states.device) if isinstance(number, Tensor) else number
+        streams = (noise.step_keys(keys, number, units.width, stream)[where] for stream in noise.STREAMS)
+        found = self.head.propose(
+            states[: len(units.rows)][where],
+            states[len(units.rows) :][where] if self.guided else None,
+            *streams,
+            annealed(self.request.params.remasking_temperature, number, shares)[where[0]],
+        )
+        return Proposed(*(value.new_zeros(units.masked.shape).index_put(where, value) for value in found))
+
+
+class EagerSampler(StepRule):
+    """Runs the steps of a request by plain PyTorch operations."""
 
     backend = "eager"
-    context: Context
 
-    def __init__(self, model: Any, request: Request, context: Context | None = None) -> None:
-        """`context`: the sampler's access to the model, by default the fastest exact one."""
-        self.request, self.guided = request, request.params.cfg_scale > 0
-        self.head = make_head(model, request)
-        if context is not None:
-            self.context = context
-            return
+    def __init__(self, model: Any, request: Request) -> None:
+        super().__init__(model, request)
         canvas = guidance_canvas(request.canvas, request.mask_token_id) if self.guided else request.canvas
-        self.context = open_context(model, canvas, request.policy, request.params.cache)
+        self.context: Context = open_context(model, canvas, request.policy, request.params.cache, request.session)
 
     @property
     def passes(self) -> int:
@@ -49,40 +113,15 @@ class EagerSampler:
         self.context.close(self._seen(units))
 
     @torch.no_grad()
-    def step(self, units: Units, number: int | Tensor) -> None:
-        """One step in place. `number`: of the step in its block; a tensor [U] if the units are at different steps."""
-        params = self.request.params
-        states = self.context.hidden(self._seen(units))
-        where = units.masked.nonzero(as_tuple=True)
-        keys, shares = units.keys.to(states.device), units.shares.to(states.device)
-        number = number.to(states.device) if isinstance(number, Tensor) else number
-        tokens, score, log_prob = self.head(
-            states[: len(units.rows)][where],
-            states[len(units.rows) :][where] if self.guided else None,
-            noise.step_keys(keys, number, units.width, "token")[where],
-            noise.step_keys(keys, number, units.width, "score")[where],
-            annealed(params.remasking_temperature, number, shares)[where[0]],
-        )
-        proposed = units.tokens.index_put(where, tokens)
-        scores = torch.zeros(units.masked.shape, dtype=torch.float64, device=score.device).index_put(where, score)
-        certainty = torch.zeros_like(scores).index_put(where, log_prob.exp())
-        counts = units.counts_at(number).to(states.device)
-        threshold = params.confidence_threshold if params.unmask == "threshold" else None
-        apply_step(units, proposed, certainty, commit(scores, units.masked, counts, certainty, threshold))
+    def step(self, units: Units, number: int) -> None:
+        self.before_pass(units, number)
+        self.after_pass(units, number, self.context.hidden(self._seen(units)))
 
     def _seen(self, units: Units) -> Tensor:
         """The model's input. Under guidance the same tokens follow with all given ones masked."""
         if not self.guided:
             return units.tokens
         return torch.cat([units.tokens, units.tokens.masked_fill(units.given, self.request.mask_token_id)])
-
-
-def apply_step(units: Units, proposed: Tensor, certainty: Tensor, taken: Tensor) -> None:
-    """Commit the proposed tokens at `taken`, in place. All [U, W]."""
-    units.tokens.copy_(torch.where(taken, proposed, units.tokens))
-    units.confidence.copy_(torch.where(taken, certainty.float(), units.confidence))
-    units.masked.logical_and_(~taken)
-    units.taken.copy_(taken)
 
 
 def guidance_canvas(canvas: Canvas, mask_token_id: int) -> Canvas:

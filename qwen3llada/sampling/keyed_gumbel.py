@@ -16,8 +16,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _FRACTION_BITS = 52  # float64 holds 53: the half added below stays exact, and 1.0 is never drawn
 
-STREAMS = {"token": 0, "score": 1}
-Stream = Literal["token", "score"]
+STREAMS = {"token": 0, "score": 1, "position": 2}
+Stream = Literal["token", "score", "position"]
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

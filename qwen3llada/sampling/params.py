@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.dialogue.extraction import checked
 from qwen3llada.sampling.remasking import SCORES
+from qwen3llada.sampling.unmasking import UNMASKING
 from qwen3llada.section import MAX_TOKENS, Section, one_of
 from qwen3llada.tracked import Request
 
@@ -54,13 +55,65 @@ class DecodeParams(Section):
         le=1e6,
         description="random_topk: noise on the score at a block's start, annealed to 0; 0 to 1,000,000",
     )
-    unmask: Literal["fixed", "threshold"] = Field(
+    position_temperature: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Noise on the log of any score, so that positions are drawn instead of ranked; 0 to 1,000,000, 0 is"
+        " off",
+    )
+    unmask: Annotated[str, one_of(UNMASKING)] = Field(
         "fixed",
-        description="fixed: the even share of a block per step; threshold: all that are confident enough, in as many"
-        " steps as that takes (faster, may change tokens)",
+        description="How many positions a step commits. fixed: the even share of a block; threshold, factor,"
+        " entropy_bound: all that are sure enough by the knob of that name, in as many steps as that takes (faster, may"
+        " change tokens)",
     )
     confidence_threshold: float = Field(
-        0.9, ge=0, le=1, description="threshold: commit a token of at least this probability, 0 to 1"
+        0.9, ge=0, le=1, description="threshold: commit a token of more than this probability, 0 to 1"
+    )
+    factor: float = Field(
+        1.0,
+        ge=0,
+        le=1e6,
+        description="factor: commit the n most probable tokens as long as (n + 1)(1 - probability of the n-th) is less"
+        " than this, 0 to 1,000,000",
+    )
+    entropy_bound: float = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="entropy_bound: commit the positions of least entropy as long as their sum without the largest is"
+        " less than this, in nats, 0 to 1,000,000",
+    )
+    edit_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Replace a committed token of the current block where another one has become likelier and has more"
+        " than this probability, 0 to 1; 0 is off",
+    )
+    max_post_edit_steps: int = Field(
+        16,
+        ge=0,
+        le=MAX_TOKENS,
+        description="edit_threshold: most passes over a block without masks, which end as soon as one replaces nothing;"
+        " 0 to 1,048,576",
+    )
+    remask: int = Field(
+        0,
+        ge=0,
+        le=MAX_TOKENS,
+        description="Least sure tokens of a block that each step of a loop masks again and decides anew, 0 to 1,048,576"
+        " (ReMDM); 0 is off, else needs unmask fixed",
+    )
+    remask_start: float = Field(
+        0.875, ge=0, le=1, description="remask: share of a block that is committed when the loop begins, 0 to 1"
+    )
+    remask_steps: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="remask: steps of the loop, on top of a block's, 1 to 1,048,576; null: as many as the block's",
     )
     block_attention: bool | None = Field(
         None, description="true: attention policy block; false: full; null: the policy the checkpoint was trained with"
@@ -81,7 +134,22 @@ class DecodeParams(Section):
             raise ValueError("parallel_blocks=true must not be combined with block_attention=false")
         if self.cache == "dual" and (self.block_attention or self.parallel_blocks):
             raise ValueError("cache=dual must not be combined with block_attention=true or parallel_blocks=true")
+        if self.remask and self.unmask != "fixed":
+            raise ValueError(
+                f"remask={self.remask} must not be combined with unmask={self.unmask}: only unmask=fixed has the steps"
+                " that its loop repeats"
+            )
+        if self.position_temperature and self.unmask == "entropy_bound":
+            raise ValueError(
+                f"position_temperature={self.position_temperature} must not be combined with unmask=entropy_bound,"
+                " which takes positions by their entropy alone"
+            )
         return self
+
+    @property
+    def revises(self) -> bool:
+        """Whether a committed token may still change before its block is finished."""
+        return self.edit_threshold > 0 or self.remask > 0
 
 
 class AnswerParams(DecodeParams):

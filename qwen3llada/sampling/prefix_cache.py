@@ -57,6 +57,10 @@ class PrefixCache:
         """A cache of the given rows, which may repeat: [U] int64."""
         return self._map(lambda x: x.index_select(0, rows))
 
+    def first(self, columns: int) -> "PrefixCache":
+        """A cache of the first `columns` positions; empty for 0."""
+        return self._map(lambda x: x[:, :, :columns]) if columns else PrefixCache()
+
     def without(self, columns: slice) -> "PrefixCache":
         """A cache of all positions but `columns`."""
         return self._map(lambda x: torch.cat([x[:, :, : columns.start], x[:, :, columns.stop :]], 2))

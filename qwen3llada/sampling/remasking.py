@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qwen3llada.errors import InputError
@@ -26,6 +27,13 @@ class Proposal:
     noise: Tensor | None  # [N] float64 in (0, 1), keyed; drawn only for scores that are `noisy`
     temperature: Tensor  # [N] float64, annealed remasking temperature of this step
 
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of the softmax distribution in nats, [N] float64."""
+        import torch
+
+        return torch.special.entr(torch.softmax(self.logits, -1)).sum(-1).double()
+
     @property
     def uniform(self) -> Tensor:
         """Uniform keyed noise in (0, 1), [N] float64. Raises: ValueError if the score is not entered as noisy."""
@@ -36,10 +44,15 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """score: [N] float64 of a `Proposal`; the highest are committed first. noisy: whether it reads `uniform`."""
+    """How a proposal is scored: [N] float64; the highest are committed first.
+
+    noisy: whether the score reads `uniform`. logarithmic: whether it is a logarithm already, so that
+    `position_temperature` adds its noise to the score itself; else it is positive, and its logarithm is taken.
+    """
 
     score: Callable[[Proposal], Tensor]
     noisy: bool = False
+    logarithmic: bool = False
 
 
 def low_confidence(proposal: Proposal) -> Tensor:
@@ -60,10 +73,8 @@ def random_topk(proposal: Proposal) -> Tensor:
 
 
 def entropy(proposal: Proposal) -> Tensor:
-    """Negative entropy of the softmax distribution, in nats."""
-    import torch
-
-    return -torch.special.entr(torch.softmax(proposal.logits, -1)).sum(-1).double()
+    """Negative entropy of the softmax distribution, in nats: a mean of log probabilities."""
+    return -proposal.entropy
 
 
 def margin(proposal: Proposal) -> Tensor:
@@ -73,12 +84,29 @@ def margin(proposal: Proposal) -> Tensor:
 
 
 SCORES: dict[str, Score] = {
-    "low_confidence": Score(score=low_confidence),
+    "low_confidence": Score(score=low_confidence, logarithmic=True),
     "random": Score(score=random, noisy=True),
-    "random_topk": Score(score=random_topk, noisy=True),
-    "entropy": Score(score=entropy),
+    "random_topk": Score(score=random_topk, noisy=True, logarithmic=True),
+    "entropy": Score(score=entropy, logarithmic=True),
     "margin": Score(score=margin),
 }
+
+
+def drawn(score: Tensor, entry: Score, uniform: Tensor, temperature: float) -> Tensor:
+    """The score with which positions are drawn at random: its logarithm + temperature · Gumbel noise. [N] float64.
+
+    The best of such scores is a draw from softmax(log score / temperature): Dream's `alg_temp` (arXiv 2508.15487).
+
+    Args:
+        uniform: [N] float64 keyed noise in (0, 1).
+    """
+    import torch
+
+    from qwen3llada.sampling.keyed_gumbel import gumbel
+
+    # A margin may be 0. Its score must stay above that of positions that are not masked, -inf.
+    log = score if entry.logarithmic else score.clamp(min=torch.finfo(score.dtype).tiny).log()
+    return log + temperature * gumbel(uniform)
 
 
 def even_shares(total: int, parts: int) -> list[int]:
@@ -132,6 +160,16 @@ def annealed(temperature: float, step: Tensor | int, shares: Tensor) -> Tensor:
     return temperature * (1 - (step + 1) / shares.clamp(min=1).double()).clamp(min=0)
 
 
+def ranks(score: Tensor) -> Tensor:
+    """Rank of each position within its unit, [U, W] int64: 0 has the highest score. Ties go to the left."""
+    import torch
+
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
+
+
 def commit(score: Tensor, masked: Tensor, counts: Tensor, confidence: Tensor, threshold: float | None) -> Tensor:
     """Positions to commit now: bool [U, W].
 
@@ -145,11 +183,7 @@ def commit(score: Tensor, masked: Tensor, counts: Tensor, confidence: Tensor, th
     """
     import torch
 
-    score = score.masked_fill(~masked, -torch.inf)
-    order = score.argsort(dim=-1, descending=True, stable=True)  # stable: ties go to the left
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    )
+    rank = ranks(score.masked_fill(~masked, -torch.inf))
     if threshold is None:
         return masked & (rank < counts[:, None])
     return masked & ((rank < 1) | (confidence > threshold))

@@ -15,6 +15,7 @@ from qwen3llada.modeling.attention import is_causal, plan
 from qwen3llada.sampling.canvas import Canvas, lay_out
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import UnmaskPlan
+from qwen3llada.sampling.session import Session
 
 log = logging.getLogger(__name__)
 Prompts: TypeAlias = Sequence[Sequence[int]] | Tensor
@@ -32,6 +33,7 @@ class Request:
     mask_token_id: int
     row_keys: Tensor  # [B] int64 on the CPU, see `keyed_gumbel.row_keys`
     eos_token_ids: tuple[int, ...]  # empty: rows never end early
+    session: Session | None = None  # of the only row
 
 
 def resolve_policy(config: Any, params: DecodeParams) -> str | tuple[str, ...]:
@@ -150,8 +152,11 @@ def make_request(
     params: DecodeParams,
     row_keys: Tensor,
     eos_token_ids: Sequence[int],
+    session: Session | None = None,
 ) -> Request:
     """Lay out the rows on the model's device. Raises InputError if the parameters do not fit them."""
+    if session is not None and len(rows[0]) != 1:
+        raise InputError(f"a session is one conversation: prompts must hold one row, given {len(rows[0])}")
     warn_of_noise(model.config.noise_type)
     policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)
@@ -165,4 +170,5 @@ def make_request(
         mask_token_id=model.config.mask_token_id,
         row_keys=row_keys,
         eos_token_ids=tuple(eos_token_ids),
+        session=session,
     )

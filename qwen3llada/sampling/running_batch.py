@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen3llada.sampling.block_contexts import Policy
-from qwen3llada.sampling.eager import EagerSampler
+from qwen3llada.sampling.eager import StepRule
 from qwen3llada.sampling.open_blocks import Units, cut, waves
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import Request
@@ -29,6 +29,9 @@ from qwen3llada.sampling.shared_pass import SharedPasses, Span
 
 NOT_OF_A_STEP = {"steps", "gen_length", "block_length", "block_attention", "backend"}
 """Parameters that a step does not read: rows that differ in these alone are scored and committed together."""
+
+CHANGED_PLACES, CHANGED = ("tokens", "masked", "taken", "confidence", "log_prob"), ("edits", "finished")
+"""Fields of `Units`, [U, W] and [U], that a step changes in place."""
 
 
 def shares_passes(params: DecodeParams) -> bool:
@@ -39,30 +42,13 @@ def shares_passes(params: DecodeParams) -> bool:
     return not params.parallel_blocks and params.cache == "none"
 
 
-class Given:
-    """Takes the place of the sampler's own context: hidden states that a shared pass has computed."""
-
-    passes = 0
-
-    def __init__(self) -> None:
-        self.states: Tensor | None = None
-
-    def open(self, rows: Tensor, blocks: Tensor, width: int) -> None: ...
-
-    def hidden(self, tokens: Tensor) -> Tensor:
-        assert self.states is not None, "a step follows its pass"
-        return self.states
-
-    def close(self, tokens: Tensor) -> None: ...
-
-
 @dataclass(kw_only=True, eq=False)
 class Row:
     """One request in the batch."""
 
     request: Request  # of this row alone
     slots: tuple[int, ...]  # in the cache; under guidance the second is that of the masked prompt
-    sampler: EagerSampler
+    rule: StepRule
     units: Units | None = None  # the block that is being decoded
     number: int = 0  # step of that block
     kept: int = 0  # columns whose keys and values are computed and final
@@ -70,21 +56,25 @@ class Row:
     finished: bool = False
     tokens: Tensor = field(init=False)  # [1, L] canvas so far
     confidence: Tensor = field(init=False)  # [1, L], probability of each token when it was committed
+    settled: Tensor | None = field(init=False)  # [1, L] bool, tokens that no later step changes; None: all decoded ones
 
     def __post_init__(self) -> None:
-        self.tokens = self.request.canvas.tokens.clone()
+        canvas, self.tokens = self.request.canvas, self.request.canvas.tokens.clone()
         self.confidence = torch.zeros(self.tokens.shape, device=self.tokens.device)
+        self.settled = torch.zeros_like(canvas.valid) if self.request.params.revises else None
         self._steps = self._script()
 
     def _script(self) -> Iterator[int]:
         """The row's steps, as `decoding.decode` takes them. Between two of them the step is run on `units`."""
-        canvas, fixed = self.request.canvas, self.request.params.unmask == "fixed"
+        in_blocks = self.request.canvas.in_blocks
         for units in waves(self.request, self.tokens):
             self.units = units
-            for number in units.step_numbers(fixed):
+            for number in units.step_numbers(self.request.params):
                 yield number
-                canvas.in_blocks(self.tokens)[units.place] = units.tokens
-                canvas.in_blocks(self.confidence)[units.place] = units.confidence
+                in_blocks(self.tokens)[units.place] = units.tokens
+                in_blocks(self.confidence)[units.place] = units.confidence
+                if self.settled is not None:
+                    in_blocks(self.settled)[units.place] = units.settled()
         self.units = None
 
     def advance(self) -> None:
@@ -103,8 +93,10 @@ class Row:
         return cut(self.request, self.tokens)[0]
 
     def spans(self, *, keeps: bool, causal: bool) -> list[Span]:
-        """What the row asks of the next pass: one span, or two under guidance."""
+        """What the row asks of the next pass: one span, or two under guidance. To be called once before a pass."""
         assert self.units is not None, "a finished row leaves the batch"
+        self.rule.before_pass(self.units, self.number)
+        self.request.canvas.in_blocks(self.tokens)[self.units.place] = self.units.tokens
         canvas, block = self.request.layout, int(self.units.blocks[0])
         first = canvas.start + block * canvas.block_length
         last = first + self.units.width
@@ -148,13 +140,13 @@ class RunningBatch:
     @torch.no_grad()
     def enter(self, request: Request) -> Row:
         """Take in a request of one row (`request.make_request`) whose parameters fit (`shares_passes`)."""
-        if len(request.row_keys) != 1 or not shares_passes(request.params):
-            rows = len(request.row_keys)
-            raise ValueError(f"a running batch takes requests of one row that share passes, given {rows} rows")
+        rows = len(request.row_keys)
+        if rows != 1 or not shares_passes(request.params) or request.session is not None:
+            raise ValueError(f"a running batch takes one row without a session that shares passes, given {rows} rows")
         taken = {slot for row in self.rows for slot in row.slots}
         free = (slot for slot in range(2 * len(self.rows) + 2) if slot not in taken)
         slots = tuple(next(free) for _ in range(2 if request.params.cfg_scale > 0 else 1))
-        row = Row(request=request, slots=slots, sampler=EagerSampler(self.model, request, Given()))
+        row = Row(request=request, slots=slots, rule=StepRule(self.model, request))
         row.advance()
         if not row.finished:
             self.rows.append(row)
@@ -202,18 +194,14 @@ def run_step(rows: Sequence[Row], states: Sequence[Sequence[Tensor]]) -> None:
     numbers = [row.number for row in rows]
     together = parts[0] if len(parts) == 1 else joined(parts)
     number = numbers[0] if len(set(numbers)) == 1 else torch.tensor(numbers)
-    sampler = rows[0].sampler
-    sampler.context.states = torch.cat(  # type: ignore[attr-defined]
-        [pad_sequence([of[kind] for of in states], batch_first=True) for kind in range(len(states[0]))]
-    )
-    sampler.step(together, number)
+    padded = [pad_sequence([of[kind] for of in states], batch_first=True) for kind in range(len(states[0]))]
+    rows[0].rule.after_pass(together, number, torch.cat(padded))
     if together is not parts[0]:
         for i, part in enumerate(parts):
-            for name in CHANGED:
+            for name in CHANGED_PLACES:
                 getattr(part, name).copy_(getattr(together, name)[i : i + 1, : part.width])
-
-
-CHANGED = ("tokens", "masked", "taken", "confidence")  # fields of `Units` that a step changes
+            for name in CHANGED:
+                getattr(part, name).copy_(getattr(together, name)[i : i + 1])
 
 
 def joined(parts: Sequence[Units]) -> Units:

@@ -24,8 +24,9 @@ from qwen3llada.sampling.request import (
     make_request,
     prompt_rows,
 )
+from qwen3llada.sampling.session import Session
 
-__all__ = ["DecodeParams", "Generation", "SampleParams", "Step", "generate", "infill", "stream"]
+__all__ = ["DecodeParams", "Generation", "SampleParams", "Session", "Step", "generate", "infill", "stream"]
 
 
 def generate(
@@ -37,12 +38,13 @@ def generate(
     generator: torch.Generator | None = None,
     row_keys: Sequence[int] | None = None,
     eos_token_ids: Sequence[int] | None = None,
+    session: Session | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Generation:
     """Answer prompts. The arguments are those of `stream`; `on_step` is called after each forward pass."""
     rows = prompt_rows(model, prompts, params)
     ends = end_tokens(model) if eos_token_ids is None else eos_token_ids
-    request = _request(model, rows, params, seed, generator, row_keys, ends)
+    request = _request(model, rows, params, seed, generator, row_keys, ends, session)
     return exhaust(decode(model, request, watched=on_step is not None), on_step)
 
 
@@ -55,6 +57,7 @@ def stream(
     generator: torch.Generator | None = None,
     row_keys: Sequence[int] | None = None,
     eos_token_ids: Sequence[int] | None = None,
+    session: Session | None = None,
 ) -> Generator[Step, None, Generation]:
     """Answer prompts, yielding after each forward pass; the generator's return value is the `Generation`.
 
@@ -66,13 +69,14 @@ def stream(
         row_keys: a number per row, by default 0, 1, 2 …. Noise depends on (seed, row number): a row with the same
             number gets the same tokens in any batch.
         eos_token_ids: tokens that end an answer, by default those of the model's config. Empty: nothing ends it early.
+        session: of the conversation that the only prompt continues, see `Session`. Changes no token.
 
     Raises:
         InputError: at once, not at the first step, if the request is wrong.
     """
     rows = prompt_rows(model, prompts, params)
     ends = end_tokens(model) if eos_token_ids is None else eos_token_ids
-    return decode(model, _request(model, rows, params, seed, generator, row_keys, ends))
+    return decode(model, _request(model, rows, params, seed, generator, row_keys, ends, session))
 
 
 def infill(
@@ -115,8 +119,9 @@ def _request(
     generator: torch.Generator | None,
     row_keys: Sequence[int] | None,
     ends: Sequence[int],
+    session: Session | None = None,
 ) -> Request:
     if generator is not None:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     keys = noise.row_keys(seed, check_keys(row_keys, len(rows[0])))
-    return make_request(model, rows, params, keys, ends)
+    return make_request(model, rows, params, keys, ends, session)

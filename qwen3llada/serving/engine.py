@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qwen3llada.errors import InputError
 from qwen3llada.sampling import keyed_gumbel as noise
@@ -101,7 +102,8 @@ class Engine:
         self.metrics.passes(self._batch.passes - before, len(rows))
         for row in rows:
             job, columns = self._rows[row], row.answer_columns
-            self._tell(job, row.tokens[0, columns].tolist(), row.confidence[0, columns].tolist())
+            settled = None if row.settled is None else row.settled[0, columns]
+            self._tell(job, row.tokens[0, columns], settled, row.confidence[0, columns])
             if row.finished and not job.over:
                 raise RuntimeError("a row has ended before its answer")
             if job.over:
@@ -120,15 +122,17 @@ class Engine:
             return
         self.metrics.passes(1, len(self._group))
         start = max(len(job.prompt) for job in self._group)
-        tokens, sure = step.canvas[:, start:].tolist(), step.confidence[:, start:].tolist()
         for row, job in enumerate(self._group):
-            length = job.params.gen_length
-            self._tell(job, tokens[row][:length], sure[row][:length])
+            columns = slice(start, start + job.params.gen_length)
+            settled = None if step.settled is None else step.settled[row, columns]
+            self._tell(job, step.canvas[row, columns], settled, step.confidence[row, columns])
 
-    def _tell(self, job: Job, tokens: list[int], sure: list[float]) -> None:
+    def _tell(self, job: Job, tokens: Tensor, settled: Tensor | None, sure: Tensor) -> None:
+        """Tell a job what a pass did to its answer [gen_length]. `settled` bool; None: all that is no mask."""
         if job.over:
             return
-        job.tell(tokens, sure)
+        final = tokens if settled is None else tokens.masked_fill(~settled, self.text.model.config.mask_token_id)
+        job.tell(tokens.tolist(), final.tolist(), sure.tolist())
         if job.progress.finish is not None:
             self.metrics.answer(time.monotonic() - job.arrived, len(job.progress.tokens))
 
@@ -173,7 +177,7 @@ def failing(drop: Callable[[], list[Job]]) -> Iterator[None]:
             job.fail(said)
 
 
-def each_with_its_steps(masked: torch.Tensor, steps: list[int]) -> UnmaskPlan:
+def each_with_its_steps(masked: Tensor, steps: list[int]) -> UnmaskPlan:
     """The schedule of rows with these masks per block [B, J], each with its own number of steps."""
     plans = [UnmaskPlan.of(row[None], most) for row, most in zip(masked, steps, strict=True)]
     longest = max(plan.counts.shape[-1] for plan in plans)

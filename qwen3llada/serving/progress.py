@@ -1,6 +1,7 @@
 """What of an answer is settled while it is denoised: a run of decided tokens from its start, and the text of them.
 
-A committed token never changes, so text that follows no mask can be sent at once, in order.
+A settled token never changes, so text that follows no mask can be sent at once, in order. Where a committed token may
+still be revised, it counts as a mask until its block is finished.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,8 @@ def fold(*values):
 
 
 def uniforms(key, count):
-    words = splitmix(np.array([(key + (i + 1) * GOLDEN) % 2**64 for i in range(count)], dtype=np.uint64))
+    with np.errstate(over="ignore"):
+        words = splitmix(np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN))
     return ((words >> np.uint64(12)).astype(float) + 0.5) / 2**52
 
 
@@ -76,21 +77,87 @@ def shares(total, parts):
     return out
 
 
+class Stale:
+    """`cache: dual`: within a block, keys and values outside of it are those of the block's first pass."""
+
+    def __init__(self, model):
+        self.kept, self.first, self.outside = {}, True, None
+        self.linears = [p for layer in model.model.layers for p in (layer.self_attn.k_proj, layer.self_attn.v_proj)]
+
+    def open(self, columns, length):
+        self.first, self.outside = True, [i for i in range(length) if i not in columns]
+
+    def logits(self, model, tokens, seen):
+        def hook(linear, _, out):
+            if self.first:
+                self.kept[linear] = out.clone()
+            out[:, self.outside] = self.kept[linear][:, self.outside]
+            return out
+
+        handles = [linear.register_forward_hook(hook) for linear in self.linears]
+        try:
+            return all_logits(model, tokens, seen)
+        finally:
+            self.first = False
+            for handle in handles:
+                handle.remove()
+
+
 def score_of(name, probabilities, token, key, tau):
+    """The score, and its logarithm as far as it has one."""
     p = probabilities[token]
     if name == "low_confidence":
-        return p
+        return p, math.log(p)
     if name == "random":
-        return uniforms(key, 1)[0]
+        u = uniforms(key, 1)[0]
+        return u, math.log(u)
     if name == "random_topk":
-        return math.log(p) + tau * gumbels(key, 1)[0]
+        noisy = math.log(p) + tau * gumbels(key, 1)[0]
+        return noisy, noisy
     if name == "entropy":
-        positive = probabilities[probabilities > 0]
-        return float((positive * np.log(positive)).sum())
+        return -entropy_of(probabilities), -entropy_of(probabilities)
     if name == "margin":
         second, first = sorted(probabilities)[-2:]
-        return first - second
+        return first - second, math.log(max(first - second, 1e-300))
     raise AssertionError(name)
+
+
+def entropy_of(probabilities):
+    positive = probabilities[probabilities > 0]
+    return -float((positive * np.log(positive)).sum())
+
+
+def chosen(candidates, count, params):
+    """Columns to commit. A candidate is (score, column, token, probability, entropy)."""
+    by_score = sorted(candidates, key=lambda c: (-c[0], c[1]))
+    if params.unmask == "fixed":
+        return {c[1] for c in by_score[:count]}
+    best = {by_score[0][1]}
+    if params.unmask == "threshold":
+        return best | {c[1] for c in candidates if c[3] > params.confidence_threshold}
+    if params.unmask == "factor":
+        order = sorted(candidates, key=lambda c: (-c[3], c[1]))
+        fits = [n for n in range(1, len(order) + 1) if (n + 1) * (1 - order[n - 1][3]) < params.factor]
+    else:
+        assert params.unmask == "entropy_bound"
+        order = sorted(candidates, key=lambda c: (c[4], c[1]))
+        entropies = [c[4] for c in order]
+        fits = [n for n in range(1, len(order) + 1) if sum(entropies[:n]) - max(entropies[:n]) < params.entropy_bound]
+    return {c[1] for c in order[: max(fits)]} if fits else best
+
+
+def planned(masked, share, params):
+    """(tokens to mask again, positions to commit) for each step of a block under fixed unmasking."""
+    plan = [(0, n) for n in shares(masked, min(masked, share))]
+    if params.remask == 0:
+        return plan
+    done, begin = 0, 0
+    while begin == 0 or done < params.remask_start * masked:
+        done += plan[begin][1]
+        begin += 1
+    again = min(params.remask, done)
+    steps = len(plan) if params.remask_steps is None else params.remask_steps
+    return plan[:begin] + [(again, again)] * steps + plan[begin:]
 
 
 def sample(model, prompt, answer, *, params, policy, block_length, seed=0, row=0, ends=(), window=4):
@@ -104,40 +171,60 @@ def sample(model, prompt, answer, *, params, policy, block_length, seed=0, row=0
     first = len(prompt) // block_length if causal else 0  # number of the block in which the answer begins
     to_do = [b for b, s in enumerate(starts) if mask in canvas[s : s + block_length]]
     share = dict(zip(to_do, shares(params.steps, len(to_do)), strict=True))
+    look = {half: Stale(model) for half in ("with", "without")} if params.cache == "dual" else None
     passes, last_decoded = 0, None
     for b in to_do:
         columns = range(starts[b], min(starts[b] + block_length, len(canvas)))
-        plan = shares(sum(canvas[i] == mask for i in columns), share[b])
-        step = 0
-        while any(canvas[i] == mask for i in columns):
-            logits = all_logits(model, canvas, seen)
+        mine = [i for i in columns if canvas[i] == mask]
+        plan = planned(len(mine), share[b], params)
+        total_steps = share[b] + len(plan) - min(len(mine), share[b])
+        sure = {}  # probability of each committed token when it was committed
+        for stale in look.values() if look else ():
+            stale.open(columns, len(canvas))
+        step, edits = 0, 0
+        while True:
+            again, count = plan[step] if params.unmask == "fixed" and step < len(plan) else (0, 0)
+            for i in sorted(sure, key=lambda i: (sure[i], i))[:again]:
+                canvas[i] = mask
+                del sure[i]
+            full = all(canvas[i] != mask for i in columns)
+            if full and (params.edit_threshold == 0 or edits == params.max_post_edit_steps):
+                break
+            logits = look["with"].logits(model, canvas, seen) if look else all_logits(model, canvas, seen)
             if params.cfg_scale > 0:
                 blank = [mask if i in given else token for i, token in enumerate(canvas)]
-                without = all_logits(model, blank, seen)
+                without = look["without"].logits(model, blank, seen) if look else all_logits(model, blank, seen)
                 logits = without + (params.cfg_scale + 1) * (logits - without)
             passes += 1
             logits[:, mask] = -np.inf
-            tau = params.remasking_temperature * max(0.0, 1 - (step + 1) / share[b])
-            candidates = []
-            for i in columns:
-                if canvas[i] != mask:
-                    continue
-                noise = gumbels(fold(seed, row, b - first, step, 0, i - starts[b]), len(logits[i]))
-                token = int(np.argmax(logits[i] + params.temperature * noise))
+            tau = params.remasking_temperature * max(0.0, 1 - (step + 1) / total_steps)
+            candidates, replaced = [], {}
+            for i in mine:
+                path = (seed, row, b - first, step), i - starts[b]
                 exponentials = np.exp(logits[i] - logits[i].max())
                 probabilities = exponentials / exponentials.sum()
-                key = fold(seed, row, b - first, step, 1, i - starts[b])
-                score = score_of(params.remasking, probabilities, token, key, tau)
-                candidates.append((score, i, token, probabilities[token]))
-            candidates.sort(key=lambda c: (-c[0], c[1]))
-            for rank, (_, i, token, probability) in enumerate(candidates):
-                if params.unmask == "fixed":
-                    take = rank < plan[step]
-                else:
-                    take = rank == 0 or probability > params.confidence_threshold
-                if take:
-                    canvas[i] = token
+                if canvas[i] != mask:
+                    best = int(np.argmax(probabilities))
+                    if 0 < params.edit_threshold < probabilities[best] and best != canvas[i]:
+                        replaced[i] = best, probabilities[best]
+                    continue
+                noise = gumbels(fold(*path[0], 0, path[1]), len(logits[i])) if params.temperature > 0 else 0.0
+                token = int(np.argmax(logits[i] + params.temperature * noise))
+                score, log = score_of(params.remasking, probabilities, token, fold(*path[0], 1, path[1]), tau)
+                if params.position_temperature > 0:
+                    score = log + params.position_temperature * gumbels(fold(*path[0], 2, path[1]), 1)[0]
+                candidates.append((score, i, token, probabilities[token], entropy_of(probabilities)))
+            taken = chosen(candidates, count, params) if candidates else set()
+            for _, i, token, probability, _ in candidates:
+                if i in taken:
+                    canvas[i], sure[i] = token, probability
+            for i, (token, probability) in replaced.items():
+                canvas[i], sure[i] = token, probability
             step += 1
+            if full:
+                edits += 1
+                if not replaced:
+                    break
         last_decoded = b
         if any(canvas[i] in ends for i in columns if i not in given):
             break

@@ -1,7 +1,5 @@
 """Rows that enter and leave a running batch at any time get exactly the tokens that each gets alone."""
 
-from typing import get_args
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +14,9 @@ from qwen3llada.sampling.request import infill_rows, make_request, prompt_rows
 from qwen3llada.sampling.running_batch import RunningBatch, shares_passes
 from qwen3llada.sampling.sampler import generate, infill
 from qwen3llada.sampling.shared_pass import PASS_TOKENS, share
+from qwen3llada.sampling.unmasking import UNMASKING
 
 PLANS = [*sorted(POLICIES), "alternate:full,block", "alternate:window,block_causal"]
-UNMASK = get_args(DecodeParams.model_fields["unmask"].annotation)
 settings.register_profile("running", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("running")
 
@@ -27,7 +25,7 @@ settings.load_profile("running")
 def asks(draw, own_policy=False):
     """One request: parameters, prompt, seed, and the step of the batch in which it comes."""
     gen_length, block_length = draw(st.integers(1, 14)), draw(st.integers(1, 6))
-    blocks = -(-gen_length // block_length) + 1
+    blocks, unmask = -(-gen_length // block_length) + 1, draw(st.sampled_from(sorted(UNMASKING)))
     values = {
         "gen_length": gen_length,
         "block_length": block_length,
@@ -36,8 +34,15 @@ def asks(draw, own_policy=False):
         "cfg_scale": draw(st.sampled_from([0.0, 0.0, 1.5])),
         "remasking": draw(st.sampled_from(sorted(SCORES))),
         "remasking_temperature": draw(st.sampled_from([0.5, 1.0])),
-        "unmask": draw(st.sampled_from(UNMASK)),
+        "position_temperature": 0.0 if unmask == "entropy_bound" else draw(st.sampled_from([0.0, 0.5])),
+        "unmask": unmask,
         "confidence_threshold": draw(st.sampled_from([0.05, 0.4, 1.0])),
+        "factor": draw(st.sampled_from([0.5, 2.0])),
+        "entropy_bound": draw(st.sampled_from([0.5, 3.0])),
+        "edit_threshold": draw(st.sampled_from([0.0, 0.0, 0.2])),
+        "max_post_edit_steps": draw(st.integers(0, 3)),
+        "remask": draw(st.integers(0, 3)) if unmask == "fixed" else 0,
+        "remask_start": draw(st.sampled_from([0.5, 0.875])),
         "block_attention": draw(st.sampled_from([None, True, False])) if own_policy else None,
     }
     prompt = draw(st.lists(st.integers(0, 45), min_size=1, max_size=20))
@@ -70,7 +75,7 @@ def run(batch, requests, arrivals, leave=()):
 
 
 @settings(max_examples=30)
-@given(st.lists(asks(), min_size=1, max_size=6), st.sampled_from(PLANS))
+@given(st.lists(asks(), min_size=1, max_size=5), st.sampled_from(PLANS))
 def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
     with_policy(model, policy)
     requests = [one_row(model, params, prompt, seed) for params, prompt, seed, _ in asked]
@@ -148,6 +153,20 @@ def test_confidence_is_that_of_a_row_alone(model):
         *_, last = stream(model, [prompt], params, seed=5)
         decided = last.confidence[0, len(prompt) :]
         assert row.confidence[0, row.answer_columns].tolist() == pytest.approx(decided.tolist(), abs=1e-5)
+
+
+def test_tokens_that_may_still_be_revised_are_not_settled(model):
+    from qwen3llada.sampling.sampler import stream
+
+    with_policy(model, "block_causal")
+    params = DecodeParams(steps=12, gen_length=12, edit_threshold=0.2, remask=1)
+    batch = RunningBatch(model)
+    row = batch.enter(one_row(model, params, [1, 2, 3], 5))
+    for step in stream(model, [[1, 2, 3]], params, seed=5):
+        batch.step()
+        assert row.tokens[0, : 3 + 12].tolist() == step.canvas[0].tolist()
+        assert row.settled[0, : 3 + 12].tolist() == step.settled[0].tolist()
+    assert row.finished
 
 
 def test_memory_of_keys_and_values_is_given_back(model):

@@ -1,5 +1,7 @@
 """The sampler gives the tokens of a plain one, for every combination of parameters."""
 
+import random as random_numbers
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from vocabulary import EOS, MASK
 from qwen3llada.modeling.attention import POLICIES, layer_kinds
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
+from qwen3llada.sampling.unmasking import UNMASKING
 
 # Without a prompt all masks of a block are alike, and rounding decides which of the equal scores is best.
 prompts = st.lists(st.lists(st.integers(0, 45), min_size=1, max_size=9), min_size=1, max_size=4)
@@ -25,7 +28,7 @@ settings.load_profile("sampler")
 def requests(draw):
     gen_length, block_length = draw(st.integers(1, 14)), draw(st.integers(1, 6))
     blocks = -(-gen_length // block_length) + 1  # one more where the prompt ends within a block
-    policy = draw(st.sampled_from(PLANS))
+    policy, unmask = draw(st.sampled_from(PLANS)), draw(st.sampled_from(sorted(UNMASKING)))
     values = {
         "gen_length": gen_length,
         "block_length": block_length,
@@ -34,11 +37,71 @@ def requests(draw):
         "cfg_scale": draw(st.sampled_from([0.0, 1.5])),
         "remasking": draw(st.sampled_from(sorted(SCORES))),
         "remasking_temperature": draw(st.sampled_from([0.0, 1.0])),
-        "unmask": draw(st.sampled_from(["fixed", "threshold"])),
+        "position_temperature": 0.0 if unmask == "entropy_bound" else draw(st.sampled_from([0.0, 0.5])),
+        "unmask": unmask,
         "confidence_threshold": draw(st.sampled_from([0.05, 0.4, 1.0])),
+        "factor": draw(st.sampled_from([0.0, 0.5, 2.0])),
+        "entropy_bound": draw(st.sampled_from([0.0, 0.5, 3.0])),
+        "edit_threshold": draw(st.sampled_from([0.0, 0.0, 0.2])),
+        "max_post_edit_steps": draw(st.integers(0, 3)),
+        "remask": draw(st.integers(0, 3)) if unmask == "fixed" else 0,
+        "remask_start": draw(st.sampled_from([0.0, 0.5, 0.875, 1.0])),
+        "remask_steps": draw(st.sampled_from([None, 1, 3])),
         "parallel_blocks": policy == "block" and draw(st.booleans()),
+        "cache": "dual" if policy == "full" and draw(st.booleans()) else "none",
     }
     return SampleParams(**values), policy, draw(st.integers(0, 2**62))
+
+
+# A knob, the value that it is compared with, and what else it needs. Each changes tokens under every policy.
+KNOBS = {
+    "temperature": ({"temperature": 0.7}, {"temperature": 0.0}),
+    "cfg_scale": ({"cfg_scale": 1.5}, {"cfg_scale": 0.0}),
+    **{name: ({"remasking": name}, {"remasking": "low_confidence"}) for name in SCORES if name != "low_confidence"},
+    "remasking_temperature": (
+        {"remasking": "random_topk", "remasking_temperature": 1.0, "unmask": "fixed"},
+        {"remasking_temperature": 0.0},
+    ),
+    "position_temperature": ({"position_temperature": 0.5, "unmask": "fixed"}, {"position_temperature": 0.0}),
+    **{name: ({"unmask": name, "remask": 0}, {"unmask": "fixed"}) for name in UNMASKING if name != "fixed"},
+    "confidence_threshold": ({"unmask": "threshold", "confidence_threshold": 0.03}, {"confidence_threshold": 1.0}),
+    "factor's value": ({"unmask": "factor", "factor": 4.0}, {"factor": 0.0}),
+    "entropy_bound's value": ({"unmask": "entropy_bound", "entropy_bound": 4.0}, {"entropy_bound": 0.0}),
+    "edit_threshold": ({"edit_threshold": 0.05}, {"edit_threshold": 0.0}),
+    "max_post_edit_steps": ({"edit_threshold": 0.05, "max_post_edit_steps": 3}, {"max_post_edit_steps": 0}),
+    "remask": ({"remask": 2, "unmask": "fixed"}, {"remask": 0}),
+    "remask_start": ({"remask": 2, "remask_start": 0.4, "unmask": "fixed"}, {"remask_start": 1.0}),
+    "remask_steps": ({"remask": 1, "remask_steps": 1, "unmask": "fixed"}, {"remask_steps": 4}),
+    "steps": ({"steps": 6, "unmask": "fixed"}, {"steps": 16}),
+}
+CASES = [(policy, knob) for policy in PLANS for knob in KNOBS]
+
+
+def some_request(random, policy, knob):
+    """Prompts, the parameters of a knob with others at random, and the same without it."""
+    used, unused = KNOBS[knob]
+    unmask = used.get("unmask") or random.choice(["fixed", "fixed", "threshold", "factor", "entropy_bound"])
+    planned, by_entropy = unmask == "fixed", unmask == "entropy_bound"
+    values = {
+        "gen_length": random.randint(8, 10),
+        "block_length": random.randint(4, 6),
+        "steps": random.randint(4, 12),
+        "temperature": random.choice([0.0, 0.7]),
+        "cfg_scale": random.choice([0.0, 0.0, 1.5]),
+        "remasking": random.choice(sorted(SCORES)),
+        "position_temperature": 0.0 if by_entropy or "entropy_bound" in used.values() else random.choice([0, 0.5]),
+        "unmask": unmask,
+        "confidence_threshold": 0.1,
+        "factor": 2.0,
+        "entropy_bound": 2.0,
+        "edit_threshold": random.choice([0.0, 0.0, 0.2]),
+        "max_post_edit_steps": random.randint(0, 3),
+        "remask": random.choice([0, 0, 2]) if planned else 0,
+        "parallel_blocks": policy == "block" and random.random() < 0.3,
+        "cache": "dual" if policy == "full" and random.random() < 0.3 else "none",
+    }
+    rows = [[random.randrange(46) for _ in range(random.randint(1, 9))] for _ in range(random.randint(1, 2))]
+    return rows, SampleParams(**(values | used)), SampleParams(**(values | used | unused))
 
 
 def with_policy(model, policy):
@@ -54,7 +117,21 @@ def plain_answers(model, rows, params, policy, seed, keys, ends=(EOS,)):
     return [sample(model, *row, row=key, **common)[0] for *row, key in zip(rows, answers, keys, strict=True)]
 
 
-@settings(max_examples=80)
+@pytest.mark.parametrize(("policy", "knob"), CASES)
+def test_every_knob_has_its_effect_under_every_policy(model, policy, knob):
+    """A request in which the knob changes tokens gives those of the plain sampler."""
+    random = random_numbers.Random(f"{policy} {knob}")
+    with_policy(model, policy)
+    for seed in range(60):
+        rows, params, without = some_request(random, policy, knob)
+        ours = [answer.tolist() for answer in generate(model, rows, params, seed=seed).tokens]
+        if ours != [answer.tolist() for answer in generate(model, rows, without, seed=seed).tokens]:
+            assert ours == plain_answers(model, rows, params, policy, seed, range(len(rows)))
+            return
+    pytest.fail(f"{knob} changed no tokens")
+
+
+@settings(max_examples=40)
 @given(prompts, requests())
 def test_every_combination_equals_the_plain_sampler(model, rows, request_):
     params, policy, seed = request_

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from vocabulary import EOS, MASK, VOCAB
 
+from qwen3llada.modeling.attention import layer_kinds
 from qwen3llada.sampling import head
 from qwen3llada.sampling.sampler import SampleParams, generate
 
@@ -57,6 +58,35 @@ def test_finished_blocks_are_computed_once_under_block_causal_attention(model):
     assert passes == [(1, 4)] + [(1, 4)] * 4 + ([(1, 8)] + [(1, 4)] * 3) * 2
     _, passes, _ = seen(model, [[1, 2, 3, 4, 5]], "block_causal")  # the answer completes the block of the fifth token
     assert passes == [(1, 4)] + [(1, 4)] * 3 + ([(1, 8)] + [(1, 4)] * 2) * 2 + [(1, 5)]
+
+
+@pytest.mark.parametrize("policy", ["block_causal", "window", "alternate:window,block_causal"])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"cfg_scale": 1.0},
+        {"unmask": "threshold", "confidence_threshold": 0.3},
+        {"edit_threshold": 0.2},
+        {"remask": 1, "steps": 6},
+    ],
+)
+def test_blocks_cost_their_steps_and_one_pass_more(model, policy, knobs):
+    """The clean pass of each finished block is the next block's first step, over both: 2 · block_length columns."""
+    model.config.layer_types = layer_kinds(policy, model.config.num_hidden_layers)
+    steps = []
+    model.config.attention_policy = policy
+    with watched(model) as (passes, _):
+        generate(
+            model,
+            [[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7, 6]],
+            SampleParams(**(SIZES | knobs)),
+            eos_token_ids=(),
+            on_step=lambda step: steps.append(step.index),
+        )
+    assert len(passes) == len(steps) + 1
+    assert [columns for _, columns in passes].count(8) == 1 + 2  # the prompts, and 2 of 3 blocks joined with the next
+    assert {columns for _, columns in passes} == {4, 8}
 
 
 @pytest.mark.parametrize("policy", ["full", "block", "block_causal"])

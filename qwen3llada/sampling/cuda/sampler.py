@@ -20,11 +20,13 @@ from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucke
 from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, ProgramShape, StepProgram, chunks_for
 from qwen3llada.sampling.head import make_head
 from qwen3llada.sampling.open_blocks import Units
+from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import Request
 
 # A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` fills for these
 # policies. A policy that is not here runs eagerly, whatever its comparison is.
 GRAPHED_POLICIES = ("full", "block", "block_causal", "window")
+GRAPHED_UNMASKING = ("fixed", "threshold")  # what the kernels and `StepProgram` commit by
 
 
 def why_not(model: Any, request: Request) -> str | None:
@@ -35,7 +37,15 @@ def why_not(model: Any, request: Request) -> str | None:
         return "triton is not installed"
     if request.policy not in GRAPHED_POLICIES:
         return f"attention policy {request.policy} has no graph; {', '.join(GRAPHED_POLICIES)} have one"
-    return unsupported(model)
+    return _unknown_knob(request.params) or unsupported(model)
+
+
+def _unknown_knob(params: DecodeParams) -> str | None:
+    """The first knob that the step programs do not have, in one line."""
+    if params.unmask not in GRAPHED_UNMASKING:
+        return f"unmask={params.unmask} has no graph; {', '.join(GRAPHED_UNMASKING)} have one"
+    unknown = (name for name in ("position_temperature", "edit_threshold", "remask") if getattr(params, name))
+    return next((f"{name}={getattr(params, name)} has no graph; 0 has one" for name in unknown), None)
 
 
 class GraphSampler:

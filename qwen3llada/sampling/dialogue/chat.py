@@ -1,7 +1,6 @@
 """A conversation in the terminal. Answers are shown while they are denoised."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from qwen3llada.commandline import validated
-from qwen3llada.corpus.conversations.records import Exchange
 from qwen3llada.destinations import PAGE, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.decoding import Step
+from qwen3llada.sampling.dialogue.conversation import Conversation
 from qwen3llada.sampling.dialogue.terminal import View, piped, printable, typed
 from qwen3llada.sampling.dialogue.text_model import TextModel, Trace
 from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.sampler import exhaust, stream
 from qwen3llada.sampling.trace.page import write_trace_page
 from qwen3llada.sampling.trace.recording import TraceRecorder
 
@@ -48,8 +46,8 @@ class Chat:
         self, text: TextModel, name: str, params: ChatParams, *, system: str | None = None, console: Console
     ) -> None:
         """`name`: the model's name on pages that `/trace` writes."""
-        self.text, self.name, self.params, self.system, self.console = text, name, params, system, console
-        self.history: list[tuple[str, str]] = []
+        self.text, self.name, self.params, self.console = text, name, params, console
+        self.conversation = Conversation(text, params, system=system)
         self.last: Trace | None = None
         self.commands: dict[str, Callable[[str], None]] = {
             "help": self.help,
@@ -60,6 +58,16 @@ class Chat:
             "settings": self.settings,
             "trace": self.trace,
         }
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """Questions and answers so far."""
+        return self.conversation.history
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self.conversation.system
 
     def run(self, lines: Iterator[str]) -> None:
         """Answer lines until they end or one is /quit. An error in a line is reported in one line."""
@@ -87,28 +95,18 @@ class Chat:
 
     def ask(self, question: str) -> None:
         """Answer a question and append both to the history. An interrupted answer is not remembered."""
-        prompt = self.text.encode([Exchange(question, "", self.system, tuple(self.history))])
-        params = DecodeParams(**self.params.model_dump(exclude={"seed"}))
-        recorder, view = TraceRecorder(), View(self.text, len(prompt[0]), self.console)
-        begin = time.perf_counter()
-        steps = stream(
-            self.text.model,
-            prompt,
-            params,
-            seed=self.params.seed,
-            row_keys=[len(self.history)],
-            eos_token_ids=self.text.ends,
-        )
+        self.conversation.params = DecodeParams(**self.params.model_dump(exclude={"seed"}))
+        self.conversation.seed = self.params.seed
+        prompt = self.conversation.prompt(question)
+        recorder, view = TraceRecorder(), View(self.text, len(prompt), self.console)
 
         def see(step: Step) -> None:
             recorder(step)
             view(step)
 
         with view.live:
-            generation = exhaust(steps, see)
-        (answer,) = self.text.describe(prompt, generation, time.perf_counter() - begin)
-        (self.last,) = self.text.traces([answer], prompt, recorder)
-        self.history.append((question, answer.answer))
+            answer = self.conversation.ask(question, on_step=see)
+        (self.last,) = self.text.traces([answer], [prompt], recorder)
         self.console.print(Text(printable(answer.answer)))
         self.say(answer.effort)
 
@@ -117,12 +115,12 @@ class Chat:
             self.say(f"{command:15} {meaning}")
 
     def reset(self, rest: str) -> None:
-        self.history.clear()
+        self.conversation.reset()
         self.last = None
         self.say("the conversation is forgotten")
 
     def set_system(self, rest: str) -> None:
-        self.system = rest or None
+        self.conversation.system = rest or None
         self.reset("")
 
     def set(self, rest: str) -> None:

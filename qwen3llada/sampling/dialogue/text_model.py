@@ -1,7 +1,7 @@
 """Text to text: load a checkpoint, format prompts with its template, decode its answers."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ class Trace:
     answer: Answer
     tokens: list[tuple[str, Decided]]  # text added by each token; the rest of its last block follows the answer
     steps: int  # forward passes of its batch
+    earlier: Mapping[int, list[tuple[int, str | None, float]]]
+    """Of tokens that were revised, by their number: what stood there before, oldest first, as the step after which it
+    did, its text (None: masked again) and its confidence."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class TextModel:
             if whole:
                 start, read = read, number
         return shown
+
+    def _alone(self, token: int | None) -> str | None:
+        """The text of one token; None for None."""
+        return None if token is None else self.pieces([token])[0]
 
     def answers(
         self,
@@ -158,4 +165,12 @@ class TextModel:
         for row, answer in enumerate(answers):
             decided = recorder.row(row, start)
             pieces = self.pieces([position.token for position in decided])
-            yield Trace(answer=answer, tokens=list(zip(pieces, decided, strict=True)), steps=recorder.steps)
+            earlier = {
+                number: [
+                    (c.step, None if c.token is None else self.pieces([c.token])[0], c.confidence) for c in changes
+                ]
+                for number, changes in enumerate(position.earlier for position in decided)
+                if changes
+            }
+            tokens = list(zip(pieces, decided, strict=True))
+            yield Trace(answer=answer, tokens=tokens, steps=recorder.steps, earlier=earlier)

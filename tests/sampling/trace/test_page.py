@@ -1,6 +1,7 @@
 """A trace records what happened; its page shows it, escaped and self-contained."""
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 
@@ -54,6 +55,42 @@ def test_a_trace_tells_which_step_decided_each_token(text, setting):
                     assert position.confidence == confidence[row, start + column].item()
         words = [piece.strip() for piece, _ in trace.tokens[: trace.answer.answer_tokens]]
         assert " ".join(word for word in words if word != "∎") == trace.answer.answer
+
+
+REVISIONS = [
+    {"edit_threshold": 0.05, "steps": 3},
+    {"remask": 2, "steps": 12, "temperature": 0.7},
+    {"edit_threshold": 0.05, "remask": 1, "steps": 6, "temperature": 0.7, "parallel_blocks": True},
+]
+
+
+@pytest.mark.parametrize("setting", REVISIONS)
+def test_a_trace_tells_what_stood_in_place_of_a_revised_token(text, setting):
+    setting = {"gen_length": 12, "block_length": 4} | setting | {"block_attention": "parallel_blocks" in setting}
+    params, canvases = SampleParams(**setting), []
+    _, traces = traced(text, params)
+    generate(
+        text.model,
+        PROMPTS,
+        params,
+        seed=3,
+        eos_token_ids=text.ends,
+        on_step=lambda s: canvases.append(s.canvas.clone()),
+    )
+    start, revised = max(map(len, PROMPTS)), 0
+    for row, trace in enumerate(traces):
+        decided = [position for _, position in trace.tokens]
+        for step, canvas in enumerate(canvases, start=1):
+            for position, token in zip(decided, canvas[row, start:].tolist(), strict=False):
+                held = [MASK, *(MASK if c.token is None else c.token for c in position.earlier), position.token]
+                since = [0, *(change.step for change in position.earlier), position.step]
+                assert held[max(i for i, begin in enumerate(since) if begin <= step)] == token
+        for number, position in enumerate(decided):
+            assert [(c.step, c.confidence) for c in position.earlier] == [
+                (step, sure) for step, _, sure in trace.earlier.get(number, [])
+            ]
+            revised += bool(position.earlier)
+    assert revised
 
 
 def test_watching_changes_no_answer(text):
@@ -147,10 +184,12 @@ def test_the_page_holds_the_answers_and_loads_nothing(text, tmp_path):
 
 def test_texts_cannot_become_markup(text, tmp_path):
     _, (trace,) = traced(text, SampleParams(steps=4, gen_length=4, block_length=4), PROMPTS[:1])
+    evil_before = {0: [(1, "' onclick='alert(1)" + EVIL, 0.5)]}
     evil = dataclasses.replace(
         trace,
         answer=dataclasses.replace(trace.answer, prompt=EVIL),
         tokens=[(EVIL, decided) for _, decided in trace.tokens],
+        earlier=evil_before,
     )
     write_trace_page(tmp_path / "page.html", [evil], {"model": EVIL})
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -158,6 +197,9 @@ def test_texts_cannot_become_markup(text, tmp_path):
     assert html.count("</script>") == 1
     assert "img" not in {tag for tag, _ in page.elements}
     assert page.inside("prompt") == [EVIL]
+    (before,) = [given["data-earlier"] for _, given in page.elements if "data-earlier" in given]
+    assert json.loads(before) == [[1, evil_before[0][0][1], 0.5]]
+    assert not any("onclick" in given for _, given in page.elements)
     assert page.inside("canvas") == [EVIL] * len(evil.tokens)
 
 

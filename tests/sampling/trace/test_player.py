@@ -33,8 +33,8 @@ def script(text, tmp_path_factory):
 def view(script):
     path, answers = script
 
-    def run(*act, reduced=False):
-        """What both answers show when the page opens, and after each call in `act`."""
+    def run(*act, reduced=False, answers=answers):
+        """What all answers show when the page opens, and after each call in `act`."""
         given = json.dumps({"answers": answers, "reduced": reduced, "act": act})
         done = subprocess.run(["node", DOM, path, given], capture_output=True, text=True, check=True, timeout=60)
         return json.loads(done.stdout)
@@ -71,3 +71,14 @@ def test_an_answer_that_somebody_has_moved_does_not_play_by_itself(view):
 def test_an_answer_that_plays_by_itself_can_be_paused_and_goes_on(view):
     states = view(["seen", 0], ["tick", 0], ["button", 0], ["tick", 0], ["button", 0], ["tick", 0])
     assert steps(states, 0) == [0, 0, 1, 1, 1, 1, 2]
+
+
+def test_a_revised_token_shows_what_stood_there_before(view):
+    """The first token replaces one of step 1 in step 3; the second is masked again in step 2 and decided in step 4."""
+    earlier = {"0": [[1, "a", 0.5]], "1": [[1, "b", 0.5], [2, None, 0]]}
+    answer = {"last": 4, "steps": [3, 4, 2], "earlier": earlier}
+    states = view(*[["ArrowRight", 0]] * 4, ["Home", 0], ["End", 0], answers=[answer])
+    texts, revised = ([state[0][name] for state in states] for name in ("texts", "revised"))
+    shown = [["▒", "▒", "▒"], ["a", "b", "▒"], ["a", "▒", "x"], ["x", "▒", "x"], ["x", "x", "x"]]
+    assert texts == [*shown, shown[0], shown[4]]
+    assert revised[:5] == [[False] * 3] * 2 + [[False, True, False]] + [[True, True, False]] * 2
