@@ -17,9 +17,13 @@ MODEL = Path("out/qwen3llada-sft")
 KNOBS = {
     "as it is": {},
     "`unmask: threshold`": {"unmask": "threshold"},
+    "`unmask: factor`": {"unmask": "factor"},
+    "`unmask: entropy_bound`": {"unmask": "entropy_bound"},
     "`steps: 16`": {"steps": 16},
     "`steps: 8`": {"steps": 8},
     "`steps: 2`": {"steps": 2},
+    "`steps: 2`, `edit_threshold: 0.5`": {"steps": 2, "edit_threshold": 0.5},
+    "`steps: 4`, `remask: 2`": {"steps": 4, "remask": 2},
     "`cache: dual`": {"cache": "dual"},
     "`remasking: random`": {"remasking": "random"},
     "`remasking: entropy`": {"remasking": "entropy"},

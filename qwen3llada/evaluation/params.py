@@ -1,9 +1,11 @@
 """The knobs of the held-out loss and of the likelihood bounds."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from qwen3llada.commandline import validated
+from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.section import MAX_TOKENS, Section
 
 
@@ -57,6 +59,20 @@ class EvaluateParams(Section):
         description="Settings with unmask fixed: tokens that a step commits, each 1 to 1,048,576 and no more than a"
         " block; sample.steps is then sample.gen_length divided by it, at least one for each block",
     )
+    settings: tuple[dict[str, Any], ...] = Field(
+        (
+            {"unmask": "factor", "factor": 1.0},
+            {"unmask": "entropy_bound", "entropy_bound": 0.1},
+        ),
+        description="Further settings, each an object of the sampler's knobs that differ from the section sample",
+    )
     answer_rounds: int = Field(
         8, ge=1, le=10_000, description="Masks drawn for the likelihood of each such answer, 1 to 10,000"
     )
+
+    @field_validator("settings")
+    @classmethod
+    def _are_knobs(cls, settings: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for number, knobs in enumerate(settings):
+            validated(DecodeParams, knobs, f"settings[{number}]")
+        return settings

@@ -1,13 +1,14 @@
 """Quality against speed: the same prompts answered at several settings of the sampler."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3llada.commandline import validated
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.likelihood import estimate
 from qwen3llada.evaluation.params import EvaluateParams
@@ -18,6 +19,7 @@ from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.request import check_request, checked_block_length, resolve_policy
 from qwen3llada.sampling.sampler import generate
+from qwen3llada.sampling.unmasking import UNMASKING
 
 NO_TOKEN = -1  # after an answer's end, in the table that processes exchange
 
@@ -26,8 +28,8 @@ NO_TOKEN = -1  # after an answer's end, in the table that processes exchange
 class Quality:
     """What one setting gave. Tokens are those of the answers, up to and with their EOS; what follows is not counted."""
 
-    unmask: str
-    setting: float  # the confidence threshold, or the tokens that a step commits
+    unmask: str  # the way of unmasking, and further knobs of the setting
+    setting: float | str  # the confidence threshold, the tokens that a step commits, or the knobs of the setting
     exact_match: float
     answer_nll: float  # nats per token of the answers that were given, by the model's own bound
     answer_nll_error: float
@@ -41,32 +43,70 @@ class Speed:
     """How fast that was, on this machine."""
 
     unmask: str
-    setting: float
+    setting: float | str
     seconds: float  # of sampling, the batches one after the other
     tokens_per_second: float
+    backend: str  # "graph" or "eager", see `Generation`
 
 
-def settings(params: EvaluateParams, sample: SampleParams, config: Any) -> list[tuple[float, SampleParams]]:
-    """The section `sample` with each confidence threshold, and with each number of tokens a step.
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting of the sampler, and what it is called."""
 
-    Raises: InputError for a step of more tokens than a block of the model holds.
+    unmask: str  # the way of unmasking, and which other knobs differ from the section `sample`
+    value: float | str
+    sample: SampleParams
+
+
+def settings(params: EvaluateParams, sample: SampleParams, config: Any) -> list[Setting]:
+    """The section `sample` with each confidence threshold, each number of tokens a step, and each further setting.
+
+    Raises: InputError for a step of more tokens than a block of the model holds, and for a setting that does not agree
+        with the section.
     """
-    by_threshold = [
-        (value, sample.model_copy(update={"unmask": "threshold", "confidence_threshold": value}))
+    chosen = [
+        Setting(
+            unmask="threshold",
+            value=value,
+            sample=_changed(sample, config, unmask="threshold", confidence_threshold=value),
+        )
         for value in params.confidence_thresholds
     ]
+    block_length, blocks = checked_block_length(config, sample), _blocks(sample, config)
+    for tokens in params.tokens_per_step:
+        if tokens > block_length:
+            raise InputError(f"tokens_per_step={tokens} must not exceed {block_length=}, since steps are a block's")
+        steps = max(-(-sample.gen_length // tokens), blocks)
+        given = _changed(sample, config, unmask="fixed", steps=steps)
+        chosen.append(Setting(unmask="fixed", value=tokens, sample=given))
+    for number, knobs in enumerate(params.settings):
+        given = _changed(sample, config, where=f"evaluate.settings[{number}]", **knobs)
+        chosen.append(_named(knobs, given))
+    return chosen
+
+
+def _changed(sample: SampleParams, config: Any, *, where: str = "evaluate", **knobs: Any) -> SampleParams:
+    """The section `sample` with other knobs. Raises InputError if they do not agree with it."""
+    given = validated(SampleParams, sample.model_dump() | knobs, where)
+    # Where no number of steps is asked for, the schedule is planned all the same: each block needs one.
+    return given if "steps" in knobs else given.model_copy(update={"steps": max(given.steps, _blocks(given, config))})
+
+
+def _blocks(sample: SampleParams, config: Any) -> int:
+    """Most blocks that an answer touches. Where blocks are counted from position 0, it may begin within one."""
     block_length = checked_block_length(config, sample)
-    # Where blocks are counted from position 0, an answer may begin within one.
     before = block_length - 1 if is_causal(resolve_policy(config, sample)) else 0
-    blocks = -(-(before + sample.gen_length) // block_length)
-    by_steps = []
-    for value in params.tokens_per_step:
-        if value > block_length:
-            raise InputError(f"tokens_per_step={value} must not exceed {block_length=}, since steps are a block's")
-        steps = max(-(-sample.gen_length // value), blocks)
-        by_steps.append((value, sample.model_copy(update={"unmask": "fixed", "steps": steps})))
-    # Under a threshold a block takes what steps it needs, but the schedule is planned all the same.
-    return [*((v, s.model_copy(update={"steps": max(s.steps, blocks)})) for v, s in by_threshold), *by_steps]
+    return -(-(before + sample.gen_length) // block_length)
+
+
+def _named(knobs: Mapping[str, Any], sample: SampleParams) -> Setting:
+    """A further setting, called by its way of unmasking, and by the other knobs that it changes."""
+    own = UNMASKING[sample.unmask].knob
+    values = {name: value for name, value in knobs.items() if name != "unmask"}
+    others = [name for name in values if name != own]
+    numbers = list(values.values()) or [getattr(sample, own or "steps")]
+    value = numbers[0] if len(numbers) == 1 else ", ".join(f"{name} {value}" for name, value in values.items())
+    return Setting(unmask=" + ".join([sample.unmask, *others]), value=value, sample=sample)
 
 
 def measure_quality(
@@ -82,9 +122,9 @@ def measure_quality(
     Raises: InputError if a setting does not fit the model or the prompts, before anything is sampled.
     """
     chosen = settings(params, sample, text.model.config)
-    for _, given in chosen:
-        check_request(text.model, prompts, given)
-    results = [_at(text, prompts, references, value, given, params, processes) for value, given in chosen]
+    for setting in chosen:
+        check_request(text.model, prompts, setting.sample)
+    results = [_at(text, prompts, references, setting, params, processes) for setting in chosen]
     return [quality for quality, _ in results], [speed for _, speed in results]
 
 
@@ -92,12 +132,12 @@ def _at(
     text: TextModel,
     prompts: Sequence[Sequence[int]],
     references: Sequence[str],
-    value: float,
-    sample: SampleParams,
+    setting: Setting,
     params: EvaluateParams,
     processes: Processes,
 ) -> tuple[Quality, Speed]:
-    tokens, passes, seconds = _answers(text, prompts, sample, params.seed, processes)
+    sample = setting.sample
+    tokens, passes, seconds, backend = _answers(text, prompts, sample, params.seed, processes)
     answers = [row[row != NO_TOKEN].tolist() for row in tokens]
     matches = [
         compared(text.decode(answer), reference, sample.extract)["match"]
@@ -118,8 +158,8 @@ def _at(
     )
     count, rows = sum(map(len, answers)), np.bincount(np.arange(len(prompts)) // sample.batch_size)
     quality = Quality(
-        unmask=sample.unmask,
-        setting=value,
+        unmask=setting.unmask,
+        setting=setting.value,
         exact_match=round(sum(matches) / len(matches), 6),
         answer_nll=round(bound.nats, 6),
         answer_nll_error=round(bound.standard_error, 6),
@@ -128,27 +168,27 @@ def _at(
         tokens_per_pass=round(count / float((passes * rows).sum()), 6),
     )
     total = float(seconds.sum())
-    return quality, Speed(sample.unmask, value, round(total, 3), round(count / total, 1))
+    return quality, Speed(setting.unmask, setting.value, round(total, 3), round(count / total, 1), backend)
 
 
 def _answers(
     text: TextModel, prompts: Sequence[Sequence[int]], sample: SampleParams, seed: int, processes: Processes
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Answers [P, gen_length], `NO_TOKEN` after their end; forward passes and seconds of each batch."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], str]:
+    """Answers [P, gen_length], `NO_TOKEN` after their end; passes and seconds of each batch; this process's backend."""
     starts = range(0, len(prompts), sample.batch_size)
     tokens = np.zeros((len(prompts), sample.gen_length), np.int64)
-    passes, seconds = np.zeros(len(starts), np.int64), np.zeros(len(starts))
+    backend, passes, seconds = "", np.zeros(len(starts), np.int64), np.zeros(len(starts))
     for number in range(processes.rank, len(starts), processes.count):
         rows = range(starts[number], min(starts[number] + sample.batch_size, len(prompts)))
         begin = time.perf_counter()
         found = generate(
             text.model, [prompts[row] for row in rows], sample, seed=seed, row_keys=rows, eos_token_ids=text.ends
         )
-        answers = [answer.tolist() for answer in found.tokens]  # waits for the device
+        answers, backend = [answer.tolist() for answer in found.tokens], found.backend  # waits for the device
         seconds[number], passes[number] = time.perf_counter() - begin, found.forward_passes
         for row, answer in zip(rows, answers, strict=True):
             tokens[row] = answer + [NO_TOKEN] * (sample.gen_length - len(answer))
-    return processes.sum(tokens), processes.sum(passes), processes.sum(seconds)
+    return processes.sum(tokens), processes.sum(passes), processes.sum(seconds), backend
 
 
 def as_rows(found: Sequence[Quality | Speed]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ WIDTH, HEIGHT = 440, 240  # small enough that text stays readable when a phone s
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 34
 POINTS = 300  # of a curve; more would be invisible
 TICKS = 5
+COLOURS = 4  # of the style sheet
 
 Point = tuple[float, float]
 
@@ -18,7 +19,7 @@ def line_chart(
     """Curves over a common x axis, as an `<svg>` element; "" if there is no point.
 
     Args:
-        series: points (x, y) by name, in order of x. At most as many as the style sheet has colours (four).
+        series: points (x, y) by name, in order of x. From the fifth on the colours are used again, dashed.
         dots: mark the points. zero: the y axis begins at or below 0.
     """
     series = {name: thin([p for p in points if isfinite(p[1])]) for name, points in series.items()}
@@ -42,9 +43,9 @@ def line_chart(
     for i, (name, points) in enumerate(series.items()):
         placed = [place(point) for point in points]
         path = " ".join(f"{x:g},{y:g}" for x, y in placed)
-        parts.append(f'<polyline class="s{i}" points="{path}"><title>{escape(name)}</title></polyline>')
+        parts.append(f'<polyline class="{_style(i)}" points="{path}"><title>{escape(name)}</title></polyline>')
         if dots or len(points) == 1:
-            parts += [f'<circle class="s{i}" cx="{x:g}" cy="{y:g}" r="3"/>' for x, y in placed]
+            parts += [f'<circle class="{_style(i)}" cx="{x:g}" cy="{y:g}" r="3"/>' for x, y in placed]
     return _svg(HEIGHT, f"{y_label} over {x_label}", parts) + _legend(list(series))
 
 
@@ -96,6 +97,11 @@ def _x_axis(value: float, x: float) -> str:
     return f'<text x="{x:g}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(value)}</text>'
 
 
+def _style(number: int) -> str:
+    """The class of a line, from 0."""
+    return f"s{number % COLOURS}" + " dashed" * (number >= COLOURS)
+
+
 def _svg(height: int, title: str, parts: Sequence[str]) -> str:
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
     return head + "".join(parts) + "</svg>"
@@ -104,5 +110,5 @@ def _svg(height: int, title: str, parts: Sequence[str]) -> str:
 def _legend(names: Sequence[str]) -> str:
     if len(names) < 2:
         return ""
-    entries = (f'<span><i class="s{i}"></i>{escape(name)}</span>' for i, name in enumerate(names))
+    entries = (f'<span><i class="{_style(i)}"></i>{escape(name)}</span>' for i, name in enumerate(names))
     return f'<div class="legend">{"".join(entries)}</div>'

@@ -109,7 +109,7 @@ class Head:
         if self.temperature > 0:
             # Gumbel-max: argmax of logits + T·noise samples from softmax(logits / T). In float64, because float32 noise
             # visibly distorts the distribution (arXiv 2409.02908).
-            perturbed = noise.gumbel(noise.uniform(token_keys, self.vocab_size)).mul_(self.temperature).add_(logits)
+            perturbed = noise.gumbel_float64(token_keys, self.vocab_size).mul_(self.temperature).add_(logits)
             # Mask it again: a temperature near float64's maximum gives inf - inf = NaN here, which argmax would pick.
             perturbed[:, self.mask_token_id] = -torch.inf
             tokens = perturbed.argmax(-1)

@@ -5,8 +5,8 @@ batch, on any device, eager or in a CUDA graph. The generator is SplitMix64 (Ste
 pseudorandom number generators"), written in wrapping int64 arithmetic, which torch has on every device.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _FRACTION_BITS = 52  # float64 holds 53: the half added below stays exact, and 1.0 is never drawn
 
-STREAMS = {"token": 0, "score": 1, "position": 2}
 Stream = Literal["token", "score", "position"]
+STREAMS: dict[Stream, int] = {"token": 0, "score": 1, "position": 2}
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -50,13 +50,37 @@ def step_keys(rows: Tensor, step: Tensor | int, positions: int, stream: Stream) 
     return fold(keys[:, None], torch.arange(positions, device=rows.device)[None])
 
 
+def _words(keys: Tensor, count: int) -> Tensor:
+    """`count` words of `_FRACTION_BITS` random bits for each key [N]: [N, count], int64."""
+    index = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
+    return _shift(_mix(keys[:, None] + index * _GOLDEN), 64 - _FRACTION_BITS)
+
+
 def uniform(keys: Tensor, count: int) -> Tensor:
     """`count` numbers in the open interval (0, 1) for each key [N]: [N, count], float64."""
-    index = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
-    bits = _shift(_mix(keys[:, None] + index * _GOLDEN), 64 - _FRACTION_BITS)
-    return (bits.double() + 0.5) * 2.0**-_FRACTION_BITS
+    return (_words(keys, count).double() + 0.5) * 2.0**-_FRACTION_BITS
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform numbers in (0, 1): -log(-log u). Any shape, float64 in, float64 out."""
     return -torch.log(-torch.log(uniforms))
+
+
+def gumbel_float64(keys: Tensor, count: int) -> Tensor:
+    """`count` standard Gumbel numbers for each key [N]: [N, count], float64."""
+    return gumbel(uniform(keys, count))
+
+
+def gumbel_float32(keys: Tensor, count: int) -> Tensor:
+    """The same from the same words in float32, for kernels that cannot afford float64: [N, count].
+
+    Large numbers come from u next to 1, which float32 does not resolve: with v = 1 - u they are -log(-log1p(-v)), and
+    float32 resolves the smallest v.
+    """
+    v = ((1 << _FRACTION_BITS) - _words(keys, count)).float() * 2.0**-_FRACTION_BITS
+    return -torch.log(-torch.log1p(-v.clamp(max=1 - 2.0**-24)))
+
+
+Gumbel: TypeAlias = Callable[[Tensor, int], Tensor]
+GUMBELS: dict[str, Gumbel] = {"float64": gumbel_float64, "float32": gumbel_float32}
+"""Each way to draw tokens' noise. A test compares the distribution of each with the softmax."""

@@ -16,7 +16,9 @@ from qwen3llada.evaluation.held_out import evaluate_models
 from qwen3llada.evaluation.likelihood import nelbo
 from qwen3llada.evaluation.params import EvaluateParams
 from qwen3llada.evaluation.processes import join_processes
+from qwen3llada.evaluation.quality_speed import settings
 from qwen3llada.modeling.loading import load_pretrained
+from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.sampler import generate
 from tests.objective.objective_steps import make_model
@@ -24,7 +26,20 @@ from tests.training.runs import free_port, run_together
 
 EOS, MASK = 44, 66  # the model says 44 by itself, so some answers end before the canvas does
 PARAMS = EvaluateParams(
-    samples=0, rounds=2, batch_tokens=64, prompts=5, confidence_thresholds=(0.2,), tokens_per_step=(1, 4), seed=3
+    samples=0,
+    rounds=2,
+    batch_tokens=64,
+    prompts=5,
+    confidence_thresholds=(0.2,),
+    tokens_per_step=(1, 4),
+    seed=3,
+    settings=(
+        {"unmask": "factor", "factor": 3.0},
+        {"unmask": "entropy_bound"},
+        {"unmask": "threshold", "confidence_threshold": 0.4, "edit_threshold": 0.2},
+        {"remask": 1, "steps": 4},
+        {"position_temperature": 0.5},
+    ),
 )
 SAMPLE = SampleParams(gen_length=8, block_length=4, batch_size=2)
 TEXTS = [[5, 9, 2, 30, 7, 8], [1, 2, 3], [11, 3, 8, 8, 20, 6, 4, 1, 1]]
@@ -113,7 +128,16 @@ def test_quality_is_counted_from_the_answers_alone(project, reports):
     model = load_pretrained(project / "sft", dtype=torch.float32)
     prompts = [prompt for prompt, _ in PAIRS]
     quality = read_json(reports / "evaluate/details.json")["quality"]
-    assert [(row["unmask"], row["setting"]) for row in quality] == [("threshold", 0.2), ("fixed", 1), ("fixed", 4)]
+    assert [(row["unmask"], row["setting"]) for row in quality] == [
+        ("threshold", 0.2),
+        ("fixed", 1),
+        ("fixed", 4),
+        ("factor", 3.0),
+        ("entropy_bound", 0.1),
+        ("threshold + edit_threshold", "confidence_threshold 0.4, edit_threshold 0.2"),
+        ("fixed + remask + steps", "remask 1, steps 4"),
+        ("fixed + position_temperature", 0.5),
+    ]
     steps = SAMPLE.model_copy(update={"steps": 3})  # prompts of 1 to 4 tokens: an answer of 8 touches up to 3 blocks
     tokens, work, passes = [], 0, 0
     for start in (0, 2, 4):
@@ -133,6 +157,46 @@ def test_quality_is_counted_from_the_answers_alone(project, reports):
     assert row["answer_nll"] == pytest.approx(bound.nats, abs=2e-6)
 
 
+@pytest.mark.parametrize("number", range(3, 8))
+def test_a_further_setting_is_the_section_with_its_knobs(project, reports, number):
+    model, knobs = load_pretrained(project / "sft", dtype=torch.float32), PARAMS.settings[number - 3]
+    row = read_json(reports / "evaluate/details.json")["quality"][number]
+    params = SAMPLE.model_copy(update={"steps": max(SAMPLE.steps, 3)} | knobs)
+    count, passes = 0, 0
+    for start in (0, 2, 4):
+        batch = [prompt for prompt, _ in PAIRS[start : start + 2]]
+        keys = range(start, start + len(batch))
+        found = generate(model, batch, params, seed=3, row_keys=keys, eos_token_ids=(EOS,))
+        count, passes = count + sum(map(len, found.tokens)), passes + found.forward_passes
+    assert (row["tokens"], row["forward_passes"]) == (count, passes)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"unmask": "best"}, "unmask='best' must be one of fixed, threshold, factor, entropy_bound"),
+        ({"facto": 1.0}, r"settings\[0\]: facto: unknown key .*did you mean factor"),
+        ({"remask": 1, "unmask": "factor"}, "remask=1 must not be combined with unmask=factor"),
+    ],
+)
+def test_a_further_setting_that_is_none_says_so(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluateParams(settings=(knobs,))
+
+
+def test_a_further_setting_must_agree_with_the_section(project):
+    text = TextModel.load(project / "sft")
+    sample = SAMPLE.model_copy(update={"remask": 1})
+    with pytest.raises(
+        InputError, match=r"^evaluate.settings\[0\]: .*remask=1 must not be combined with unmask=factor"
+    ):
+        settings(
+            EvaluateParams(confidence_thresholds=(), tokens_per_step=(), settings=({"unmask": "factor"},)),
+            sample,
+            text.model.config,
+        )
+
+
 def test_the_tables_hold_the_same_and_speeds_lie_apart(reports):
     details = read_json(reports / "evaluate/details.json")
     with (reports / "evaluate/quality.csv").open() as file:
@@ -147,7 +211,8 @@ def test_the_tables_hold_the_same_and_speeds_lie_apart(reports):
     }
     speed = read_json(reports / "evaluate/throughput.json")
     assert speed["of"] == file_digest(reports / "evaluate/details.json")
-    assert len(speed["settings"]) == 3
+    assert len(speed["settings"]) == len(details["quality"]) == 8
+    assert {row["backend"] for row in speed["settings"]} == {"eager"}
     assert "seconds" not in (reports / "evaluate/details.json").read_text()
 
 

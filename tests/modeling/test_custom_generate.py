@@ -76,6 +76,7 @@ def test_with_a_temperature_answers_differ_and_hold_no_mask(model):
     ("arguments", "message"),
     [
         ({"do_sample": True, "top_k": 3}, "do_sample, top_k: not used when a model generates by unmasking"),
+        ({"edit_threshold": 0.9, "factor": 1.0}, "edit_threshold, factor: not used when"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_new_tokens": 20, "steps": 2}, "steps=2 must be at least the number of blocks to decode, 3"),
         ({"input_ids": None}, "input_ids must be given"),

@@ -379,6 +379,9 @@ class TestCharts:
         assert (bottom - low) / (bottom - high) == pytest.approx(0.8, abs=0.01)
 
     def test_one_point_a_flat_curve_and_none(self):
+        many = charts.line_chart({str(n): [(0, n), (1, n)] for n in range(6)}, x_label="x", y_label="y")
+        styles = re.findall('<polyline class="([^"]*)"', many)
+        assert styles == ["s0", "s1", "s2", "s3", "s0 dashed", "s1 dashed"]
         assert "<circle" in charts.line_chart({"a": [(3, 7)]}, x_label="x", y_label="y")
         assert len(self.coordinates(charts.line_chart({"a": [(0, 2), (1, 2)]}, x_label="x", y_label="y"))) == 2
         assert charts.line_chart({"a": [], "b": [(0, float("nan"))]}, x_label="x", y_label="y") == ""

@@ -111,22 +111,30 @@ def with_policy(model, policy):
 
 
 def plain_answers(model, rows, params, policy, seed, keys, ends=(EOS,)):
+    return [answer for answer, _ in plain_runs(model, rows, params, policy, seed, keys, ends)]
+
+
+def plain_runs(model, rows, params, policy, seed, keys, ends=(EOS,)):
+    """The answer to each row, and its passes."""
     answers = [[MASK] * params.gen_length] * len(rows)
     common = {"params": params, "policy": policy, "block_length": params.block_length, "seed": seed, "ends": ends}
     common["window"] = 1
-    return [sample(model, *row, row=key, **common)[0] for *row, key in zip(rows, answers, keys, strict=True)]
+    return [sample(model, *row, row=key, **common) for *row, key in zip(rows, answers, keys, strict=True)]
 
 
 @pytest.mark.parametrize(("policy", "knob"), CASES)
 def test_every_knob_has_its_effect_under_every_policy(model, policy, knob):
-    """A request in which the knob changes tokens gives those of the plain sampler."""
+    """A request in which the knob changes tokens gives those of the plain sampler, in as many passes."""
     random = random_numbers.Random(f"{policy} {knob}")
     with_policy(model, policy)
     for seed in range(60):
         rows, params, without = some_request(random, policy, knob)
         ours = [answer.tolist() for answer in generate(model, rows, params, seed=seed).tokens]
         if ours != [answer.tolist() for answer in generate(model, rows, without, seed=seed).tokens]:
-            assert ours == plain_answers(model, rows, params, policy, seed, range(len(rows)))
+            plain = plain_runs(model, rows, params, policy, seed, range(len(rows)))
+            assert ours == [answer for answer, _ in plain]
+            if not params.parallel_blocks:
+                assert len(list(stream(model, rows[:1], params, seed=seed))) == plain[0][1]
             return
     pytest.fail(f"{knob} changed no tokens")
 
@@ -323,6 +331,12 @@ def test_other_wrong_requests(model):
         ({"remasking": "best"}, "remasking='best' must be one of low_confidence, random"),
         ({"parallel_blocks": True, "block_attention": False}, "parallel_blocks=true must not be combined"),
         ({"cache": "dual", "block_attention": True}, "cache=dual must not be combined"),
+        ({"unmask": "best"}, "unmask='best' must be one of fixed, threshold, factor, entropy_bound"),
+        ({"remask": 1, "unmask": "factor"}, "remask=1 must not be combined with unmask=factor"),
+        (
+            {"position_temperature": 0.5, "unmask": "entropy_bound"},
+            "position_temperature=0.5 must not be combined with unmask=entropy_bound",
+        ),
     ],
 )
 def test_wrong_parameters_say_so(given_, message):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import resource
 import threading
@@ -153,6 +154,22 @@ def test_knobs_reach_the_sampler(served, text):
     reply = served.post(CHAT, messages=ask(), seed=0, max_tokens=20, **knobs).json()
     assert reply["choices"][0]["message"]["content"] == alone(text, "w1 w2 w3", seed=0, gen_length=20, **knobs)
     assert reply["qwen3llada"]["forward_passes"][0] <= 5
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"edit_threshold": 0.02, "steps": 6}, {"remask": 3, "steps": 20, "temperature": 1.0}]
+)
+def test_a_token_that_may_be_revised_is_not_sent(served, text, knobs):
+    """Streamed text is never taken back: it waits for the end of its block."""
+    knobs |= {"block_length": 8}
+    reply = served.post(CHAT, messages=ask(), seed=0, max_tokens=20, stream=True, canvas=True, **knobs)
+    chunks = events(reply)
+    said = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert said == alone(text, "w1 w2 w3", seed=0, gen_length=20, **knobs)
+    canvases = [[piece for piece, _ in chunk["qwen3llada"]["canvas"]] for chunk in chunks if "qwen3llada" in chunk]
+    pairs = [pair for before, after in itertools.pairwise(canvases) for pair in zip(before, after, strict=True)]
+    changes = [old != new for old, new in pairs if old != "▒"]
+    assert any(changes)  # the canvas shows revisions
 
 
 def test_completions_take_texts_and_token_ids(served, text):

@@ -37,10 +37,10 @@ def why_not(model: Any, request: Request) -> str | None:
         return "triton is not installed"
     if request.policy not in GRAPHED_POLICIES:
         return f"attention policy {request.policy} has no graph; {', '.join(GRAPHED_POLICIES)} have one"
-    return _unknown_knob(request.params) or unsupported(model)
+    return unknown_knob(request.params) or unsupported(model)
 
 
-def _unknown_knob(params: DecodeParams) -> str | None:
+def unknown_knob(params: DecodeParams) -> str | None:
     """The first knob that the step programs do not have, in one line."""
     if params.unmask not in GRAPHED_UNMASKING:
         return f"unmask={params.unmask} has no graph; {', '.join(GRAPHED_UNMASKING)} have one"

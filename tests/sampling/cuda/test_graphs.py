@@ -4,6 +4,7 @@ import pytest
 import torch
 from vocabulary import MASK
 
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import POLICIES
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
 
@@ -18,6 +19,9 @@ SETTINGS = [
 CASES = [(policy, setting) for policy in POLICIES for setting in SETTINGS]
 CASES += [("full", {"cache": "dual"}), ("full", {"cache": "dual", "cfg_scale": 1.0})]
 CASES += [("block", setting | {"parallel_blocks": True}) for setting in SETTINGS]
+
+UNKNOWN = [{"unmask": "factor"}, {"unmask": "entropy_bound"}]
+UNKNOWN += [{"position_temperature": 0.5}, {"edit_threshold": 0.5}, {"remask": 1}]
 
 
 @pytest.fixture
@@ -44,6 +48,17 @@ class TestOnGpu:
             assert graph.backend == "graph"
             assert torch.equal(graph.canvas, eager.canvas)
             assert [a.tolist() for a in graph.tokens] == [a.tolist() for a in eager.tokens]
+
+    @pytest.mark.parametrize("knobs", UNKNOWN)
+    def test_knobs_without_a_graph_are_decoded_eagerly(self, cuda_model, knobs):
+        cuda_model.config.attention_policy = "full"
+        params = SampleParams(steps=9, gen_length=14, block_length=4, **knobs)
+        eager = generate(cuda_model, [[1, 2, 3]], params.model_copy(update={"backend": "eager"}), seed=3)
+        auto = generate(cuda_model, [[1, 2, 3]], params, seed=3)
+        assert auto.backend == "eager"
+        assert torch.equal(auto.canvas, eager.canvas)
+        with pytest.raises(InputError, match=r"backend=graph cannot be used: .* has no graph"):
+            generate(cuda_model, [[1, 2, 3]], params.model_copy(update={"backend": "graph"}), seed=3)
 
     def test_noise_is_the_same_on_every_device(self, model):
         params = SampleParams(steps=9, gen_length=14, block_length=4, temperature=0.9, remasking="random_topk")
@@ -88,3 +103,17 @@ def test_graphs_asked_for_where_there_is_no_gpu(model):
         pytest.skip("there is one")
     with pytest.raises(ValueError, match="backend=graph cannot be used: the model is on cpu"):
         generate(model, [[1]], SampleParams(steps=8, gen_length=8, backend="graph"))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"unmask": "threshold"}, *UNKNOWN])
+def test_knobs_without_a_graph_are_named(knobs):
+    pytest.importorskip("triton")
+    from qwen3llada.sampling.cuda.sampler import unknown_knob
+
+    said = unknown_knob(SampleParams(**knobs))
+    if knobs in UNKNOWN:
+        ((name, value),) = knobs.items()
+        assert said is not None
+        assert said.startswith(f"{name}={value} has no graph; ")
+    else:
+        assert said is None
