@@ -74,7 +74,7 @@ def run(batch, requests, arrivals, leave=()):
     return [rows[i] for i in range(len(requests))]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.lists(asks(), min_size=1, max_size=5), st.sampled_from(PLANS))
 def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
     with_policy(model, policy)
@@ -87,7 +87,7 @@ def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
         assert MASK not in row.answer()
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.lists(asks(own_policy=True), min_size=2, max_size=5))
 def test_rows_of_other_policies_run_beside_each_other(model, asked):
     with_policy(model, "block_causal")

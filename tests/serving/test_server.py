@@ -12,7 +12,9 @@ import pytest
 
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import generate
+from qwen3llada.serving.jobs import Job
 from qwen3llada.serving.params import ServeParams
+from qwen3llada.serving.progress import Progress
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -275,7 +277,7 @@ def test_200_clients_at_once_get_what_each_would_get_alone(text):
         replies = asyncio.run(load(server.url, bodies))
         counts = counters(server)
     assert {reply.status_code for reply in replies} == {200}
-    for i in range(0, 200, 7):
+    for i in range(0, 200, 13):
         body = bodies[i]
         knobs = {name: body[name] for name in ("temperature", "unmask", "steps") if name in body}
         knobs = {"steps": max(body["max_tokens"], 5)} | knobs
@@ -304,20 +306,25 @@ def test_what_cannot_share_passes_is_a_group_beside_the_running_batch(text):
 
 def test_a_request_is_answered_while_a_long_one_runs(text, slow):
     """It enters the running batch, instead of waiting for the long one's end."""
+    progress = Progress(text.tokenizer, text.model.config.mask_token_id, frozenset())
+    long = Job(
+        index=0,
+        prompt=[1],
+        params=DEFAULTS.model_copy(update={"gen_length": 250, "steps": 250, "unmask": "fixed"}),
+        seed=0,
+        progress=progress,
+        deliver=lambda update: None,
+    )
     with Served(text) as server:
-
-        def ask_at_length():
-            with contextlib.suppress(httpx.TimeoutException):
-                httpx.post(server.url + CHAT, json={"messages": ask(), "max_tokens": 200}, timeout=2, trust_env=False)
-
-        long = threading.Thread(target=ask_at_length)
-        long.start()
+        server.scheduler.submit([long])
         while not server.scheduler.decoding:
             time.sleep(0.01)
+        before = long.passes
         assert server.post(CHAT, messages=ask("w7"), max_tokens=4).status_code == 200
+        assert before < long.passes < 250
         assert server.scheduler.decoding == 1
-        assert counters(server)["qwen3llada_answers_total"] == 1
-        long.join()
+        server.scheduler.cancel([long])
+        assert idle(server)
 
 
 @pytest.fixture
