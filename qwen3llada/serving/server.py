@@ -4,7 +4,6 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.serving.params import ServeParams
 
-
 # Of a connection without a request. A client whose request meets the closing of its connection loses it: with
 # uvicorn's 5 seconds, some in a thousand did under load.
 KEEP_ALIVE_SECONDS = 75
