@@ -448,5 +448,15 @@ def test_the_page_loads_nothing_from_elsewhere(served):
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert "//" not in reply.text.replace("// ", "")  # no address of another host
-    for name in ("max_tokens", "steps", "block_length", "temperature", "seed", "remasking", "unmask"):
+    for name in (
+        "max_tokens",
+        "steps",
+        "block_length",
+        "temperature",
+        "seed",
+        "remasking",
+        "unmask",
+        "factor",
+        "edit_threshold",
+    ):
         assert f'name="{name}"' in reply.text
