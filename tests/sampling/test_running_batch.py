@@ -87,6 +87,33 @@ def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
         assert MASK not in row.answer()
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"temperature": 0.7, "remasking": "random_topk"},
+        {"temperature": 0.7, "position_temperature": 0.5, "unmask": "threshold", "confidence_threshold": 0.2},
+        {"remask": 2, "remask_start": 0.5, "temperature": 0.7},
+        {"edit_threshold": 0.05, "max_post_edit_steps": 3, "unmask": "factor"},
+        {"cfg_scale": 1.5, "remasking": "random"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("policy", ["block_causal", "full"])
+def test_rows_of_equal_knobs_at_other_steps_are_decided_together(model, policy, knobs):
+    """They are one group, padded to the widest block, each at a step of its own."""
+    with_policy(model, policy)
+    sizes = [(3, 4, 12), (9, 3, 14), (1, 6, 9), (5, 2, 20), (12, 5, 10), (2, 4, 16)]
+    asked = [
+        (DecodeParams(gen_length=12, block_length=block, steps=steps, **knobs), list(range(7, 7 + length)), number)
+        for number, (length, block, steps) in enumerate(sizes)
+    ]
+    requests = [one_row(model, params, prompt, seed, ends=()) for params, prompt, seed in asked]
+    rows = run(RunningBatch(model), requests, [0, 1, 1, 2, 4, 5])
+    for row, (params, prompt, seed) in zip(rows, asked, strict=True):
+        alone = generate(model, [prompt], params, seed=seed, eos_token_ids=())
+        assert row.answer().tolist() == alone.tokens[0].tolist()
+
+
 @settings(max_examples=5)
 @given(st.lists(asks(own_policy=True), min_size=2, max_size=5))
 def test_rows_of_other_policies_run_beside_each_other(model, asked):
