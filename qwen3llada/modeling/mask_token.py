@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.tokenizer_files import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -13,14 +14,6 @@ if TYPE_CHECKING:
 MASK = "<|mask|>"
 FILLER = "<|unused_{}|>"  # names for ids between the tokenizer's last and the mask's: its files allow no gaps
 GROWTH_MULTIPLE = 64  # a grown embedding's rows are a multiple of this, for efficient matrix products
-
-OWN_CODE = (
-    "its tokenizer needs code that lies in the folder (auto_map in tokenizer_config.json), which is never run; save it"
-    " as a tokenizer.json of a class in Transformers"
-)
-
-# Arguments of loading that Transformers would write into tokenizer_config.json.
-LEFTOVERS = ("is_local", "local_files_only", "trust_remote_code")
 
 Origin = Literal["tokenizer", "added", "given"]
 
@@ -46,19 +39,9 @@ def load_any_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     Raises InputError if there is no tokenizer, it is broken, or it needs code of its own.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise InputError(f"{folder}: has no tokenizer files (tokenizer.json, tokenizer_config.json)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises a bare Exception for unreadable files
-        if "trust_remote_code" in str(error):
-            raise InputError(f"{folder}: {OWN_CODE}") from error
-        raise InputError(f"{folder}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from error
-    for name in LEFTOVERS:
-        tokenizer.init_kwargs.pop(name, None)
-    return tokenizer
+    return tokenizer_of(folder)
 
 
 def give_mask_token(

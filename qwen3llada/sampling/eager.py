@@ -20,16 +20,83 @@ from qwen3llada.sampling.revision import least_sure, outdated
 from qwen3llada.sampling.unmasking import UNMASKING, Candidates
 
 
-class EagerSampler:
-    """Runs the steps by plain PyTorch operations. Only masked positions are projected to the vocabulary."""
-
-    backend = "eager"
+class StepRule:
+    """What a step does before and after its forward pass. Only masked positions are projected to the vocabulary."""
 
     def __init__(self, model: Any, request: Request) -> None:
         self.request, self.guided = request, request.params.cfg_scale > 0
         self.head, self.mask = make_head(model, request), request.mask_token_id
         self.unmasking = UNMASKING[request.params.unmask]
         self.bound: float = getattr(request.params, self.unmasking.knob) if self.unmasking.knob else 0.0
+
+    def before_pass(self, units: Units, number: int | Tensor) -> None:
+        """Take back the tokens that step `number`, an int or one for each unit [U], masks again, in place."""
+        if self.request.params.remask:
+            _, again = units.of_step(number)
+            units.mask_again(least_sure(units.log_prob, units.decoded & ~units.masked, again), self.mask)
+
+    def after_pass(self, units: Units, number: int | Tensor, states: Tensor) -> None:
+        """Commit what step `number`, an int or one for each unit [U], decides, in place.
+
+        states: [U, W, D] final hidden states of the units; under guidance [2U, W, D], then those with masked prompts.
+        """
+        params, (counts, _) = self.request.params, units.of_step(number)
+        committed, full = units.decoded & ~units.masked, ~units.masked.any(-1)
+        wanted = units.decoded & ~units.finished[:, None] if params.edit_threshold else units.masked
+        proposed = self._proposals(states, units, wanted.nonzero(as_tuple=True), number)
+        taken = self.unmasking.choose(
+            Candidates(
+                masked=units.masked,
+                score=proposed.scores,
+                counts=counts,
+                confidence=proposed.log_probs.exp(),
+                entropy=proposed.entropy,
+            ),
+            self.bound,
+        )
+        units.commit(taken, proposed.tokens, proposed.log_probs)
+        if params.revises:
+            self._revise(units, proposed, committed, full, number)
+
+    def _revise(self, units: Units, proposed: Proposed, committed: Tensor, full: Tensor, number: int | Tensor) -> None:
+        """Replace outdated tokens, if asked for, and note which units are finished.
+
+        Args:
+            committed: [U, W] bool, tokens that the step's pass has seen.
+            full: [U] bool, units that it saw without masks.
+        """
+        params, over = self.request.params, torch.ones_like(full)
+        if params.edit_threshold:
+            open_ = committed & ~units.finished[:, None]
+            replaced = outdated(units.tokens, proposed.best, proposed.best_log_probs, open_, params.edit_threshold)
+            units.replace(replaced, proposed.best, proposed.best_log_probs)
+            units.edits.add_(full & ~units.finished)
+            over = (full & ~replaced.any(-1)) | (units.edits >= params.max_post_edit_steps)
+        units.finished.logical_or_(units.filled(number) & over)
+
+    def _proposals(self, states: Tensor, units: Units, where: tuple[Tensor, ...], number: int | Tensor) -> Proposed:
+        """What the logits propose at the positions `where`, each entry [U, W], 0 elsewhere."""
+        keys, shares = units.keys.to(states.device), units.shares.to(states.device)
+        number = number.to(states.device) if isinstance(number, Tensor) else number
+        token, score, position = (noise.step_keys(keys, number, units.width, stream)[where] for stream in noise.STREAMS)
+        found = self.head.propose(
+            states[: len(units.rows)][where],
+            states[len(units.rows) :][where] if self.guided else None,
+            token,
+            score,
+            position,
+            annealed(self.request.params.remasking_temperature, number, shares)[where[0]],
+        )
+        return Proposed(*(value.new_zeros(units.masked.shape).index_put(where, value) for value in found))
+
+
+class EagerSampler(StepRule):
+    """Runs the steps of a request by plain PyTorch operations."""
+
+    backend = "eager"
+
+    def __init__(self, model: Any, request: Request) -> None:
+        super().__init__(model, request)
         canvas = guidance_canvas(request.canvas, request.mask_token_id) if self.guided else request.canvas
         self.context: Context = open_context(model, canvas, request.policy, request.params.cache, request.session)
 
@@ -49,57 +116,8 @@ class EagerSampler:
 
     @torch.no_grad()
     def step(self, units: Units, number: int) -> None:
-        params = self.request.params
-        counts, again = units.of_step(number)
-        if params.remask:
-            units.mask_again(least_sure(units.log_prob, units.decoded & ~units.masked, again), self.mask)
-        committed, full = units.decoded & ~units.masked, ~units.masked.any(-1)
-        states = self.context.hidden(self._seen(units))
-        wanted = units.decoded & ~units.finished[:, None] if params.edit_threshold else units.masked
-        proposed = self._proposals(states, units, wanted.nonzero(as_tuple=True), number)
-        taken = self.unmasking.choose(
-            Candidates(
-                masked=units.masked,
-                score=proposed.scores,
-                counts=counts,
-                confidence=proposed.log_probs.exp(),
-                entropy=proposed.entropy,
-            ),
-            self.bound,
-        )
-        units.commit(taken, proposed.tokens, proposed.log_probs)
-        if params.revises:
-            self._revise(units, proposed, committed, full, number)
-
-    def _revise(self, units: Units, proposed: Proposed, committed: Tensor, full: Tensor, number: int) -> None:
-        """Replace outdated tokens, if asked for, and note which units are finished.
-
-        Args:
-            committed: [U, W] bool, tokens that the step's pass has seen.
-            full: [U] bool, units that it saw without masks.
-        """
-        params, over = self.request.params, torch.ones_like(full)
-        if params.edit_threshold:
-            open_ = committed & ~units.finished[:, None]
-            replaced = outdated(units.tokens, proposed.best, proposed.best_log_probs, open_, params.edit_threshold)
-            units.replace(replaced, proposed.best, proposed.best_log_probs)
-            units.edits.add_(full & ~units.finished)
-            over = (full & ~replaced.any(-1)) | (units.edits >= params.max_post_edit_steps)
-        units.finished.logical_or_(units.filled(number) & over)
-
-    def _proposals(self, states: Tensor, units: Units, where: tuple[Tensor, ...], number: int) -> Proposed:
-        """What the logits propose at the positions `where`, each entry [U, W], 0 elsewhere."""
-        keys, shares = units.keys.to(states.device), units.shares.to(states.device)
-        token, score, position = (noise.step_keys(keys, number, units.width, stream)[where] for stream in noise.STREAMS)
-        found = self.head.propose(
-            states[: len(units.rows)][where],
-            states[len(units.rows) :][where] if self.guided else None,
-            token,
-            score,
-            position,
-            annealed(self.request.params.remasking_temperature, number, shares)[where[0]],
-        )
-        return Proposed(*(value.new_zeros(units.masked.shape).index_put(where, value) for value in found))
+        self.before_pass(units, number)
+        self.after_pass(units, number, self.context.hidden(self._seen(units)))
 
     def _seen(self, units: Units) -> Tensor:
         """The model's input. Under guidance the same tokens follow with all given ones masked."""

@@ -83,11 +83,19 @@ class Units:
             yield step
             step += 1
 
-    def of_step(self, number: int) -> tuple[Tensor, Tensor]:
-        """Positions to commit and tokens to mask again in a step: each [U] int64, on the device."""
-        inside = number < self.counts.shape[1]
-        pair = (self.counts[:, number], self.again[:, number]) if inside else (torch.zeros_like(self.shares),) * 2
-        return pair[0].to(self.tokens.device), pair[1].to(self.tokens.device)
+    def of_step(self, number: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Positions to commit and tokens to mask again in a step: each [U] int64, on the device.
+
+        number: of the step in its block, or one number for each unit [U]. Nothing is planned after a block's last step.
+        """
+        last = self.counts.shape[1] - 1
+        numbers = torch.as_tensor(number).expand(len(self.shares))
+        inside, index = numbers <= last, numbers.clamp(max=last)[:, None]
+        counts, again = (
+            plan.gather(1, index)[:, 0] * inside if last >= 0 else torch.zeros_like(self.shares)
+            for plan in (self.counts, self.again)
+        )
+        return counts.to(self.tokens.device), again.to(self.tokens.device)
 
     def mask_again(self, positions: Tensor, mask_token_id: int) -> None:
         """Take back the tokens at `positions` [U, W] bool, in place."""
@@ -111,9 +119,10 @@ class Units:
         self.confidence.copy_(torch.where(positions, log_prob.exp().float(), self.confidence))
         self.log_prob.copy_(torch.where(positions, log_prob, self.log_prob))
 
-    def filled(self, number: int) -> Tensor:
-        """Units without masks to which no step after `number` adds any: [U] bool."""
-        later = self.again[:, number + 1 :].any(-1).to(self.masked.device)
+    def filled(self, number: int | Tensor) -> Tensor:
+        """Units without masks to which no step after `number`, an int or [U], adds any: [U] bool."""
+        after = torch.arange(self.again.shape[1]) > torch.as_tensor(number).expand(len(self.shares))[:, None]
+        later = (self.again.bool() & after).any(-1).to(self.masked.device)
         return ~self.masked.any(-1) & ~later
 
     def settled(self) -> Tensor:

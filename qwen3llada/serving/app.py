@@ -85,7 +85,8 @@ def _add_pages(app: Any, service: Service) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return PlainTextResponse(scheduler.metrics.text(waiting=scheduler.waiting), media_type=CONTENT_TYPE)
+        text = scheduler.metrics.text(waiting=scheduler.waiting, decoding=scheduler.decoding)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     async def models() -> Response:

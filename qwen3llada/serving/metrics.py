@@ -13,7 +13,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, int]] = Counter()
-        self._answers = self._tokens = self._batches = self._rows = 0
+        self._answers = self._tokens = self._passes = self._rows = self._groups = self._grouped = 0
         self._seconds, self._buckets = 0.0, [0] * len(BUCKETS)
 
     def request(self, path: str, status: int) -> None:
@@ -21,10 +21,17 @@ class Metrics:
         with self._lock:
             self._requests[path, status] += 1
 
-    def batch(self, rows: int) -> None:
+    def passes(self, count: int, rows: int) -> None:
+        """So many forward passes took so many answers one step on."""
         with self._lock:
-            self._batches += 1
+            self._passes += count
             self._rows += rows
+
+    def group(self, answers: int) -> None:
+        """A group of answers began that cannot be in the running batch."""
+        with self._lock:
+            self._groups += 1
+            self._grouped += answers
 
     def answer(self, seconds: float, tokens: int) -> None:
         """An answer is complete, so long after its request came."""
@@ -35,8 +42,8 @@ class Metrics:
             for i, bound in enumerate(BUCKETS):
                 self._buckets[i] += seconds <= bound
 
-    def text(self, *, waiting: int) -> str:
-        """All of it. `waiting`: answers that are queued now."""
+    def text(self, *, waiting: int, decoding: int) -> str:
+        """All of it. `waiting`: answers that are queued now; `decoding`: that are being decoded."""
         with self._lock:
             lines = ["# TYPE qwen3llada_requests_total counter"]
             for (path, status), count in sorted(self._requests.items()):
@@ -44,11 +51,14 @@ class Metrics:
             for name, value in (
                 ("answers", self._answers),
                 ("tokens", self._tokens),
-                ("batches", self._batches),
-                ("batch_rows", self._rows),
+                ("passes", self._passes),
+                ("pass_rows", self._rows),
+                ("groups", self._groups),
+                ("group_rows", self._grouped),
             ):
                 lines += [f"# TYPE qwen3llada_{name}_total counter", f"qwen3llada_{name}_total {value}"]
-            lines += ["# TYPE qwen3llada_waiting gauge", f"qwen3llada_waiting {waiting}"]
+            for name, value in (("waiting", waiting), ("decoding", decoding)):
+                lines += [f"# TYPE qwen3llada_{name} gauge", f"qwen3llada_{name} {value}"]
             lines.append("# TYPE qwen3llada_answer_seconds histogram")
             for bound, count in zip(BUCKETS, self._buckets, strict=True):
                 lines.append(f'qwen3llada_answer_seconds_bucket{{le="{bound}"}} {count}')

@@ -31,6 +31,9 @@ class PushRequest(Request):
     folder: Path | None = Field(None, description="Folder of the model; null: the fine-tuned one, sft.dst")
     export: Path | None = Field(None, description="Folder of its export, uploaded below sdar/; null: none")
     public: bool = Field(False, description="Make a new repository public")
+    replace_card: bool = Field(
+        False, description="Replace a model card on the hub; else words written there stay, and only facts are renewed"
+    )
     card: Path | None = Field(None, description="Write the model card to this file and upload nothing")
 
     @model_validator(mode="after")

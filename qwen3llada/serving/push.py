@@ -5,23 +5,32 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qwen3llada.artifacts import read_marker
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import check_is_ours
+from qwen3llada.training.model_card import CARD, parts, renewed
 
-CARD = "README.md"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 EXPORTED = "sdar"  # the folder of the export in the repository
 
 
 def push(
-    repo: str, folder: Path, card: str, *, export: Path | None = None, private: bool = True, message: str = ""
+    repo: str,
+    folder: Path,
+    card: str,
+    *,
+    export: Path | None = None,
+    private: bool = True,
+    replace_card: bool = False,
+    message: str = "",
 ) -> str:
     """Upload the model in `folder`, its `card` as README.md and, below `sdar/`, the folder of an export, in one commit.
 
     The repository is made, private unless told, where there is none. Only files that this project wrote (by the marker
-    in the folder) are uploaded. Returns the commit's address.
+    in the folder) are uploaded. A card that is on the hub already stays, with its renewable parts from `card`, unless
+    `replace_card`. Returns the commit's address.
 
     Raises: InputError for a name that is none, a folder that holds no model, a repository that may not be written to;
     OSError if the hub cannot be reached.
@@ -36,12 +45,24 @@ def push(
         files |= {f"{EXPORTED}/{name}": export / name for name in _written(export)}
     api = HfApi()
     with _plain_errors(repo), tempfile.TemporaryDirectory() as temporary:
-        (Path(temporary) / CARD).write_text(card, encoding="utf-8")
-        files[CARD] = Path(temporary) / CARD
         api.create_repo(repo, private=private, exist_ok=True)
+        theirs = None if replace_card else _card_on_hub(api, repo, Path(temporary))
+        text = card if theirs is None else renewed(theirs, parts(card))
+        files[CARD] = Path(temporary) / "new.md"
+        files[CARD].write_text(text, encoding="utf-8")
         operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
         commit = api.create_commit(repo, operations, commit_message=message or "Upload the model")
         return str(commit.commit_url)
+
+
+def _card_on_hub(api: Any, repo: str, temporary: Path) -> str | None:
+    """The text of the repository's README.md, which people may have edited there; None if it has none."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(api.hf_hub_download(repo, CARD, cache_dir=temporary / "cache")).read_text(encoding="utf-8")
+    except EntryNotFoundError:
+        return None
 
 
 def _written(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.serving.bodies import Asked
-from qwen3llada.serving.scheduler import Job, Update
+from qwen3llada.serving.jobs import Job, Update
 
 Kind = Literal["chat", "completion"]
 OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk"), "completion": ("text_completion", "text_completion")}

@@ -4,6 +4,10 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.serving.params import ServeParams
 
+# Of a connection without a request. A client whose request meets the closing of its connection loses it: with
+# uvicorn's 5 seconds, some in a thousand did under load.
+KEEP_ALIVE_SECONDS = 75
+
 
 def serve(params: ServeParams, defaults: SampleParams) -> None:
     """Answer requests for the checkpoint `params.model` until Ctrl-C or SIGTERM; running answers are finished then.
@@ -30,5 +34,11 @@ def serve(params: ServeParams, defaults: SampleParams) -> None:
         app = build_app(TextModel.load(params.model, bf16=params.bf16), params, defaults)
         host, port = listener.getsockname()[:2]
         print(f"{params.model} at http://{host}:{port} (Ctrl-C stops)", flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=params.stop_seconds, ws="none")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=params.stop_seconds,
+            ws="none",
+        )
         uvicorn.Server(config).run(sockets=[listener])

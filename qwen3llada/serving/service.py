@@ -13,10 +13,11 @@ from qwen3llada.errors import InputError
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.serving.bodies import Asked, read_chat, read_completion
+from qwen3llada.serving.jobs import Job, Update
 from qwen3llada.serving.params import ServeParams
 from qwen3llada.serving.progress import Progress
 from qwen3llada.serving.replies import DONE, Kind, Replies, error_body, event
-from qwen3llada.serving.scheduler import Busy, Job, Scheduler, Update
+from qwen3llada.serving.scheduler import Busy, Scheduler
 
 BODY_BYTES = 8 * 2**20
 LOOK_SECONDS = 0.5  # between looks whether the client is still there

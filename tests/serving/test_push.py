@@ -10,7 +10,7 @@ import pytest
 from qwen3llada.artifacts import mark
 from qwen3llada.errors import InputError
 from qwen3llada.params import load
-from qwen3llada.serving.model_card import gather, model_card
+from qwen3llada.serving.card_scores import card_of
 from qwen3llada.serving.push import push
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -27,6 +27,13 @@ class Hub:
 
     def __call__(self, request):
         path = request.url.path
+        if path == "/org/name/resolve/main/README.md" and not self.refuse:
+            card = self.files.get("README.md")
+            if card is None:
+                return httpx.Response(404, headers={"X-Error-Code": "EntryNotFound"}, request=request)
+            headers = {"ETag": hashlib.sha256(card).hexdigest(), "X-Repo-Commit": "0" * 40}
+            headers |= {"Content-Length": str(len(card))}
+            return httpx.Response(200, headers=headers, content=card, request=request)
         if self.refuse == "unreachable":
             raise httpx.ConnectError("connection refused", request=request)
         if self.refuse:
@@ -151,13 +158,14 @@ def run(model, tmp_path):
     source |= {"text": {"source": "org/texts", "revision": "def", "licence": None, "files": {}}}
     source |= {"conversations": {"source": "my/chats.jsonl", "revision": None, "licence": "mit", "files": {}}}
     (tmp_path / "data/raw/SOURCE.json").write_text(json.dumps(source))
+    (tmp_path / "reports/evaluate.json").write_text('{"sft": {"answers_nelbo": 0.5573, "answers_nelbo_error": 0.0642}}')
     (tmp_path / "reports/sample.json").write_text('{"exact_match": 0.25}')
     (tmp_path / "reports/eval_loss.json").write_text('{"sft": {"dllm": 1.5}, "pretrain": {"dllm": 9.5}}')
     return parameters
 
 
 def test_a_card_says_base_data_recipe_scores_and_limits(run, model, tmp_path):
-    card = model_card(gather(model, run, tmp_path))
+    card = card_of(model, run, tmp_path)
     assert card.startswith("---\nlibrary_name: transformers\n")
     for line in (
         "license: apache-2.0",
@@ -165,7 +173,11 @@ def test_a_card_says_base_data_recipe_scores_and_limits(run, model, tmp_path):
         "| base model | Qwen/Qwen3-0.6B-Base | abc | Apache-2.0 |",
         "| text | org/texts | def | unknown |",
         "| conversations | my/chats.jsonl | – | mit |",
-        "| `loss_impl` | guidelines | dllm |",
+        "### Pretraining on text",
+        "| `loss_impl` | guidelines |",
+        "### Fine-tuning on conversations",
+        "| `loss_impl` | dllm |",
+        "| NELBO of held-out answers, nats a token | 0.557 ± 0.064 | `python -m stages.evaluate` |",
         "| held-out questions answered word for word | 0.250 | `python -m stages.sample` |",
         "| held-out loss `dllm`, nats | 1.500 | `python -m stages.eval_loss` |",
         "- attention policy: `block_causal`, blocks of 4 tokens",
@@ -177,12 +189,39 @@ def test_a_card_says_base_data_recipe_scores_and_limits(run, model, tmp_path):
 
 def test_a_card_of_another_model_claims_nothing(run, model, tmp_path):
     run["sft"]["dst"] = "elsewhere"
-    card = model_card(gather(model, run, tmp_path))
+    card = card_of(model, run, tmp_path)
     assert "Not recorded" in card
-    assert "Converted, not trained by the run at hand." in card
-    assert "None measured by the run at hand." in card
+    assert "Converted, not trained by this project." in card
+    assert "None measured." in card
 
 
 def test_a_fine_tuning_of_another_base_claims_no_pretraining(run, model, tmp_path):
     run["sft"]["model"] = "elsewhere"
-    assert "Pretraining" not in model_card(gather(model, run, tmp_path))
+    assert "Pretraining" not in card_of(model, run, tmp_path)
+
+
+def test_an_edited_card_keeps_its_words_and_gets_the_scores(run, model, tmp_path):
+    before = card_of(model, run, tmp_path)
+    edited = before.replace("## Limits", "## Thanks\n\nTo Ada.\n\n## Limits").replace("0.250", "0.999")
+    (model / "README.md").write_text(edited)
+    card = card_of(model, run, tmp_path)
+    assert "To Ada." in card
+    assert card == edited.replace("0.999", "0.250")  # what is measured is renewed, nothing else
+    (model / "README.md").write_text("# All my own\n")
+    assert card_of(model, run, tmp_path) == "# All my own\n"
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(hub, run, model, tmp_path):
+    card = card_of(model, run, tmp_path)
+    push("org/name", model, card)
+    assert hub.files["README.md"].decode() == card
+    theirs = card.replace("## Limits", "## Edited there\n\n## Limits")
+    hub.files["README.md"] = theirs.encode()
+    newer = card.replace("0.250", "0.750")
+    push("org/name", model, newer)
+    assert hub.files["README.md"].decode() == theirs.replace("0.250", "0.750")
+    hub.files["README.md"] = b"# mine\n"
+    push("org/name", model, newer)
+    assert hub.files["README.md"] == b"# mine\n"
+    push("org/name", model, newer, replace_card=True)
+    assert hub.files["README.md"].decode() == newer

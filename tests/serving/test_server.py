@@ -12,7 +12,9 @@ import pytest
 
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import generate
+from qwen3llada.serving.jobs import Job
 from qwen3llada.serving.params import ServeParams
+from qwen3llada.serving.progress import Progress
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -57,6 +59,12 @@ class Served:
 def served(text):
     with Served(text) as server:
         yield server
+
+
+def counters(server):
+    """The server's metrics that are one number."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
 
 def ask(content="w1 w2 w3"):
@@ -267,31 +275,70 @@ def test_200_clients_at_once_get_what_each_would_get_alone(text):
     ]
     with Served(text, max_batch=32) as server:
         replies = asyncio.run(load(server.url, bodies))
-        batches = server.client.get("/metrics").text
+        counts = counters(server)
     assert {reply.status_code for reply in replies} == {200}
-    for i in range(0, 200, 7):
+    for i in range(0, 200, 13):
         body = bodies[i]
         knobs = {name: body[name] for name in ("temperature", "unmask", "steps") if name in body}
         knobs = {"steps": max(body["max_tokens"], 5)} | knobs
         expected = alone(text, body["messages"][0]["content"], seed=i, gen_length=body["max_tokens"], **knobs)
         assert replies[i].json()["choices"][0]["message"]["content"] == expected, body
-    count = int(next(line for line in batches.splitlines() if line.startswith("qwen3llada_batches_total")).split()[1])
-    assert count < 100  # and not one after the other
+    assert counts["qwen3llada_groups_total"] == 0
+    assert counts["qwen3llada_pass_rows_total"] > 8 * counts["qwen3llada_passes_total"]  # and not one after the other
+
+
+def test_what_cannot_share_passes_is_a_group_beside_the_running_batch(text):
+    exact = {"messages": ask(), "temperature": 0.7}
+    dual = {"messages": ask("w4 w5"), "block_attention": False, "cache": "dual"}
+    bodies = [exact | {"seed": i} if i % 2 else dual | {"max_tokens": 8 + i} for i in range(12)]
+    with Served(text) as server:
+        replies = asyncio.run(load(server.url, bodies))
+        counts = counters(server)
+    for body, reply in zip(bodies, replies, strict=True):
+        said = reply.json()["choices"][0]["message"]["content"]
+        length = body.get("max_tokens", 16)
+        knobs = {name: body[name] for name in ("temperature", "block_attention", "cache") if name in body}
+        expected = alone(text, body["messages"][0]["content"], seed=body.get("seed", 0), gen_length=length, **knobs)
+        assert said == expected, body
+    assert counts["qwen3llada_group_rows_total"] == 6
+    assert counts["qwen3llada_groups_total"] <= 6
+
+
+def test_a_request_is_answered_while_a_long_one_runs(text, slow):
+    """It enters the running batch, instead of waiting for the long one's end."""
+    progress = Progress(text.tokenizer, text.model.config.mask_token_id, frozenset())
+    long = Job(
+        index=0,
+        prompt=[1],
+        params=DEFAULTS.model_copy(update={"gen_length": 250, "steps": 250, "unmask": "fixed"}),
+        seed=0,
+        progress=progress,
+        deliver=lambda update: None,
+    )
+    with Served(text) as server:
+        server.scheduler.submit([long])
+        while not server.scheduler.decoding:
+            time.sleep(0.01)
+        before = long.passes
+        assert server.post(CHAT, messages=ask("w7"), max_tokens=4).status_code == 200
+        assert before < long.passes < 250
+        assert server.scheduler.decoding == 1
+        server.scheduler.cancel([long])
+        assert idle(server)
 
 
 @pytest.fixture
 def slow(monkeypatch):
     """Each forward pass takes a while."""
-    from qwen3llada.serving import scheduler
+    from qwen3llada.serving import engine
 
-    decode = scheduler.decode
+    step = engine.RunningBatch.step
 
-    def slowly(model, request):
-        for step in decode(model, request):
-            time.sleep(0.05)
-            yield step
+    def slowly(batch):
+        time.sleep(0.05)
+        return step(batch)
 
-    monkeypatch.setattr(scheduler, "decode", slowly)
+    monkeypatch.setattr(engine.RunningBatch, "step", slowly)
 
 
 def idle(server, seconds=10):
@@ -299,7 +346,7 @@ def idle(server, seconds=10):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(RuntimeError):
-            if not server.scheduler.waiting and not server.scheduler.busy:
+            if not server.scheduler.waiting and not server.scheduler.decoding:
                 return True
         time.sleep(0.02)
     return False
@@ -353,11 +400,11 @@ def test_a_server_that_stops_finishes_what_runs(text, slow):
 
 
 def test_a_batch_that_fails_does_not_end_the_server(text, monkeypatch):
-    from qwen3llada.serving import scheduler
+    from qwen3llada.serving import engine
 
     with Served(text) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(scheduler, "decode", lambda *_: 1 / 0)
+            patch.setattr(engine.RunningBatch, "step", lambda *_: 1 / 0)
             reply = server.post(CHAT, messages=ask())
             assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
             said = server.post(CHAT, messages=ask(), stream=True).text
@@ -401,5 +448,15 @@ def test_the_page_loads_nothing_from_elsewhere(served):
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert "//" not in reply.text.replace("// ", "")  # no address of another host
-    for name in ("max_tokens", "steps", "block_length", "temperature", "seed", "remasking", "unmask"):
+    for name in (
+        "max_tokens",
+        "steps",
+        "block_length",
+        "temperature",
+        "seed",
+        "remasking",
+        "unmask",
+        "factor",
+        "edit_threshold",
+    ):
         assert f'name="{name}"' in reply.text

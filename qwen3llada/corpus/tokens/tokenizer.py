@@ -7,11 +7,8 @@ from typing import Any
 from qwen3llada.artifacts import read_json, text_digest
 from qwen3llada.corpus.tokens.packing import MANIFEST
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.tokenizer_files import tokenizer_of
 
-OWN_CODE = (
-    "its tokenizer needs code that lies in the folder (auto_map in tokenizer_config.json), which is never run; save it"
-    " as a tokenizer.json of a class in Transformers"
-)
 _OF_A_TOKEN = ("id", "single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -20,18 +17,11 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     Raises: InputError if there is no tokenizer, if it needs its own code, or if it has no fast implementation.
     """
-    from transformers import AutoTokenizer
-
     if not Path(folder).is_dir():
         raise InputError(
             f"{folder}: no such folder; it must hold a model with its tokenizer, as download and convert write it"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # Transformers and tokenizers raise anything for unusable files
-        if "trust_remote_code" in str(error):
-            raise InputError(f"{folder}: {OWN_CODE}") from error
-        raise InputError(f"{folder}: no tokenizer that can be loaded: {' '.join(str(error).split())[:200]}") from error
+    tokenizer = tokenizer_of(folder)
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json), which is needed here")
     return tokenizer

@@ -22,6 +22,7 @@ from qwen3llada.training.checkpoints.folder import (
     write_checkpoint,
 )
 from qwen3llada.training.checkpoints.whole_tensors import load_optimizer_state, model_state, optimizer_state, reshard
+from qwen3llada.training.model_card import CARD, training_card
 from qwen3llada.training.run import Run
 from qwen3llada.training.start.adapters import ADAPTER_FOLDER, save_adapters
 from qwen3llada.training.start.groups_and_schedule import set_schedule
@@ -75,7 +76,7 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
 
 
 def save_final_model(run: Run) -> None:
-    """Write the final model to `dst` in Hugging Face format, with the tokenizer. All ranks must call this."""
+    """Write the final model to `dst` in Hugging Face format, with tokenizer and model card. All ranks call this."""
     main = run.accelerator.is_main_process
     reshard(run.objective)
     weights = model_state(run.adapted or run.model, keep=main)
@@ -93,6 +94,8 @@ def save_final_model(run: Run) -> None:
             else:
                 save_adapters(run.adapted, run.model, temporary, base=run.params.model, weights=weights)
             run.tokenizer.save_pretrained(temporary)
+            card = training_card(run.params, run.model.config, seed=int(run.fingerprint["seed"]), best=run.state.best)
+            (temporary / CARD).write_text(card, encoding="utf-8")
             mark(temporary)
     run.accelerator.wait_for_everyone()
 

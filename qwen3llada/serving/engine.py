@@ -1,0 +1,185 @@
+"""How answers are decoded together: in one running batch where they can share passes, else in groups.
+
+The running batch takes in an answer before any pass and lets it go after any, whatever its parameters are. A group is a
+batch of answers with equal parameters that runs to its end: what CUDA graphs decode, blocks that are decoded at once
+(`parallel_blocks`), and the approximate cache (`cache: dual`). Both run at the same time, a pass of each in turn.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3llada.errors import InputError
+from qwen3llada.sampling import keyed_gumbel as noise
+from qwen3llada.sampling.decoding import Step, decode
+from qwen3llada.sampling.dialogue.text_model import TextModel
+from qwen3llada.sampling.remasking import UnmaskPlan
+from qwen3llada.sampling.request import Request, make_request
+from qwen3llada.sampling.running_batch import Row, RunningBatch, shares_passes
+from qwen3llada.serving.jobs import Job
+from qwen3llada.serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """What is decoded now. Used by one thread."""
+
+    def __init__(self, text: TextModel, *, max_batch: int, metrics: Metrics) -> None:
+        self.text, self.max_batch, self.metrics = text, max_batch, metrics
+        self._batch, self._rows = RunningBatch(text.model), dict[Row, Job]()
+        self._group: list[Job] = []
+        self._group_steps: Generator[Step, None, Any] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows or self._group)
+
+    @property
+    def running(self) -> int:
+        """Answers that are being decoded."""
+        return len(self._rows) + len(self._group)
+
+    def take(self, waiting: deque[Job]) -> list[Job]:
+        """Remove from the queue what can start now, oldest first: into the running batch, and as the next group."""
+        taken, left, free = list[Job](), deque[Job](), self.max_batch - len(self._rows)
+        kind, places = None, 0 if self._group else self.max_batch
+        for job in waiting:
+            if self._shares(job):
+                fits, free = free > 0, free - 1
+            elif fits := places > 0 and kind in (None, job.kind):
+                kind, places = job.kind, places - 1
+            (taken if fits else left).append(job)
+        waiting.clear()
+        waiting.extend(left)
+        return taken
+
+    def _shares(self, job: Job) -> bool:
+        """Whether a job goes into the running batch. Graphs are faster than sharing passes, so they come first."""
+        params, model = job.params, self.text.model
+        if not shares_passes(params) or params.backend == "graph":
+            return False
+        if model.device.type != "cuda" or params.backend == "eager":
+            return True
+        from qwen3llada.sampling.cuda.sampler import why_not
+
+        return why_not(model, self._request([job])) is not None
+
+    def start(self, jobs: list[Job]) -> None:
+        """Begin with what `take` gave."""
+        for job in jobs:
+            if self._shares(job):
+                with failing(lambda job=job: [job]):  # type: ignore[misc]
+                    self._rows[self._batch.enter(self._request([job]))] = job
+            else:
+                self._group.append(job)
+        if self._group and self._group_steps is None:
+            self.metrics.group(len(self._group))
+            with failing(self._drop_group):
+                self._group_steps = decode(self.text.model, self._request(self._group))
+
+    def step(self) -> None:
+        """One pass of the running batch, and one of the group."""
+        with failing(self._drop_batch):
+            self._step_batch()
+        with failing(self._drop_group):
+            self._step_group()
+
+    def _step_batch(self) -> None:
+        for row in [row for row, job in self._rows.items() if job.cancelled]:
+            self._leave(row)
+        if not self._rows:
+            return
+        before = self._batch.passes
+        rows = self._batch.step()
+        self.metrics.passes(self._batch.passes - before, len(rows))
+        for row in rows:
+            job, columns = self._rows[row], row.answer_columns
+            settled = None if row.settled is None else row.settled[0, columns]
+            self._tell(job, row.tokens[0, columns], settled, row.confidence[0, columns])
+            if row.finished and not job.over:
+                raise RuntimeError("a row has ended before its answer")
+            if job.over:
+                self._leave(row)
+
+    def _leave(self, row: Row) -> None:
+        self._batch.leave(row)
+        del self._rows[row]
+
+    def _step_group(self) -> None:
+        step = None
+        if self._group_steps is not None and not all(job.over for job in self._group):
+            step = next(self._group_steps, None)
+        if step is None:
+            self._drop_group()
+            return
+        self.metrics.passes(1, len(self._group))
+        start = max(len(job.prompt) for job in self._group)
+        for row, job in enumerate(self._group):
+            columns = slice(start, start + job.params.gen_length)
+            settled = None if step.settled is None else step.settled[row, columns]
+            self._tell(job, step.canvas[row, columns], settled, step.confidence[row, columns])
+
+    def _tell(self, job: Job, tokens: Tensor, settled: Tensor | None, sure: Tensor) -> None:
+        """Tell a job what a pass did to its answer [gen_length]. `settled` bool; None: all that is no mask."""
+        if job.over:
+            return
+        final = tokens if settled is None else tokens.masked_fill(~settled, self.text.model.config.mask_token_id)
+        job.tell(tokens.tolist(), final.tolist(), sure.tolist())
+        if job.progress.finish is not None:
+            self.metrics.answer(time.monotonic() - job.arrived, len(job.progress.tokens))
+
+    def _drop_batch(self) -> list[Job]:
+        """Forget the running batch; the jobs that were in it."""
+        jobs = list(self._rows.values())
+        self._batch, self._rows = RunningBatch(self.text.model), {}
+        return jobs
+
+    def _drop_group(self) -> list[Job]:
+        """Forget the group; the jobs that were in it."""
+        jobs, self._group = self._group, []
+        if self._group_steps is not None:
+            self._group_steps.close()  # the rest is nobody's
+        self._group_steps = None
+        return jobs
+
+    def _request(self, jobs: list[Job]) -> Request:
+        """One request of the sampler for jobs that differ in nothing but prompts, seeds, lengths and steps."""
+        model, mask = self.text.model, self.text.model.config.mask_token_id
+        most = {name: max(getattr(job.params, name) for job in jobs) for name in ("gen_length", "steps")}
+        rows = [job.prompt for job in jobs], [[mask] * job.params.gen_length for job in jobs]
+        keys = torch.cat([noise.row_keys(job.seed, [job.index]) for job in jobs])
+        request = make_request(model, rows, jobs[0].params.model_copy(update=most), keys, self.text.ends)
+        if len(jobs) == 1:
+            return request
+        schedule = each_with_its_steps(request.layout.masked_per_block(), [job.params.steps for job in jobs])
+        return replace(request, unmask_plan=schedule)
+
+
+@contextmanager
+def failing(drop: Callable[[], list[Job]]) -> Iterator[None]:
+    """An error in this context goes to the jobs that `drop` returns: one batch must not end the server."""
+    try:
+        yield
+    except Exception as error:
+        jobs = [job for job in drop() if not job.over]
+        if not isinstance(error, InputError):
+            log.exception("a batch of %d failed", len(jobs))
+        said = str(error) if isinstance(error, InputError) else f"internal error: {type(error).__name__}"
+        for job in jobs:
+            job.fail(said)
+
+
+def each_with_its_steps(masked: Tensor, steps: list[int]) -> UnmaskPlan:
+    """The schedule of rows with these masks per block [B, J], each with its own number of steps."""
+    plans = [UnmaskPlan.of(row[None], most) for row, most in zip(masked, steps, strict=True)]
+    longest = max(plan.counts.shape[-1] for plan in plans)
+    counts = [torch.nn.functional.pad(plan.counts, (0, longest - plan.counts.shape[-1])) for plan in plans]
+    return UnmaskPlan(torch.cat(counts), torch.cat([plan.shares for plan in plans]))
