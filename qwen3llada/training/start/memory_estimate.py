@@ -94,7 +94,7 @@ def layer_bytes(config: Any, computed: int, *, compiled: bool, masked: bool) -> 
     repeated = 2 * computed * (queries - keys) if masked else 0
     if computed == 4:
         return 4 * (6 * hidden + 4 * queries + 4 * keys + 4 * between) + repeated
-    return 20 * hidden + 14 * queries + 14 * keys + 8 * between + repeated
+    return 20 * hidden + 12 * queries + 12 * keys + 8 * between + repeated
 
 
 class OutOfDeviceMemoryError(InputError):
