@@ -137,6 +137,8 @@ def study(params: "Params", given: argparse.Namespace, scratch: Path) -> None:
     knobs = {kind: {name: value for name, value in base.items() if name not in PATHS} for kind, base in bases.items()}
     hashes = {"pretrain": digest(knobs["pretrain"]), "sft": digest([given.budget, knobs])}
     kept = {SFT[name].after for name in chosen("sft", given.sft)}
+    if missing := kept - set(chosen("pretrain", given.pretrain)):
+        sys.exit(f"error: --sft {' '.join(given.sft)} needs the models of --pretrain {' '.join(sorted(missing))} too")
     done = {key(line) for line in read_lines(given.out)}
     autoregressive_line(params, given, done)
     for seed, kind, name in runs(given):
@@ -147,10 +149,10 @@ def study(params: "Params", given: argparse.Namespace, scratch: Path) -> None:
         keep = kind == "pretrain" and name in kept
         if key(facts) in done and (model.is_dir() or not keep):
             continue
-        if kind == "sft" and not model.is_dir():
-            sys.exit(f"error: --sft {name} starts from --pretrain {first} of the same seed and budget, not in {model}")
-        if time.perf_counter() - began + budgets[kind] + overhead > given.seconds:
-            print(f"{kind} {name}, seed {seed}: left out, it would not end in {given.seconds:.0f} s", flush=True)
+        late = time.perf_counter() - began + budgets[kind] + overhead > given.seconds
+        if late or (kind == "sft" and not model.is_dir()):
+            why = f"it would not end in {given.seconds:.0f} s" if late else f"{model} is not there"
+            print(f"{kind} {name}, seed {seed}: left out, {why}", flush=True)
             continue
         folder = scratch / f"{kind}-{name}-{seed}".replace(" ", "_")
         section = section_of(params, kind, bases[kind], recipe, folder, model)
