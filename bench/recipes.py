@@ -75,7 +75,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--base", help="of --plot: the base (a prefix of its hash); default: that of the last line")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.samples == 1 or given.samples < 0:
+        parser.error(f"--samples {given.samples} must be 0 or at least 2: one sequence has no standard error")
+    return given
 
 
 def list_recipes() -> None:

@@ -68,6 +68,12 @@ def test_recipes_are_chosen_by_name_and_by_factor(capsys):
         chosen("sft", ["warm-up"])
 
 
+def test_one_sequence_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--samples", "1"])
+    assert "--samples 1 must be 0 or at least 2" in capsys.readouterr().err
+
+
 def test_the_base_is_moved_and_a_knob_that_is_none_is_refused():
     params = load(ROOT / "params.yaml")
     moved = base_of(
