@@ -301,6 +301,17 @@ def test_real_runs_see_every_noise_level(path):
     assert params.pretrain.noise.random_length_prob == 0.01
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("qwen3-*.yaml")), ids=lambda path: path.stem)
+def test_real_runs_are_block_diffusion_from_pretraining_to_sampling(path):
+    """Both sections alike: fine-tuning does not take over what the base model was pretrained with."""
+    params = load(FILE, path)
+    for section in (params.pretrain, params.sft):
+        assert (section.attention.policy, section.attention.block_length) == ("block_causal", 32)
+        assert section.noise.level == "auto"
+        assert section.micro_batch_size * section.gradient_accumulation_steps == 128
+    assert (params.sample.block_length, params.sample.block_attention) == (32, None)
+
+
 def test_a_parameter_set_is_put_into_the_file_with_its_comments(tmp_path):
     path, overlay = tmp_path / "params.yaml", tmp_path / "set.yaml"
     path.write_bytes(FILE.read_bytes())

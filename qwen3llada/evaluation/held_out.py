@@ -53,7 +53,8 @@ def evaluate_models(
     throughput.json beside them is of this machine alone.
 
     Args:
-        models: folders of the models by name. The last one answers prompts, for quality against speed.
+        models: folders of the models by name. The last one was trained on prompts of the data's template, and answers
+            some, for quality against speed. The others may have been trained on text alone.
         data: folders with heldout/: "text", and "answers", which are predicted given their prompts.
         source: folder of the Qwen3 checkpoint that conversion started from, or None.
 
@@ -69,8 +70,12 @@ def evaluate_models(
         metrics["source"], details["models"]["source"] = _source(source, kinds, params, processes)
     for name, folder in models.items():
         text = TextModel.load(folder, bf16=params.bf16, device=processes.device)
+        answers = name == list(models)[-1]
+        template = text.model.config.prompt_template if answers else None
+        for kind in kinds:
+            check_data(kind.folder, text.tokenizer, template)
         metrics[name], details["models"][name] = _model(text, kinds, params, processes)
-        if name == list(models)[-1] and params.prompts:
+        if answers and params.prompts:
             asked = heldout_prompts(text, kinds[-1].folder, sample.model_copy(update={"samples": params.prompts}))
             quality, speed = measure_quality(text, *asked, params, sample, processes)
             details["quality"], speeds = as_rows(quality), as_rows(speed)
@@ -96,7 +101,6 @@ def _model(
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     for kind in kinds:
-        check_data(kind.folder, text.tokenizer, text.model.config.prompt_template)
         found = estimate(
             text.model,
             kind.sequences,

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -247,6 +248,23 @@ def test_a_setting_that_does_not_fit_is_said_before_sampling(project, tmp_path):
     with pytest.raises(InputError, match="tokens_per_step=8 must not exceed block_length=4"):
         measure(project, tmp_path, tokens_per_step=(1, 8))
     assert not tmp_path.joinpath("evaluate.json").exists()
+
+
+def test_a_model_of_text_alone_is_measured_on_prompts_of_any_template(project, tmp_path):
+    """Pretraining knows no template; fine-tuning stores that of its data."""
+    chat = tmp_path / "answers"
+    shutil.copytree(project / "answers", chat)
+    manifest = chat / "heldout" / MANIFEST
+    write_json(manifest, read_json(manifest) | template_identity(load_tokenizer(project / "sft"), "chat"))
+    folders = {"pretrain": project / "base", "sft": project / "sft"}
+    data, few = {"answers": chat}, PARAMS.model_copy(update={"prompts": 0})
+    with pytest.raises(InputError, match="its prompts have template=chat, the model's have plain"):
+        evaluate_models(folders, data, None, few, SAMPLE, tmp_path)
+    tuned = tmp_path / "sft"
+    shutil.copytree(project / "sft", tuned)
+    write_json(tuned / "config.json", read_json(tuned / "config.json") | {"prompt_template": "chat"})
+    found = evaluate_models(folders | {"sft": tuned}, data, None, few, SAMPLE, tmp_path)
+    assert found.keys() == {"pretrain", "sft"}
 
 
 def test_a_sweep_compares_by_the_bound_of_the_answers(reports):

@@ -43,6 +43,19 @@ def model():
 
 
 @pytest.fixture(scope="session")
+def biased_model(model):
+    """That model with attention_bias: true, and biases large enough to change what it says."""
+    biased = type(model)(type(model.config)(**{**model.config.to_dict(), "attention_bias": True}))
+    biased.load_state_dict(model.state_dict(), strict=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in biased.named_parameters():
+            if name.endswith("proj.bias"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    return biased.eval()
+
+
+@pytest.fixture(scope="session")
 def checkpoint(model, tmp_path_factory) -> Path:
     """That model in a folder, with a tokenizer whose words are the ids as numbers."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -1,6 +1,7 @@
 """Training on text that is tokenized during training: same result when resumed, and with several ranks."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -81,6 +82,41 @@ def test_processes_and_a_restart_in_fewer_change_nothing_but_rounding(streamed, 
     alone = elsewhere(whole, tmp_path / "alone", resume_from=str(checkpoint(two, 7)))
     train(alone, seed=1)
     torch.testing.assert_close(weights(whole), weights(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_block_diffusion_on_a_stream_goes_on_bit_for_bit(streamed, tmp_path):
+    """Resumed in the second pass, where the blocks are longer than at the beginning; and with two processes."""
+    schedule = [{"until": 0.4, "block_length": 2}, {"until": 1.0, "block_length": 4}]
+    blocks = {"policy": "block_causal", "block_schedule": schedule}
+    whole = changed(streamed, do_eval_loss=False, logging_steps=1, attention=blocks, optim={"lr": 0.001})
+    train(whole, seed=1)
+    broken = elsewhere(whole, tmp_path / "broken", num_workers=2)
+    leave_after(broken, 11)
+    train(changed(broken, num_workers=0), seed=1)
+    assert_same_run(whole, broken, STEPS)
+    two = elsewhere(whole, tmp_path / "two", gradient_accumulation_steps=1)
+    train_together(two, 2)
+    torch.testing.assert_close(weights(whole), weights(two), rtol=1e-4, atol=1e-5)
+
+
+def test_block_diffusion_reads_what_full_attention_reads(streamed):
+    """The same samples in the same order; each block of a sample has a level of its own, and masks follow it."""
+    whole = changed(streamed, noise={"random_length_prob": 0.0, "eps": 1e-9})
+    blocks = changed(whole, attention={"policy": "block_causal", "block_length": 4})
+    full, blockwise = (
+        [batch for step in islice(run.data.steps(0), STEPS) for batch in step.micro_batches]
+        for run in (start(params, seed=1, template="plain") for params in (whole, blocks))
+    )
+    assert len(full) == 2 * STEPS
+    for one, other in zip(full, blockwise, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        levels = other.noised.p_mask.unflatten(1, (4, 4))  # [B, blocks, positions]
+        assert torch.equal(levels, levels[..., :1].expand_as(levels))
+        assert all(len(row.unique()) == 4 for row in levels[..., 0])
+        assert one.noised.p_mask.ndim == 1
+    masked = torch.cat([batch.noised.masked.float().flatten() for batch in blockwise])
+    levels = torch.cat([batch.noised.p_mask.flatten() for batch in blockwise])
+    assert masked[levels > 0.5].mean() > 0.6 > 0.4 > masked[levels < 0.5].mean()
 
 
 def test_a_stream_needs_a_number_of_steps(streamed):

@@ -98,15 +98,17 @@ def fit(
 ) -> tuple[list[int], int, Outcome]:
     """Token ids of prompt and answer within `max_length`, the length of the prompt, and the outcome.
 
-    `truncate_prompt` removes tokens from the start of the prompt, except a leading `bos`. `truncate_answer` removes
-    them from the end of the answer, so a truncated answer has no EOS. If no prompt or no answer would be left, and
-    under `drop`, the outcome is `dropped`, without tokens.
+    `truncate_prompt` removes tokens from the start of the prompt, except a leading `bos`. The leading one goes too if
+    another is left: then it begins a turn rather than the text (`<|im_start|>` in some tokenizers), and without the
+    words after it would be a stray control token. `truncate_answer` removes tokens from the end of the answer, so a
+    truncated answer has no EOS. If no prompt or no answer would be left, and under `drop`, the outcome is `dropped`,
+    without tokens.
     """
     excess = len(prompt) + len(answer) - max_length
     if excess <= 0:
         return prompt + answer, len(prompt), "kept"
     if overflow == "truncate_prompt":
-        head = prompt[:1] if bos is not None and prompt[:1] == [bos] else []
+        head = prompt[:1] if prompt[:1] == [bos] and bos not in prompt[1 + excess :] else []
         rest = prompt[len(head) + excess :]
         if rest:
             return head + rest + answer, len(head) + len(rest), "prompt_truncated"

@@ -120,7 +120,7 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
     if isinstance(params, TextData) and params.streaming:
         return _stream(params)
     train, repository = _files(params)
-    origin = _origin(params.name, repository) | {"config": params.config, "split": params.split}
+    origin = _data_origin(params.name, repository) | {"config": params.config, "split": params.split}
     heldout, held_out = _heldout(params)
     column = TextColumn(params, [train])
     whole, divided = selections(params, column)
@@ -138,7 +138,7 @@ def _data(params: TextData | ConversationData, world: BuiltinParams) -> Artifact
 def _stream(params: TextData) -> Artifact:
     """The list of shards that training will read, and the held-out data."""
     shards, repository = list_shards(params)
-    origin = _origin(params.name, repository) | {"config": params.config, "split": params.split, "streaming": True}
+    origin = _data_origin(params.name, repository) | {"config": params.config, "split": params.split, "streaming": True}
     heldout, held_out = _heldout(params)
     whole, _ = selections(params, TextColumn(params, []))
     _refuse_held_shards(params, [shard["path"] for shard in shards["shards"]], heldout, repository is None, whole)
@@ -168,7 +168,7 @@ def _mixture(params: TextData | ConversationData) -> Artifact:
     found = [(_files(source), source) for source in params.mixture]
     ingredients = [Ingredient(source.name, files, source.weight) for (files, _), source in found]
     origins = [
-        _origin(source.name, repository) | source.model_dump(include={"config", "split", "weight"})
+        _data_origin(source.name, repository) | source.model_dump(include={"config", "split", "weight"})
         for (_, repository), source in found
     ]
     heldout, held_out = _heldout(params)
@@ -198,7 +198,7 @@ def _heldout(params: DataSource) -> tuple[list[Files], dict[str, Any]]:
         split=params.heldout_split or "train",
     )
     files, repository = _files(source)
-    return files, {"heldout": _origin(source.name, repository) | {"split": source.split}}
+    return files, {"heldout": _data_origin(source.name, repository) | {"split": source.split}}
 
 
 def _files(source: DataSource | MixtureSource) -> tuple[list[Files], HubRepository | None]:
@@ -231,6 +231,11 @@ def _built_in() -> dict[str, Any]:
 
 def _origin(source: str, repository: HubRepository | None) -> dict[str, Any]:
     if repository is None:
-        ignored = {"left_out": names} if (names := left_out(source)) else {}
-        return {"source": source, "revision": None, "licence": licence_of(source)} | ignored
+        return {"source": source, "revision": None, "licence": licence_of(source)}
     return {"source": source, "revision": repository.commit, "licence": repository.licence}
+
+
+def _data_origin(source: str, repository: HubRepository | None) -> dict[str, Any]:
+    """The origin, and the files of a local folder that are not read as data."""
+    ignored = left_out(source) if repository is None else []
+    return _origin(source, repository) | ({"left_out": ignored} if ignored else {})

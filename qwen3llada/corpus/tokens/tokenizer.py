@@ -54,9 +54,10 @@ def template_identity(tokenizer: Any, template: str) -> dict[str, Any]:
     return {"template": template, "chat_template_sha256": _digest([source, named])}
 
 
-def check_data(folder: Path, tokenizer: Any, template: str) -> None:
+def check_data(folder: Path, tokenizer: Any, template: str | None) -> None:
     """Raises InputError unless the tokens in `folder` were made with `tokenizer` and, for prompts, with `template`.
 
+    None stands for any template: that of a model which was trained on text alone.
     The model's mask token may differ from that of the data's tokenizer, because conversion chooses it.
     """
     path = folder / MANIFEST
@@ -74,7 +75,7 @@ def check_data(folder: Path, tokenizer: Any, template: str) -> None:
     if ours["tokenizer_sha256"] != theirs["tokenizer_sha256"] or unlike:
         what = f"the added tokens {', '.join(unlike)} differ" if unlike else "the vocabulary or its rules differ"
         raise InputError(f"{folder}: was made with another tokenizer than that of the model {model}: {what}")
-    if theirs["template"] is None:  # plain text has no prompts
+    if theirs["template"] is None or template is None:  # plain text has no prompts
         return
     if theirs["template"] != template:
         raise InputError(f"{folder}: its prompts have template={theirs['template']}, the model's have {template}")

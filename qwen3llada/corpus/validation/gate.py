@@ -64,7 +64,9 @@ def validate(
     write_page(reports / "validation" / "index.html", report, offenders)
     write_json(reports / "validation.json", report)
     if not report["passed"]:
-        raise InvalidConversations(_message(report, offenders, reports), text_table(offenders))
+        setting_aside = params.model_copy(update={"on_invalid": "quarantine"})
+        would_pass = build_report(results, facts, drifted, drifting, setting_aside)["passed"]
+        raise InvalidConversations(_message(report, offenders, reports, would_pass), text_table(offenders))
     return report
 
 
@@ -80,13 +82,18 @@ def _limit(model_folder: Path) -> int:
     return limit
 
 
-def _message(report: dict[str, Any], offenders: list[Offender], reports: Path) -> str:
-    """One line: the problems, the first offender, and where to read more."""
+def _message(report: dict[str, Any], offenders: list[Offender], reports: Path, would_pass: bool) -> str:
+    """One line: the problems, the first offender, the way on, and where to read more.
+
+    would_pass: under `on_invalid: quarantine` the same records would pass.
+    """
     shown = "; ".join(report["problems"])
     if offenders:
         first = offenders[0]
         why = "; ".join(f"{rule}: {text}" for rule, text in first.reasons.items())
         shown += f". First: {first.split} record {first.number} ({first.file.name}), {why}: {first.excerpt}"
+    if would_pass:
+        shown += ". validate.on_invalid=quarantine goes on without them"
     return f"{shown}. See {reports / 'validation' / 'index.html'}"
 
 

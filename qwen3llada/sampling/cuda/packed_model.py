@@ -30,8 +30,11 @@ def unsupported(model: Any) -> str | None:
         for linear in _linears(layer):
             if type(linear) is not nn.Linear:
                 return f"a layer is {type(linear).__name__}, not a plain Linear"
-            if linear.bias is not None:
-                return "the attention has biases"
+        heads, mlp = layer.self_attn, layer.mlp
+        if len({linear.bias is None for linear in (heads.q_proj, heads.k_proj, heads.v_proj)}) > 1:
+            return "some of q_proj, k_proj and v_proj have a bias and some have none"
+        if any(linear.bias is not None for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
+            return "an MLP has biases"
     return None
 
 
@@ -40,15 +43,14 @@ def _linears(layer: Any) -> list[Any]:
     return [heads.q_proj, heads.k_proj, heads.v_proj, heads.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
-def side_by_side(linears: Sequence[nn.Linear]) -> Tensor:
-    """One weight [sum of outputs, D]. The weights of `linears` become views of it, so that nothing is stored twice.
+def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The parameters one after the other [sum of outputs, …]. They become views of it: nothing is stored twice.
 
     The layers keep their parameters, names and values. A change in place to one of them also changes the whole.
     """
-    whole = torch.cat([linear.weight.data for linear in linears])
-    parts = whole.split([linear.out_features for linear in linears])
-    for linear, part in zip(linears, parts, strict=True):
-        linear.weight.data = part
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
+        parameter.data = part
     return whole
 
 
@@ -70,9 +72,11 @@ class Layer:
 
     input_norm: Tensor
     qkv: Tensor  # [(HQ + 2·HK)·E, D]
+    qkv_bias: Tensor | None  # [(HQ + 2·HK)·E], where config.attention_bias is true
     q_norm: Tensor
     k_norm: Tensor
     out: Tensor
+    out_bias: Tensor | None  # [D]
     post_norm: Tensor
     gate_up: Tensor  # [2·I, D]
     down: Tensor
@@ -118,14 +122,18 @@ class PackedModel:
     @staticmethod
     def _pack(layer: Any) -> Layer:
         heads, mlp = layer.self_attn, layer.mlp
+        projections = [heads.q_proj, heads.k_proj, heads.v_proj]
+        biases = [linear.bias for linear in projections if linear.bias is not None]
         return Layer(
             input_norm=layer.input_layernorm.weight.data,
-            qkv=side_by_side([heads.q_proj, heads.k_proj, heads.v_proj]),
+            qkv=side_by_side([linear.weight for linear in projections]),
+            qkv_bias=side_by_side(biases) if biases else None,
             q_norm=heads.q_norm.weight.data,
             k_norm=heads.k_norm.weight.data,
             out=heads.o_proj.weight.data,
+            out_bias=None if heads.o_proj.bias is None else heads.o_proj.bias.data,
             post_norm=layer.post_attention_layernorm.weight.data,
-            gate_up=side_by_side([mlp.gate_proj, mlp.up_proj]),
+            gate_up=side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight]),
             down=mlp.down_proj.weight.data,
         )
 
@@ -158,7 +166,7 @@ class PackedModel:
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            qkv = rms_norm(x, layer.input_norm, self.eps) @ layer.qkv.T
+            qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
             qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads)
             if write is not None:
                 self._store(write, i, qk, qkv)
@@ -168,7 +176,10 @@ class PackedModel:
             mixed = attention(qk, qkv, past, ranges, self.heads, blocks)
             if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]
-            x.addmm_(mixed, layer.out.T)
+            if layer.out_bias is None:
+                x.addmm_(mixed, layer.out.T)
+            else:  # rounded to the model's type before the residual is added, as in the layer itself
+                x += nn.functional.linear(mixed, layer.out, layer.out_bias)
             x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)
         return rms_norm(x, self.norm, self.eps)
 

@@ -20,6 +20,7 @@ QLORA = "adapter.method=qlora (4-bit base weights; not under FSDP2)"
 class MemoryEstimate:
     """Bytes on each device, without fragmentation and library workspaces (one to two GiB on a GPU)."""
 
+    process: int  # what the process held before it loaded the model: on a CPU, whose peak counts it too
     weights: int
     gradients: int
     moments: int
@@ -28,35 +29,37 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.activations + self.projection
+        return self.process + self.weights + self.gradients + self.moments + self.activations + self.projection
 
     def __str__(self) -> str:
-        parts = ("weights", "gradients", "moments", "activations", "projection")
+        parts = [*(["process"] if self.process else []), "weights", "gradients", "moments", "activations", "projection"]
         listed = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in parts)
         return f"{self.total / GIB:.2f} GiB ({listed})"
 
 
-def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str) -> MemoryEstimate:
-    """Estimate training memory from the model's shapes. `shards`: ranks over which the parameters are sharded.
+def estimate_memory(
+    params: TrainParams, model: Any, *, shards: int, device: str, compiled: bool, process: int = 0
+) -> MemoryEstimate:
+    """Estimate training memory from the model's shapes. With checkpointing, activations exist for one layer at a time.
 
-    Elements that a compiled layer saves per token for its backward pass: four vectors of the hidden size (the residual
-    stream before and inside the layer, both normalised inputs), queries and keys before and after norm and rotation,
-    values, the attention output, gate, up and their product. With checkpointing a layer saves only its input, and the
-    rest exists for one layer at a time. Autocast also keeps the rounded weights.
+    Args:
+        shards: ranks over which the parameters are sharded.
+        compiled: whether the layers are (`compile_layers`).
+        process: bytes that the process held before it loaded the model, where they count.
     """
     config, computed = model.config, 2 if params.bf16 or params.fp16 else 4
     stored = {"float32": 4, "bfloat16": 2}[params.param_dtype]
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     stored_weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    rounded = count * computed if computed < stored else 0
+    rounded = count * computed if computed < stored else 0  # kept by autocast
     optimizer = OPTIMIZERS[params.optim.name]
     moments = optimizer.moments * (optimizer.moment_bytes or stored)
 
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    layer = 4 * config.hidden_size + 3 * queries + 3 * keys + 3 * config.intermediate_size
-    layers = config.num_hidden_layers
-    kept = layers * config.hidden_size + layer if params.gradient_checkpointing else layers * layer
+    masked = device == "cpu" and (params.attention.policy != "full" or params.attention.keeps_within_documents)
+    layer = layer_bytes(config, computed, compiled=compiled, masked=masked)
+    layers, checkpoint = config.num_hidden_layers, config.hidden_size * computed
+    kept = layers * checkpoint + layer if params.gradient_checkpointing else layers * layer
     copies = params.noise.views + params.attention.causal  # causal policies add a clean copy
     tokens = params.micro_batch_size * params.max_length * copies
 
@@ -64,12 +67,34 @@ def estimate_memory(params: TrainParams, model: Any, *, shards: int, device: str
     limit = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     head_trained = model.get_output_embeddings().weight.requires_grad
     return MemoryEstimate(
+        process=process,
         weights=(stored_weights + rounded) // shards,
         gradients=trained * stored // shards,
         moments=trained * moments // shards,
-        activations=tokens * kept * computed,
+        activations=tokens * kept,
         projection=min(limit, tokens * config.vocab_size * computed) + head_trained * vocabulary,
     )
+
+
+def layer_bytes(config: Any, computed: int, *, compiled: bool, masked: bool) -> int:
+    """Bytes per token that a layer saves for its backward pass.
+
+    Compiled: four vectors of the hidden size (the residual stream before and inside the layer, both normalised inputs),
+    queries and keys before and after norm and rotation, values, the attention output, gate, up and their product.
+    Otherwise each operation saves its inputs. Norms have two, SiLU has one, and all that concerns norms is in float32.
+
+    Args:
+        computed: bytes of a number in matrix products. Norms are computed in float32 in any case.
+        masked: attention gets a mask. On a CPU, keys and values are then repeated for each query head.
+    """
+    hidden, between = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    if compiled:
+        return computed * (4 * hidden + 3 * queries + 3 * keys + 3 * between)
+    repeated = 2 * computed * (queries - keys) if masked else 0
+    if computed == 4:
+        return 4 * (6 * hidden + 4 * queries + 4 * keys + 4 * between) + repeated
+    return 20 * hidden + 12 * queries + 12 * keys + 8 * between + repeated
 
 
 class OutOfDeviceMemoryError(InputError):

@@ -102,13 +102,18 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     return model
 
 
+def is_compiled(params: TrainParams, device: torch.device) -> bool:
+    """Whether `params.compile` asks for compiled layers on `device`."""
+    return params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
+
+
 def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
     """torch.compile `forward` of each decoder layer and of the last norm, if requested. Returns whether it was.
 
     All layers share one compilation. Hooks around a layer, such as FSDP's all-gather, are not compiled. Transformers
     applies checkpointing around the layer, so it saves the same memory.
     """
-    wanted = params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
+    wanted = is_compiled(params, device)
     if wanted:
         # DDPOptimizer would split a layer at bucket boundaries and prevent fusion across them. It is not needed:
         # with one compiled function per layer, a layer's all-reduce overlaps with the previous layer's backward pass.

@@ -33,11 +33,13 @@ from qwen3llada.training.start.memory_estimate import MemoryEstimate, estimate_m
 from qwen3llada.training.start.model_and_processes import (
     compile_layers,
     graph_layers,
+    is_compiled,
     load_model,
     make_accelerator,
     with_optimizer_that_runs,
 )
 from qwen3llada.training.watch.flops import FlopCounter, flop_counter
+from qwen3llada.training.watch.peak_memory import resident_bytes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -65,8 +67,9 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     checkpoint, state = _checkpoint(params, accelerator, ours)
 
     torch.manual_seed(seed)
+    before = 0 if accelerator.device.type == "cuda" else resident_bytes()
     model, adapted = _model(params, accelerator, template, checkpoint, data.settings.mask_token_id)
-    flops, memory = _estimates(params, model, accelerator)
+    flops, memory = _estimates(params, model, accelerator, before)
     prepared = _prepare(params, model, accelerator)
     run = Run(
         **prepared._asdict(),
@@ -177,10 +180,13 @@ def _model(
     return model, add_adapters(model, params.adapter, resume_from=checkpoint, checkpointed=checkpointed)
 
 
-def _estimates(params: TrainParams, model: Any, accelerator: "Accelerator") -> tuple[FlopCounter, MemoryEstimate]:
-    """FLOPs of a step, and the memory estimate, which is printed."""
-    shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
-    memory = estimate_memory(params, model, shards=shards, device=accelerator.device.type)
+def _estimates(
+    params: TrainParams, model: Any, accelerator: "Accelerator", before: int
+) -> tuple[FlopCounter, MemoryEstimate]:
+    """FLOPs of a step, and the memory estimate, which is printed. `before`: bytes of the process without the model."""
+    shards, device = accelerator.num_processes if accelerator.is_fsdp2 else 1, accelerator.device
+    compiled = is_compiled(params, device)
+    memory = estimate_memory(params, model, shards=shards, device=device.type, compiled=compiled, process=before)
     accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
     return flop_counter(model, checkpointed=params.gradient_checkpointing), memory
 

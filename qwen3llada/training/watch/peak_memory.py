@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,17 @@ import torch
 if TYPE_CHECKING:
     from qwen3llada.training.cuda.graph_recorder import GraphRecorder
     from qwen3llada.training.cuda.layer_graphs import LayerGraphs
+
+
+def _most_resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; its peak so far where the system has no /proc."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.is_file() else _most_resident_bytes()
 
 
 class PeakMemory:
@@ -27,8 +39,7 @@ class PeakMemory:
     def read(self) -> int:
         """Bytes since the start of the process."""
         if self.device.type != "cuda":
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            return _most_resident_bytes()
         recorder = self.graphs.recorder if self.graphs else None
         if recorder and (recorder, recorder.recorded) != self._recorded:
             self._most = max(self._most, torch.cuda.max_memory_allocated(self.device))

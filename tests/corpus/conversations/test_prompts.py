@@ -147,3 +147,20 @@ P, A = [1, 2, 3, 4], [7, 8, 9]  # 9 stands for EOS
 )
 def test_what_is_too_long_is_dropped_or_cut(max_length, overflow, bos, expected):
     assert fit(P, A, max_length, overflow, bos=bos) == expected
+
+
+def test_a_bos_that_begins_turns_is_cut_with_its_turn(make_tokenizer):
+    """Tokenizers such as SmolLM2's name <|im_start|> their BOS. One that stands for the text's beginning stays."""
+    tokenizer = make_tokenizer(bos=True)
+    chat = encode_prompt(tokenizer, "chat", "a question")
+    answer = encode_answer(tokenizer, "yes")
+    for own in ([], [tokenizer.bos_token_id]):  # templates with and without a BOS of their own
+        prompt = [*own, *chat]
+        room = len(prompt) + len(answer) - len("|user\na ")  # one token a byte, and one for <|im_start|>
+        ids, length, outcome = fit(prompt, answer, room, "truncate_prompt", bos=tokenizer.bos_token_id)
+        assert outcome == "prompt_truncated"
+        left = "question<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.decode(ids[:length]) == ("<s>" if own else "") + left
+    tokenizer.bos_token = "<|im_start|>"
+    ids, length, _ = fit(chat, answer, room - 1, "truncate_prompt", bos=tokenizer.bos_token_id)
+    assert tokenizer.decode(ids[:length]) == left

@@ -129,6 +129,13 @@ def test_files_that_describe_data_are_no_data(tmp_path, checkpoint, local):
     assert any("dataset_infos.json" in note for note in source_notes(record["conversations"]))
 
 
+def test_the_files_of_a_local_checkpoint_are_not_called_left_out(tmp_path, checkpoint, local):
+    """Names that describe data in a data set belong to the model in a checkpoint."""
+    record = run(tmp_path, checkpoint, local[0], local[1])
+    assert {"config.json", "tokenizer.json"} < set(record["model"]["files"])
+    assert source_notes(record["model"]) == []
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_one_of_several_configurations_is_asked_for(tmp_path, listed):
     """Two folders with the same splits, or the configurations listed in the head of README.md."""

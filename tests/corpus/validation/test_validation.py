@@ -92,6 +92,7 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
     assert "\n" not in message
     assert "train: 1 of 21 records break not_blank" in message
     assert "First: train record 12 (1.jsonl), not_blank: 1 blank: Nothing? /  " in message
+    assert ". validate.on_invalid=quarantine goes on without them. See " in message
     assert re.search(r"train 12 +not_blank: 1 blank +Nothing\? /", caught.value.table)
     assert not (tmp_path / "validated").exists()  # results of an earlier run are gone as well
     report = json.loads((tmp_path / "reports/validation.json").read_text())
@@ -108,6 +109,13 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
     links = re.findall(r"<a href='([^']+)'>(\w+)</a>", page)
     assert [name for _, name in links] == ["heldout", "train"]
     assert all((tmp_path / "reports/validation" / link).is_file() for link, _ in links)
+
+
+@pytest.mark.usefixtures("without_docs")
+def test_quarantine_is_not_proposed_where_it_would_not_help(gate):
+    with pytest.raises(InvalidConversations, match="break not_blank") as caught:
+        gate([*GOOD[:7], BLANK, BLANK])
+    assert "quarantine goes on" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("without_docs")

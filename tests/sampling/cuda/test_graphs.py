@@ -30,9 +30,47 @@ def cuda_model(model):
     model.cpu()
 
 
+@pytest.fixture
+def biased_cuda_model(biased_model):
+    yield biased_model.cuda()
+    biased_model.cpu()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnGpu:
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("setting", [{}, {"cfg_scale": 1.5, "unmask": "threshold", "confidence_threshold": 0.4}])
+    def test_attention_biases(self, biased_cuda_model, policy, setting):
+        """Prefix, own block and guidance, with biases on queries, keys, values and output."""
+        model = biased_cuda_model
+        model.config.attention_policy, model.config.window_blocks = policy, 1
+        params = SampleParams(steps=9, gen_length=14, block_length=4, **setting)
+        prompts = [[1, 2, 3, 4, 5, 6, 7], [4, 5], list(range(20))]
+        eager = generate(model, prompts, params.model_copy(update={"backend": "eager"}), seed=3)
+        graph = generate(model, prompts, params, seed=3)
+        assert graph.backend == "graph"
+        assert torch.equal(graph.canvas, eager.canvas)
+
+    def test_biases_changed_in_place_are_seen(self, biased_cuda_model):
+        """The packed biases are the model's own."""
+        model = biased_cuda_model
+        model.config.attention_policy = "full"
+        params = SampleParams(steps=8, gen_length=8, block_length=4)
+        before = generate(model, [[1, 2]], params).canvas
+        biases = [parameter for name, parameter in model.named_parameters() if name.endswith("proj.bias")]
+        with torch.no_grad():
+            kept = [bias.clone() for bias in biases]
+            for bias in biases:
+                bias.neg_()
+        changed = generate(model, [[1, 2]], params).canvas
+        eager = generate(model, [[1, 2]], params.model_copy(update={"backend": "eager"})).canvas
+        with torch.no_grad():
+            for bias, value in zip(biases, kept, strict=True):
+                bias.copy_(value)
+        assert torch.equal(changed, eager)
+        assert torch.equal(generate(model, [[1, 2]], params).canvas, before)
+
     @pytest.mark.parametrize(("policy", "setting"), CASES)
     def test_graphs_give_the_tokens_of_the_eager_sampler(self, cuda_model, policy, setting):
         cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 1
