@@ -171,6 +171,11 @@ class RunParams(Section):
         return 1 + self.attention.causal  # causal policies add a clean copy
 
     @property
+    def models_beside(self) -> int:
+        """Whole models on each device beside the trained one."""
+        return 0
+
+    @property
     def smaller_micro_batch(self) -> str:
         """Knobs that halve the micro-batch and change nothing else."""
         return f"micro_batch_size={max(1, self.micro_batch_size // 2)}"

@@ -63,7 +63,7 @@ def estimate_memory(params: RunParams, model: Any, *, shards: int, device: str) 
     limit = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     head_trained = model.get_output_embeddings().weight.requires_grad
     return MemoryEstimate(
-        weights=(stored_weights + rounded) // shards,
+        weights=(stored_weights + rounded) // shards + params.models_beside * count * computed,
         gradients=trained * stored // shards,
         moments=trained * moments // shards,
         activations=tokens * kept * computed,

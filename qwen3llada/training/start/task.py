@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What a run learns."""
 
-    code: tuple[str, ...]  # modules of the package that determine the weights, beside those of every run
-    free: tuple[str, ...]  # knobs that do not determine the weights, beside those of every run
+    @property
+    def code(self) -> tuple[str, ...]:
+        """Modules of the package that determine the weights, beside those of every run."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Knobs that do not determine the weights, beside those of every run."""
 
     def data(
         self, tokenizer: Any, accelerator: "Accelerator", *, seed: int, template: str
