@@ -58,6 +58,8 @@ class RolloutSource(Source):
 
     def steps(self, epoch: int, start_step: int = 0, cursors: Mapping[str, Any] | None = None) -> Iterator[Step]:
         """The optimiser steps of the epoch. Rollouts are made when the first step on them is asked for."""
+        if start_step % self.params.updates_per_batch:
+            self._write()  # again, for the case that the files are gone
         for number in range(start_step, self.steps_per_epoch):
             batch, update = divmod(number, self.params.updates_per_batch)
             if update == 0:
@@ -99,7 +101,6 @@ class RolloutSource(Source):
         memory.old, memory.gathered = carried["old"].to(device), True
         memory.reference = carried["reference"].to(device) if "reference" in carried else None
         memory.columns = self.params.rollout.gen_length
-        self._write()
 
     def _roll_out(self, epoch: int, batch: int) -> None:
         """Make the rollouts of a batch of prompts. All ranks make their share, and get all."""
