@@ -20,8 +20,10 @@ MODEL_FILES = (
     *("adapter", "custom_generate", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
 CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder; an older checkpoint's
-CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")
-CURVES += ("rollouts.jsonl", "rollouts.html", "heldout.jsonl")  # of post-training
+CURVES = (
+    *("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl"),
+    *("rollouts.jsonl", "rollouts.html", "heldout.jsonl"),  # of post-training
+)
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
 

@@ -1,11 +1,9 @@
 """Advantages of rollouts within their group."""
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-Normalization = Literal["none", "std"]
+from qwen3llada.post_training.params import Normalization
 
 
 def group_advantages(rewards: NDArray[np.float64], normalization: Normalization) -> NDArray[np.float64]:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qwen3llada.diffusion.keyed_random import WORD_BITS, Purpose, philox_words, unit_interval
-
-Bools = NDArray[np.bool_]
+if TYPE_CHECKING:  # the parameters need only the names of the methods, not numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +37,8 @@ class PassKnobs:
 class Pass(NamedTuple):
     """A forward pass over an answer. What is neither masked nor predicted is visible."""
 
-    masked: Bools  # [n]
-    predicted: Bools  # [n], a part of the masked ones
+    masked: NDArray[np.bool_]  # [n]
+    predicted: NDArray[np.bool_]  # [n], a part of the masked ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +79,8 @@ def trace(trajectory: Trajectory, knobs: PassKnobs) -> list[Pass]:
     TraceRL (arXiv 2509.06949). With shrink 1 the product of the probabilities is that of the rollout's tokens, given
     its order. Where blocks are trained side by side, the passes of all blocks are the same ones.
     """
+    import numpy as np
+
     steps = trajectory.steps if trajectory.blocks is None else _steps_within(trajectory.steps, trajectory.blocks)
     groups = (steps - 1) // knobs.shrink
     return [Pass(groups >= number, groups == number) for number in np.unique(groups)]
@@ -95,8 +94,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _masks(trajectory: Trajectory, knobs: PassKnobs) -> list[Bools]:
+def _masks(trajectory: Trajectory, knobs: PassKnobs) -> list[NDArray[np.bool_]]:
     """`knobs.masks` random masks, keyed by (seed, rollout, number of the mask)."""
+    import numpy as np
+
+    from qwen3llada.diffusion.keyed_random import WORD_BITS, Purpose, philox_words, unit_interval
+
     count, masks = len(trajectory.steps), []
     for number in range(knobs.masks):
         counter = (0, Purpose.ROLLOUT_MASK, trajectory.key % (1 << WORD_BITS))
@@ -110,6 +113,8 @@ def _masks(trajectory: Trajectory, knobs: PassKnobs) -> list[Bools]:
 
 def _steps_within(steps: NDArray[np.int64], blocks: NDArray[np.int64]) -> NDArray[np.int64]:
     """The steps, counted from 1 within each block [n]."""
+    import numpy as np
+
     found = np.empty_like(steps)
     for block in np.unique(blocks):
         inside = blocks == block

@@ -1,17 +1,18 @@
 """Parameters of post-training on rewards."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qwen3llada.post_training.advantages import Normalization
 from qwen3llada.post_training.methods import METHODS
 from qwen3llada.post_training.rewards import REWARDS, RewardSum, WeightedReward, check_reward
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.section import Section, one_of
 from qwen3llada.training.run_params import RunParams
+
+Normalization = Literal["none", "std"]
 
 
 class RewardParams(Section):
