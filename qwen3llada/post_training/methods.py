@@ -81,8 +81,9 @@ def trace(trajectory: Trajectory, knobs: PassKnobs) -> list[Pass]:
     """
     import numpy as np
 
-    steps = trajectory.steps if trajectory.blocks is None else _steps_within(trajectory.steps, trajectory.blocks)
-    groups = (steps - 1) // knobs.shrink
+    from qwen3llada.diffusion.trajectory import step_groups
+
+    groups = step_groups(trajectory.steps, trajectory.blocks, knobs.shrink)
     return [Pass(groups >= number, groups == number) for number in np.unique(groups)]
 
 
@@ -109,14 +110,3 @@ def _masks(trajectory: Trajectory, knobs: PassKnobs) -> list[NDArray[np.bool_]]:
             mask[int(np.argmin(uniforms))] = True
         masks.append(mask)
     return masks
-
-
-def _steps_within(steps: NDArray[np.int64], blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The steps, counted from 1 within each block [n]."""
-    import numpy as np
-
-    found = np.empty_like(steps)
-    for block in np.unique(blocks):
-        inside = blocks == block
-        found[inside] = np.unique(steps[inside], return_inverse=True)[1] + 1
-    return found

@@ -1,11 +1,11 @@
 """Parameters of training: one section for pretraining, one for SFT. They differ in defaults and answer padding."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from qwen3llada.batches.settings import AnswerPadding
+from qwen3llada.batches.settings import AnswerMethod, AnswerPadding
 from qwen3llada.diffusion.losses import LOSSES
 from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.objective.params import PretrainKernelParams
@@ -53,6 +53,11 @@ class TrainParams(RunParams):
         return f"{super().smaller_micro_batch} with gradient_accumulation_steps={doubled}"
 
     @property
+    def answer_method(self) -> AnswerMethod:
+        """How answers are learnt. Text has none."""
+        return "random"
+
+    @property
     def padding_of_answers(self) -> AnswerPadding:
         """How far answers are extended with EOS. Text has no answers, so not at all."""
         return "none"
@@ -80,6 +85,36 @@ class SftParams(TrainParams):
         " the block length, or to the longest sample of the step; never beyond max_length, where the last block is cut",
     )
 
+    method: AnswerMethod = Field(
+        "random",
+        description="How answers are learnt: under random masks; semi_ar: one random block, after what comes before it"
+        " and without what comes after it; trace: in the order of given trajectories, which are the training data then",
+    )
+    trajectories: Path | None = Field(
+        None, description="trace: rollouts of post-training, a file or a folder of files (out/rl/rollouts); else null"
+    )
+    least_reward: float | None = Field(
+        None, ge=-1e6, le=1e6, description="trace: leave out rollouts below this, -1,000,000 to 1,000,000; null: none"
+    )
+
     @property
     def padding_of_answers(self) -> AnswerPadding:
         return self.answer_padding
+
+    @property
+    def answer_method(self) -> AnswerMethod:
+        return self.method
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        traced = self.method == "trace"
+        if traced != (self.trajectories is not None):
+            given = self.trajectories and str(self.trajectories)
+            raise ValueError(f"trajectories={given} must be {'given' if traced else 'null'} with method={self.method}")
+        if not traced and self.least_reward is not None:
+            raise ValueError(f"least_reward={self.least_reward} must be null with method={self.method}")
+        if traced and not LOSSES[self.loss_impl].weighs_by_inverse_p:
+            raise ValueError(f"loss_impl={self.loss_impl} does not go with method=trace, whose weight is 1/p")
+        if traced and any(noise.views == 2 for noise in self.noise.all()):
+            raise ValueError("noise.views=2 does not go with method=trace: a trajectory has one order")
+        return self

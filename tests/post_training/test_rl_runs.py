@@ -18,7 +18,8 @@ from qwen3llada.post_training.task import Rewarded, post_train
 from qwen3llada.report.data import read_curves
 from qwen3llada.report.rollouts_page import read_post_training, write_rollouts_page
 from qwen3llada.training.checkpoints.save_and_restore import save
-from qwen3llada.training.loop import measure, training_steps
+from qwen3llada.training.loop import measure, train, training_steps
+from qwen3llada.training.params import SftParams
 from qwen3llada.training.start.claiming import claim_destinations
 from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
@@ -211,3 +212,15 @@ def test_killed_runs_end_as_one_run(params, tmp_path):
         child.join()
     run(params)
     assert tracked(params) == whole
+
+
+@pytest.mark.parametrize("method", ["semi_ar", "trace"])
+def test_sft_by_block_and_by_trajectory(params, tmp_path, method):
+    """The trajectories are the rollouts of a run on rewards."""
+    run(changed(params, max_steps=2))
+    folders = {"dst": tmp_path / "s", "output_dir": tmp_path / "sw", "reports": tmp_path / "sr"}
+    knobs = {"model": params.model, "data": params.data, "max_length": 16, "max_steps": 3, "eval_every_steps": 3}
+    traced = {"trajectories": params.output_dir / "rollouts"} if method == "trace" else {}
+    fine = SftParams.model_validate({"method": method, "attention": {"block_length": 4}} | folders | knobs | traced)
+    summary = train(fine, seed=1)
+    assert (summary["steps"], summary["eval_loss"] > 0) == (3, True)

@@ -1,6 +1,7 @@
 """What a run learns: where its data come from, what its loss is. `Denoising` is pretraining's and SFT's task."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -8,12 +9,14 @@ import torch
 from qwen3llada.batches.samples import Spread, TokenDataset, TokenStream
 from qwen3llada.batches.settings import batch_settings
 from qwen3llada.batches.source import Source
+from qwen3llada.batches.trajectories import Trajectories
 from qwen3llada.corpus.text.text_stream import STREAM_FILE, TextStream
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
 from qwen3llada.corpus.tokens.tokenizer import check_data
 from qwen3llada.errors import InputError
 from qwen3llada.objective.batch_loss import BatchLoss, batch_loss
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.checkpoints.fingerprint import hash_files
+from qwen3llada.training.params import SftParams, TrainParams
 from qwen3llada.training.run import Run
 from qwen3llada.training.run_params import RunParams
 
@@ -63,7 +66,10 @@ class Denoising:
         return found
 
     def facts(self) -> dict[str, Any]:
-        return {}
+        """The trajectories, where the training data are those."""
+        path = _trajectories(self.params)
+        files = [] if path is None else sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        return {"trajectories": hash_files(files)} if files else {}
 
     def loss(self, tokenizer: Any, config: Any, device: torch.device) -> BatchLoss:
         return batch_loss(self.params, tokenizer, config, device)
@@ -109,17 +115,28 @@ def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
         check_data(params.data / split, tokenizer, template)
 
 
+def _trajectories(params: TrainParams) -> Path | None:
+    """The rollouts that are the training data; None: the tokenized data are."""
+    return params.trajectories if isinstance(params, SftParams) else None
+
+
 def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStream:
     if (params.data / "train" / STREAM_FILE).is_file():
         stream = TextStream(params.data / "train", tokenizer)
         if stream.sample_length > params.max_length:
             raise InputError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
         return stream
-    dataset = load_tokens(params.data / "train")
+    path = _trajectories(params)
+    dataset: TokenDataset
+    if path is None:
+        path, dataset = params.data / "train", load_tokens(params.data / "train")
+    else:
+        assert isinstance(params, SftParams)
+        dataset = Trajectories(path, params.least_reward)
     longest = int(dataset.lengths.max()) if len(dataset) else 0
     if not 0 < longest <= params.max_length:
         raise InputError(
-            f"{params.data / 'train'}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
+            f"{path}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
             f" none longer than max_length={params.max_length}"
         )
     return dataset
