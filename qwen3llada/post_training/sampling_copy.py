@@ -13,7 +13,7 @@ from torch import Tensor
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.sampling.dialogue.text_model import TextModel
-from qwen3llada.training.checkpoints.whole_tensors import reshard, whole
+from qwen3llada.training.checkpoints.whole_tensors import reshard
 from qwen3llada.training.run import Run
 
 ADAPTER = "default"  # peft's name for the only adapter
@@ -51,7 +51,5 @@ def _weight(module: Any, leaf: str) -> Tensor:
     return base + module.scaling[ADAPTER] * (up @ down).to(base.dtype)
 
 
-def _unsharded(parameter: Tensor) -> Tensor:
-    found = whole(parameter, keep=True) if hasattr(parameter, "placements") else parameter
-    assert found is not None
-    return found
+def _unsharded(parameter: Any) -> Tensor:
+    return parameter.full_tensor() if hasattr(parameter, "placements") else parameter

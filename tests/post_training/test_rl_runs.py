@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import changed, checkpoint, curves, run_together, start_process, weights
+from runs import changed, checkpoint, curves, start_process, train_together, weights
 
 from qwen3llada.artifacts import read_json, read_jsonl
 from qwen3llada.errors import InputError
@@ -171,23 +171,13 @@ def test_wrong_inputs_are_refused_before_anything_is_written(params, changes, me
     assert not params.output_dir.exists()
 
 
-def _member(rank, params, processes, port):
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    run(params)
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_rollouts_and_weights_of_one(params, tmp_path):
-    from runs import free_port
-
-    params = changed(params, save_steps=3, save_total_limit=9)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_give_the_rollouts_and_weights_of_one(params, tmp_path, sharded):
+    params = changed(params, kl=0.05, save_steps=3, save_total_limit=9)
     run(params)
     together = changed(params, dst=tmp_path / "m2", output_dir=tmp_path / "w2", reports=tmp_path / "r2")
-    run_together(2, _member, together, 2, free_port())
+    train_together(together, 2, sharded=sharded, work=run)
     torch.testing.assert_close(weights(together), weights(params), rtol=1e-3, atol=1e-4)
     for name in ("rollouts.jsonl", "heldout.jsonl"):
         ours, theirs = (list(read_jsonl(p.reports / name)) for p in (params, together))
