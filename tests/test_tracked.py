@@ -138,7 +138,7 @@ def test_the_second_pipeline_is_known_by_its_address():
     check("rl", dst="out/try", reports="reports/try")
     refused("sft", f"reports/rl/summary.json: {STILL} another --reports, or --force, .*", dst="x", reports="reports/rl")
     shutil.rmtree("out/qwen3llada-sft")
-    missing("rl", "out/qwen3llada-sft: not there yet; first run dvc repro sft")
+    missing("rl", "out/qwen3llada-sft, data/tokenized/sft: not there yet; first run dvc repro sft tokenize_pack")
     Path("reports/rl/summary.json").unlink()
     (folder / "dvc.lock").write_text("stages: {rl: {outs: [{path: out/old}]}}")
     Path("out/old").mkdir()
