@@ -24,7 +24,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The tests of the flows wait for servers most of the time: with one process more than cores, others compute meanwhile.
 TEST_PROCESSES := $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: setup use repro docs test lint format bench serve lock clean
+.PHONY: setup use repro rl docs test lint format bench serve lock clean
 
 setup: $(READY)  ## make .venv from requirements.lock
 
@@ -44,6 +44,10 @@ use: setup  ## put a parameter set into params.yaml: make use PARAMS=configs/NAM
 repro: setup  ## run every stage that is stale
 	python -m qwen3llada.params --check  # dvc removes the outputs of a stage before the stage can look at them
 	dvc repro
+
+rl: setup  ## post-training on rewards, and what it needs of the stages before; make repro leaves it out
+	python -m qwen3llada.params --check
+	dvc repro post_training/dvc.yaml
 
 docs: setup  ## after make repro: write the outputs and the picture in README.md and docs/ anew; docs/outputs.py says how
 	python -m docs.outputs

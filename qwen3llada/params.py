@@ -35,6 +35,7 @@ from qwen3llada.errors import InputError
 from qwen3llada.evaluation.params import EvalLossParams, EvaluateParams
 from qwen3llada.knob_variables import PREFIX, TRACEBACK, announce, knob_variables
 from qwen3llada.modeling.convert import ConvertParams
+from qwen3llada.post_training.params import RlParams
 from qwen3llada.report.params import ReportParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
@@ -60,6 +61,7 @@ class Params(Section):
     validation: ValidateParams = Field(alias="validate")  # pydantic reserves the name `validate`
     pretrain: PretrainParams
     sft: SftParams
+    rl: RlParams
     eval_loss: EvalLossParams
     evaluate: EvaluateParams
     sample: SampleParams
@@ -102,6 +104,7 @@ def check(path: Path = PARAMS_FILE) -> None:
     check_destinations({"convert.dst": (params.convert.dst, MODEL)}, {"convert.src": params.convert.src})
     check_training(params.pretrain, "pretrain.")
     check_training(params.sft, "sft.")
+    check_training(params.rl, "rl.")
 
 
 def load_stage(

@@ -1,7 +1,8 @@
 """Checks of direct stage calls against DVC's pipeline: outputs that would be replaced, inputs that are missing.
 
 `dvc.yaml` names the inputs and outputs of every stage; `dvc.lock` names the outputs of the last run. When DVC itself
-runs the stage, it takes care of both. Without a `dvc.yaml` nothing is checked.
+runs the stage, it takes care of both. Without a `dvc.yaml` nothing is checked. `post_training/dvc.yaml` is a second
+pipeline, which `dvc repro` leaves out.
 """
 
 import os
@@ -18,6 +19,7 @@ from qwen3llada.knob_variables import DVC_STAGE
 from qwen3llada.section import Section
 
 PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
+ASIDE = Path("post_training")  # the folder of the second pipeline, with files of the same names
 OUTPUTS = ("outs", "metrics", "plots")
 TEMPLATE = re.compile(r"\$\{([\w.]+)\}")
 SHOWN = 6  # outputs named in an error
@@ -44,9 +46,9 @@ def check_inputs(stage: str, used: Mapping[str, Any], asked: Request) -> None:
     """
     if os.environ.get(DVC_STAGE) or not PIPELINE.is_file():
         return
-    stages = read_yaml(PIPELINE).get("stages") or {}
+    stages = _stages()
     reads = asked.reads()
-    needed = _filled((stages.get(stage) or {}).get("deps") or [] if reads is None else reads, used).values()
+    needed = _filled((stages.get(_address(stage)) or {}).get("deps") or [] if reads is None else reads, used).values()
     makers: dict[str, list[Path]] = {}
     for name, entry in stages.items():
         made = set(_filled(outputs(entry), used).values())
@@ -71,19 +73,34 @@ def check_tracked(
     files = asked.files()
     if asked.force or os.environ.get(DVC_STAGE) or not PIPELINE.is_file() or files == {}:
         return
-    stages = read_yaml(PIPELINE).get("stages") or {}
-    writes = _filled(outputs(stages.get(stage)), used) if files is None else files
+    stages, address = _stages(), _address(stage)
+    writes = _filled(outputs(stages.get(address)), used) if files is None else files
     tracked = {path for entry in stages.values() for path in _filled(outputs(entry), given).values()} | set(_locked())
     there = {Path(os.path.realpath(path)) for path in tracked if path.exists()}
     lost = {text: path for text, path in writes.items() if any(_touch(path, other) for other in there)}
     if lost:
         names = [path.as_posix() for path in lost.values()]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        ways = [*_other_paths(lost, own), "--force", *([] if files else [f"run dvc repro {stage}"])]
+        ways = [*_other_paths(lost, own), "--force", *([] if files else [f"run dvc repro {address}"])]
         raise InputError(
             f"{', '.join(names[:SHOWN])}{more}: tracked by DVC, this call would replace what is there; give"
             f" {', or '.join(ways)}"
         )
+
+
+def _stages() -> dict[str, Any]:
+    """The entries of all stages by DVC's address."""
+    found = dict(read_yaml(PIPELINE).get("stages") or {})
+    if (ASIDE / PIPELINE).is_file():
+        aside = read_yaml(ASIDE / PIPELINE).get("stages") or {}
+        found |= {f"{ASIDE / PIPELINE}:{name}": entry for name, entry in aside.items()}
+    return found
+
+
+def _address(stage: str) -> str:
+    """DVC's address of a stage: its name or, in the second pipeline, FILE:NAME."""
+    aside = f"{ASIDE / PIPELINE}:{stage}"
+    return aside if aside in _stages() else stage
 
 
 def outputs(entry: Any) -> Iterator[str]:
@@ -109,9 +126,10 @@ def _value(params: Mapping[str, Any], key: str) -> str:
 
 def _locked() -> Iterator[Path]:
     """The outputs of the last run. They stay tracked even if params.yaml has other paths now."""
-    if LOCK.is_file():
-        for entry in (read_yaml(LOCK).get("stages") or {}).values():
-            yield from (Path(output["path"]) for output in entry.get("outs") or [])
+    for lock in (LOCK, ASIDE / LOCK):
+        if lock.is_file():
+            for entry in (read_yaml(lock).get("stages") or {}).values():
+                yield from (Path(output["path"]) for output in entry.get("outs") or [])
 
 
 def _touch(path: Path, other: Path) -> bool:

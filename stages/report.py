@@ -24,9 +24,10 @@ def main(params: Params) -> None:
         heldout=params.sft.data / "heldout",
         sample=params.sample,
         seed=params.seed,
+        post_training=params.rl.reports,
     )
     print(f"{page}: {page.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    run_as_stage(main, own="report", shared=("seed", "pretrain", "sft", "sample"))
+    run_as_stage(main, own="report", shared=("seed", "pretrain", "sft", "rl", "sample"))

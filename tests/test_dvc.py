@@ -36,7 +36,9 @@ BY_VALUE |= {"qwen3llada/corpus/text/text_stream.py"}
 # Commands that are called by hand: what they make is for people and machines elsewhere.
 BY_HAND = {"export", "push", "serve", "harness"}
 yaml = YAML(typ="safe", pure=True)
-PIPELINE = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+DEFAULT = yaml.load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+ASIDE = yaml.load((ROOT / "post_training/dvc.yaml").read_text(encoding="utf-8"))["stages"]  # not in `dvc repro`
+PIPELINE = DEFAULT | ASIDE
 PARAMS = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
@@ -101,14 +103,14 @@ def outputs(stage: str, kind: str) -> list[str]:
 
 def test_nothing_is_tracked_that_the_machine_decides():
     """Files beside the outputs are no outputs, lie in no folder that is one, and are no dependencies."""
-    reports = [PARAMS[phase]["reports"] for phase in ("pretrain", "sft")]
+    reports = [PARAMS[phase]["reports"] for phase in ("pretrain", "sft", "rl")]
     beside = [f"{folder}/{name}" for folder in reports for name in ("speed.json", "speed.jsonl", "metrics.json")]
     beside += ["reports/report_run.js", "reports/history.jsonl", "reports/sample_throughput.json"]
     beside += ["reports/evaluate/throughput.json", "reports/tokenize_pack/throughput.json"]
     beside += ["reports/validation/index.html"]
     for stage in PIPELINE:
         named = [path for kind in ("outs", "metrics", "plots", "deps") for path in outputs(stage, kind)]
-        for phase in ("pretrain", "sft"):
+        for phase in ("pretrain", "sft", "rl"):
             named = [path.replace(f"${{{phase}.reports}}", PARAMS[phase]["reports"]) for path in named]
         assert not [(file, path) for file in beside for path in named if Path(file).is_relative_to(path)]
 
@@ -272,3 +274,14 @@ def test_nothing_is_stale_without_a_change(recorded):
 def test_a_change_makes_only_its_own_stages_stale(recorded, edit, stale):
     """New outputs decide what runs downstream; upstream stages never run again."""
     assert stale_after(recorded, edit) == stale
+
+
+def test_the_second_pipeline_is_left_out_of_repro_and_joins_the_flow_by_name(recorded):
+    """`dvc repro` runs dvc.yaml of the project's folder; the flow knows other stages by DVC's address."""
+    from flows.graph import read_stages
+
+    assert "rl" not in {stage.name for stage in read_stages([], root=recorded)}
+    asked = read_stages(["post_training/dvc.yaml:rl"], root=recorded)
+    assert [stage.name for stage in asked][-2:] == ["sft", "post_training/dvc.yaml:rl"]
+    assert (asked[-1].policy.limit, asked[-1].policy.retries > 0) == ("gpu", True)
+    assert "post_training/dvc.yaml:rl" in stale_after(recorded, {"rl.kl": 0.5})

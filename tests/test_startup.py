@@ -27,7 +27,7 @@ import {stages}
 import qwen3llada.params
 from qwen3llada.sampling.params import SampleRequest
 qwen3llada.params.check()
-for own in ("convert", "validation", "pretrain", "sft", "eval_loss", "sample", "report", "export", "serve"):
+for own in ("convert", "validation", "pretrain", "sft", "rl", "eval_loss", "sample", "report", "export", "serve"):
     try:
         qwen3llada.params.load_stage(["--help"], own=own, shared=("builtin", "model", "pretrain_data", "sft_data"))
     except SystemExit:

@@ -1,6 +1,7 @@
 """A direct call replaces nothing that DVC tracks unless it is asked to."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,25 @@ def test_every_stage_of_the_pipeline_asks(monkeypatch):
         Path("reports", name).write_text("{}")
     for stage in YAML(typ="safe", pure=True).load(text)["stages"]:
         refused(stage, f".*: {STILL} .*--force, or run dvc repro {stage}")
+
+
+def test_the_second_pipeline_is_known_by_its_address():
+    """`dvc repro` does not run it, so messages name its file; its outputs and inputs are looked after as the others."""
+    folder = Path("post_training")
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text((ROOT / "post_training/dvc.yaml").read_text(encoding="utf-8"))
+    Path("reports/rl").mkdir()
+    Path("reports/rl/summary.json").write_text("{}")
+    ways = "another --reports, or --force, or run dvc repro post_training/dvc.yaml:rl"
+    refused("rl", f"reports/rl/summary.json: {STILL} {ways}", dst="out/try")
+    check("rl", dst="out/try", reports="reports/try")
+    refused("sft", f"reports/rl/summary.json: {STILL} another --reports, or --force, .*", dst="x", reports="reports/rl")
+    shutil.rmtree("out/qwen3llada-sft")
+    missing("rl", "out/qwen3llada-sft, data/tokenized/sft: not there yet; first run dvc repro sft tokenize_pack")
+    Path("reports/rl/summary.json").unlink()
+    (folder / "dvc.lock").write_text("stages: {rl: {outs: [{path: out/old}]}}")
+    Path("out/old").mkdir()
+    refused("rl", f"out/old: {STILL} another --dst, or --force, or .*", dst="out/old")
 
 
 def missing(stage: str, message: str, asked: Request | None = None) -> None:

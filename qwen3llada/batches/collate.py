@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qwen3llada.batches.answer_methods import one_block, parts, trajectory_noise
 from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.batches.samples import Sample
 from qwen3llada.batches.settings import BatchSettings, Phase
@@ -58,10 +59,16 @@ class Collator:
         """
         if not samples:
             return self._padding_only(step)
+        phase, key = self.phase(step.number), {"seed": self.settings.seed, "epoch": self.epoch}
+        method, causal = self.settings.answer_method, self.settings.attention.causal
+        if method != "trace":
+            samples = [sample._replace(tokens=self._continue_answer(sample, step)) for sample in samples]
+        if method == "semi_ar":
+            chosen = zip(samples, parts(positions, **key), strict=True)
+            samples = [one_block(sample, part, phase.block_length, from_zero=causal) for sample, part in chosen]
         tokens, valid = self._padded(samples, positions, step)
         prompts = torch.tensor([sample.prompt_length for sample in samples]) if self.sft else None
         indices = torch.from_numpy(positions)
-        phase, key = self.phase(step.number), {"seed": self.settings.seed, "epoch": self.epoch}
         blocks = self._blocks(tokens, valid, prompts, phase) if phase.levels_by_block else None
         levels = noise_levels(indices, **key, t_range=phase.noise.t_range, blocks=blocks)
         given: dict[str, Any] = {
@@ -71,8 +78,32 @@ class Collator:
             "prompt_lengths": prompts,
             "real_tokens": self.settings.real_tokens,
         } | key
+        if method == "trace":
+            noised, levels = trajectory_noise(
+                samples,
+                parts(positions, **key),
+                tokens,
+                mask_token_id=self.settings.mask_token_id,
+                block_length=phase.block_length,
+                side_by_side=causal,
+            )
+            return self._batch(samples, positions, (tokens, valid, prompts), noised, None, levels, step)
         noised = add_noise(tokens, phase.noise, **given, levels=levels, at_least_one=self.settings.at_least_one)
         second = complement(tokens, noised, phase.noise, **given) if phase.noise.views == 2 else None
+        return self._batch(samples, positions, (tokens, valid, prompts), noised, second, levels, step)
+
+    def _batch(
+        self,
+        samples: Sequence[Sample],
+        positions: NDArray[np.int64],
+        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        noised: Noised,
+        second: Noised | None,
+        levels: torch.Tensor,
+        step: StepFacts,
+    ) -> Batch:
+        """`rows`: tokens, valid and prompt lengths."""
+        tokens, valid, prompts = rows
         cursors = {int(position): sample.cursor for position, sample in zip(positions, samples, strict=True)}
         return Batch(
             tokens=tokens,
@@ -104,8 +135,8 @@ class Collator:
     def _padded(
         self, samples: Sequence[Sample], positions: NDArray[np.int64], step: StepFacts
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, L] int64 and valid [B, L] bool, with answers extended, texts cut and rows padded."""
-        rows = [self._continue_answer(sample, step) for sample in samples]
+        """Tokens [B, L] int64 and valid [B, L] bool, with texts cut and rows padded."""
+        rows = [sample.tokens for sample in samples]
         lengths = np.array([len(row) for row in rows])
         padded_length = self._round_up(int(lengths.max()))
         tokens = np.full((len(rows), padded_length), PADDING_TOKEN, dtype=np.int64)

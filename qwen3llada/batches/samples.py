@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 
 class Sample(NamedTuple):
-    """Token ids [n], the length of the prompt (SFT), and the position in a stream after the sample."""
+    """Token ids [n], the length of the prompt (SFT), and the position in a stream after the sample.
+
+    Of a trajectory also the steps [answer] in which the tokens of the answer were committed.
+    """
 
     tokens: NDArray[Any]
     prompt_length: int | None = None
     cursor: Any = None
+    steps: NDArray[np.int64] | None = None
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the parameters import this module and need no torch
 
 NO_ATTENTION = AttentionParams.model_validate({})  # the defaults
 AnswerPadding = Literal["none", "block", "batch"]
+AnswerMethod = Literal["random", "semi_ar", "trace"]
 
 
 class BatchKnobs(Protocol):
@@ -30,6 +31,8 @@ class BatchKnobs(Protocol):
     def attention(self) -> AttentionParams: ...
     @property
     def padding_of_answers(self) -> AnswerPadding: ...
+    @property
+    def answer_method(self) -> AnswerMethod: ...
     @property
     def max_length(self) -> int: ...
     @property
@@ -63,6 +66,7 @@ class BatchSettings:
     real_tokens: Tensor | None = None  # [R] int64, ids that noise types draw from
     at_least_one: bool = False  # force a masked position in every sample, as in `add_noise`
     answer_padding: AnswerPadding = "none"  # extend answers to whole blocks, or to the step's longest sample
+    answer_method: AnswerMethod = "random"  # under random masks, one block at a time, or in a trajectory's order
     attention: AttentionParams = field(default_factory=lambda: NO_ATTENTION)  # how sequences are cut into blocks
     max_length: int | None = None  # tokens of a sample up to which an answer is extended
     pad_to_multiple_of: int = 1  # batch lengths are multiples of this
@@ -120,7 +124,7 @@ def batch_settings(
     """Batch settings from the knobs of a training section.
 
     `training`: whether the batches are trained on. Training forces a masked position in every sequence unless the loss
-    weighs by 1/p. Evaluation never does, so that its losses are comparable.
+    weighs by 1/p. Evaluation never does, and always masks at random, so that its losses are comparable.
     `layout`: seed, micro_batch_size, and other `BatchSettings` that differ from their defaults.
     Raises InputError if the tokenizer lacks a token that the knobs need.
     """
@@ -134,6 +138,7 @@ def batch_settings(
         real_tokens=real_token_ids(tokenizer) if draws else None,
         at_least_one=training and not LOSSES[knobs.loss_impl].weighs_by_inverse_p,
         answer_padding=knobs.padding_of_answers,
+        answer_method=knobs.answer_method if training else "random",
         attention=knobs.attention,
         max_length=knobs.max_length,
         pad_to_multiple_of=knobs.pad_to_multiple_of,

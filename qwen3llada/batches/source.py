@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qwen3llada.batches.batch import Batch, StepFacts
@@ -21,6 +21,7 @@ class Step:
     """An optimiser step: the micro-batches of this rank, and facts about the whole step."""
 
     micro_batches: list[Batch]
+    figures: Mapping[str, float] = field(default_factory=dict)  # what is known of its data, to be drawn as curves
 
     @property
     def facts(self) -> StepFacts:
@@ -83,6 +84,10 @@ class Source:
         for batch in step.micro_batches:
             found |= batch.cursors or {}
         return {str(position): cursor for position, cursor in self.dataset.needed(found).items()}
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint must hold beside the position: nothing, samples come from files. All ranks must call it."""
+        return None
 
     def samples_of(self, epoch: int, step: int) -> list[int]:
         """Dataset indices of all samples of an optimiser step. For a stream, positions."""

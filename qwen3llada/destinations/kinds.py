@@ -20,7 +20,10 @@ MODEL_FILES = (
     *("adapter", "custom_generate", "adapter_config.json", "README.md", "LICENSE*", "NOTICE*"),
 )
 CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run's folder; an older checkpoint's
-CURVES = ("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl")
+CURVES = (
+    *("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl"),
+    *("rollouts.jsonl", "rollouts.html", "heldout.jsonl"),  # of post-training
+)
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
 
@@ -79,7 +82,7 @@ def _foreign_to_work(path: Path, own: frozenset[str]) -> str | None:
     entries = [name for name in _entries(path) if name not in own]
     if LOCK_FILE in entries:
         return None
-    foreign = [name for name in entries if name not in ("checkpoints", "trackers")]
+    foreign = [name for name in entries if name not in ("checkpoints", "trackers", "rollouts")]
     saved = path / "checkpoints"
     if not foreign and saved.is_dir():
         foreign = [f"checkpoints/{name}" for name in _entries(saved) if not CHECKPOINT.fullmatch(name)]

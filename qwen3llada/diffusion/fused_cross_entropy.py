@@ -90,9 +90,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         operand = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):  # all dtypes are chosen explicitly here
-            products = _Products(hidden.to(operand), weight.to(operand), wanted)
+            products = Products(hidden.to(operand), weight.to(operand), wanted)
             token_weights = token_weights.to(products.sums)
-            scale, unscale = _logit_gradient_scale(token_weights, products.dtype)
+            scale, unscale = logit_gradient_scale(token_weights, products.dtype)
             cross_entropy, smoothed = products.run(targets, scale, smoothing, chunk_size).unbind()
             total = (token_weights * smoothed).sum()
         ctx.save_for_backward(products.grad_hidden, products.grad_weight, unscale)
@@ -105,18 +105,18 @@ class _FusedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, unscale = ctx.saved_tensors
         factor = grad_total if unscale is None else grad_total * unscale
         hidden_dtype, weight_dtype = ctx.dtypes
-        gradients = (_scaled(grad_hidden, factor, hidden_dtype), _scaled(grad_weight, factor, weight_dtype))
+        gradients = (scaled(grad_hidden, factor, hidden_dtype), scaled(grad_weight, factor, weight_dtype))
         return *gradients, None, None, None, None, None
 
 
-def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+def scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
     """gradient·factor, computed in the gradient's dtype and rounded once to `dtype`."""
     if gradient is None:
         return None
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
-def _logit_gradient_scale(token_weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def logit_gradient_scale(token_weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Factors [N] for the rows of logit gradients, and the scalar that undoes their scaling (None: no scaling)."""
     if dtype != torch.float16 or not token_weights.numel():
         return token_weights, None
@@ -124,7 +124,7 @@ def _logit_gradient_scale(token_weights: Tensor, dtype: torch.dtype) -> tuple[Te
     return token_weights / unscale, unscale
 
 
-class _Products:
+class Products:
     """The three matrix products of the projection, forward and backward, over chunks of rows."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, wanted: tuple[bool, bool]):
@@ -143,29 +143,29 @@ class _Products:
         if self.tiled and chunk_size is None:
             return tiled_cross_entropy(self.hidden, self.weight, targets, smoothing)
         count, vocab = self.hidden.shape[0], self.weight.shape[0]
-        rows = _rows_per_chunk(count, vocab * self.dtype.itemsize, self.hidden.device.type, chunk_size)
+        rows = rows_per_chunk(count, vocab * self.dtype.itemsize, self.hidden.device.type, chunk_size)
         losses = torch.zeros(2, count, dtype=self.sums, device=self.hidden.device)
         buffer = self.hidden.new_empty(rows, vocab)
         for start in range(0, count, rows):
             span = slice(start, min(start + rows, count))
             logits = buffer[: span.stop - span.start]
-            _matmul(self.hidden[span], self.weight.t(), out=logits)
+            matmul(self.hidden[span], self.weight.t(), out=logits)
             losses[:, span] = _to_gradient(logits, targets[span], scale[span], smoothing)
             if self.grad_hidden is not None:
-                _matmul(logits, self.weight, out=self.grad_hidden[span])
+                matmul(logits, self.weight, out=self.grad_hidden[span])
             if self.grad_weight is not None:
-                _matmul(logits.t(), self.hidden[span], out=self.grad_weight, add=start > 0)
+                matmul(logits.t(), self.hidden[span], out=self.grad_weight, add=start > 0)
         return losses
 
 
-def _rows_per_chunk(count: int, row_bytes: int, device: str, chunk_size: int | None) -> int:
+def rows_per_chunk(count: int, row_bytes: int, device: str, chunk_size: int | None) -> int:
     """Rows per chunk, at least 1. Chunks are as equal as possible and none exceeds the limit."""
     chunk_bytes = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     limit = chunk_size or max(1, chunk_bytes // row_bytes)
     return max(1, math.ceil(count / max(1, math.ceil(count / limit))))
 
 
-def _matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> None:
+def matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> None:
     """out = left @ right, or out += left @ right, summed in out's dtype."""
     if left.dtype == out.dtype:
         torch.addmm(out, left, right, beta=int(add), out=out)
@@ -174,7 +174,7 @@ def _matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> N
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:
-    """Overwrite logits [n, V] by scale·d(loss)/d(logits). Returns losses [2, n] as `_Products.run`."""
+    """Overwrite logits [n, V] by scale·d(loss)/d(logits). Returns losses [2, n] as `Products.run`."""
     body = _softmax_gradient_ if logits.device.type == "cpu" else _compiled()
     losses, at_target = body(logits, targets, scale, smoothing).split(2)
     logits.scatter_(1, targets[:, None], at_target.t().to(logits.dtype))

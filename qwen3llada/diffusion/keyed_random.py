@@ -33,6 +33,8 @@ class Purpose(IntEnum):
     BLOCK_SPAN = 7
     MASK_COUNT = 8
     MASK_RANK = 9
+    ROLLOUT_MASK = 10
+    ANSWER_PART = 11
 
 
 def philox_words(seed: int, epoch: int, counter: tuple[int, int, int], count: int) -> NDArray[np.uint64]:

@@ -46,6 +46,7 @@ class LossSum(NamedTuple):
     total: Tensor  # scalar: the sum of weight times cross-entropy
     cross_entropy: Tensor  # [N], unweighted, unsmoothed and detached, at the corrupted positions
     prepared: Prepared  # on the device
+    figures: Tensor | None = None  # [F], what else is measured, divided likewise; named by `BatchLoss.figure_names`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,23 @@ class BatchLoss:
     device: torch.device
     shortened: bool = False  # whether the model's last layer takes fewer columns (`shorten_last_layer`)
 
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Names of `LossSum.figures`."""
+        return ()
+
     def __call__(self, objective: nn.Module, batch: Batch) -> LossSum:
         """`objective`, a `MaskedDiffusionObjective` or what wraps it, on the micro-batch. Waits for no device."""
         prepared = to_device(self.prepare(batch), self.device)
+        smoothing = self.smoothing if self.masked_loss.smoothed else 0.0
+        total, cross_entropy = self.compute(objective, prepared, smoothing=smoothing, return_per_token=True)
+        return LossSum(total, cross_entropy, prepared)
+
+    def compute(self, objective: nn.Module, prepared: Prepared, **wanted: Any) -> tuple[Tensor, Tensor]:
+        """`objective` on a prepared micro-batch. `wanted`: its arguments that say what to return."""
         mask = self.attention_mask(prepared)
         with attention_kernel(self.device):
-            total, cross_entropy = objective(
+            return objective(
                 prepared.tokens,
                 prepared.targets,
                 prepared.token_weights,
@@ -80,10 +92,8 @@ class BatchLoss:
                 attention_mask=mask,
                 last_layer_mask=self._last_layer_mask(prepared, mask),
                 position_ids=prepared.position_ids,
-                smoothing=self.smoothing if self.masked_loss.smoothed else 0.0,
-                return_per_token=True,
+                **wanted,
             )
-        return LossSum(total, cross_entropy, prepared)
 
     def denominator(self, step: Step) -> float:
         """What the summed loss of the whole step, over all micro-batches and processes, is divided by."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
+from qwen3llada.diffusion.token_log_probs import token_log_probs
 
 
 class MaskedDiffusionObjective(nn.Module):
@@ -43,6 +44,7 @@ class MaskedDiffusionObjective(nn.Module):
         position_ids: Tensor | None = None,
         smoothing: float = 0.0,
         return_per_token: bool = False,
+        return_log_probs: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Weighted sum of cross-entropies over corrupted positions. The caller divides by the step's denominator.
 
@@ -59,6 +61,8 @@ class MaskedDiffusionObjective(nn.Module):
             position_ids: [B, S], passed to the model's body.
             smoothing: label smoothing, as in `fused_cross_entropy`.
             return_per_token: also return the cross-entropies [N] at `positions`, unweighted, unsmoothed and detached.
+            return_log_probs: return instead, as `token_log_probs`, the log-probabilities [N] of the targets at
+                `positions`, to be differentiated, and the entropies [N] there. The weights then have no effect.
 
         Raises:
             ValueError: the projection's weight is sharded while `forward` runs (see the class).
@@ -72,10 +76,13 @@ class MaskedDiffusionObjective(nn.Module):
             positions = token_weights.flatten().nonzero().squeeze(1)
         positions = positions.to(noisy.device, non_blocking=True)
         hidden = body.last_hidden_state[:, : targets.shape[1]].flatten(0, 1)  # [B·L, D]
+        predicted, true = hidden.index_select(0, positions), targets.flatten().index_select(0, positions)
+        if return_log_probs:
+            return token_log_probs(predicted, self._projection(), true, chunk_size=self.chunk_size)
         return fused_cross_entropy(
-            hidden.index_select(0, positions),
+            predicted,
             self._projection(),
-            targets.flatten().index_select(0, positions),
+            true,
             token_weights.flatten().index_select(0, positions),
             smoothing=smoothing,
             chunk_size=self.chunk_size,

@@ -33,6 +33,7 @@ from qwen3llada.report.data import (
 )
 from qwen3llada.report.params import ReportParams
 from qwen3llada.report.replay import record_answers
+from qwen3llada.report.rollouts_page import read_post_training
 from qwen3llada.report.run_facts import compare_with_previous, data_sources, hardware, revision
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.sampling.trace.page import page_templates
@@ -52,6 +53,7 @@ def write_report(
     heldout: Path,
     sample: SampleParams,
     seed: int,
+    post_training: Path | None = None,
 ) -> Path:
     """Write `reports`/report.html, summary.md and report_run.js from the stages' outputs in `reports` and `runs`.
 
@@ -59,6 +61,7 @@ def write_report(
         runs: by section (pretrain, sft), the folder of the training run's reports, and `settings_hash` of the
             parameters that the run must have had.
         parameters: all of params.yaml. source: the record of `download`.
+        post_training: reports of a run on rewards, which is no part of this pipeline, to be shown if there is one.
         model, heldout, sample, seed: to record the decoding of answers for the player.
 
     Returns: the path of the page. `reports`/history.jsonl stores the run, for comparison by the next report.
@@ -83,6 +86,7 @@ def write_report(
         "speeds": {phase: read_speed(folder) for phase, (folder, _) in runs.items()},
         "previous": compare_with_previous(reports / "history.jsonl", run),
         "quality": read_quality_speed(reports),
+        "post_training": None if post_training is None else read_post_training(post_training),
         "sweep": read_sweep(reports / "sweep.json", _named_by_file(numbers)),
     }
     _write(reports / SHORT, _render(f"{SHORT}.jinja", results))

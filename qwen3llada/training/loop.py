@@ -13,11 +13,11 @@ from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
 from qwen3llada.training.checkpoints.folder import finish
 from qwen3llada.training.checkpoints.save_and_restore import save, save_final_model
-from qwen3llada.training.params import TrainParams
 from qwen3llada.training.run import Run
+from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.claiming import claim_destinations
 from qwen3llada.training.start.memory_estimate import explain_out_of_memory
-from qwen3llada.training.start.start import start
+from qwen3llada.training.start.start import Task, start
 from qwen3llada.training.stopping import Stopped, StopRequest, stop_message
 from qwen3llada.training.watch.monitor import Monitor
 from qwen3llada.training.watch.step_stats import StepResult, StepStats
@@ -29,21 +29,21 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[StepResult]:
     At each yield the run has completed exactly `run.state.global_step` steps, so it can be saved or abandoned.
     """
     state = run.state
-    while state.global_step < run.total_steps:
+    while state.global_step < run.total_steps and not state.ended:
         for step in run.data.steps(state.epoch, start_step=state.epoch_batch, cursors=state.cursors):
             result = optimiser_step(run, step, stop)
             state.cursors = run.data.cursors_after(step, state.cursors)
             state.global_step += 1
             state.epoch_batch += 1
             yield result
-            if state.global_step == run.total_steps:
+            if state.global_step == run.total_steps or state.ended:
                 return
         state.epoch, state.epoch_batch = state.epoch + 1, 0
 
 
 def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
     """Forward and backward passes over all micro-batches, then one update. Does not wait for the device."""
-    accelerator, stats, flops = run.accelerator, StepStats(run.device), 0.0
+    accelerator, stats, flops = run.accelerator, StepStats(run.device, len(run.loss.figure_names)), 0.0
     denominator = run.loss.denominator(step)
     for batch in step.micro_batches:
         with nullcontext() if batch.step.is_last_micro_batch else accelerator.no_sync(run.objective):
@@ -65,6 +65,7 @@ def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
         lr=lr,
         tokens=step.tokens,
         flops=flops,
+        figures=step.figures,
         read=stats.finish(grad_norm, stop.signal is not None, lambda t: accelerator.reduce(t, "sum")),
     )
 
@@ -80,12 +81,13 @@ def clip(run: Run) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[str, Any]:
+def train(params: RunParams, *, seed: int, template: str = "plain", task: Task | None = None) -> dict[str, Any]:
     """Train as `params` say, from the beginning or a checkpoint, and write the final model to `params.dst`.
 
     Args:
         seed: of data order, noise, and initial adapter weights.
         template: prompt template of the data, stored with the model.
+        task: what is learnt; None: to undo noise, as pretraining and SFT do.
 
     Returns: the summary, which is also in `params.reports`.
     Raises: InputError or OSError in one line for bad input, a full disk, a loss that is not finite, or a device out of
@@ -93,18 +95,21 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
     """
     with StopRequest() as stop, released_folders():
         with explain_out_of_memory(params, loading=True):
-            run = start(params, seed=seed, template=template)
+            run = start(params, seed=seed, template=template, task=task)
         claim_destinations(params, run.accelerator, started=True)
         monitor = Monitor(run, stop)
         with explain_out_of_memory(params):
+            if run.judge is not None and run.state.global_step == 0:
+                with monitor.pause():
+                    measure(run, monitor)
             for result in training_steps(run, stop):
                 monitor.take(result)
                 last = result.step == run.total_steps
-                stopping = monitor.stop_requested and not last
                 improved = False
-                if params.do_eval_loss and (last or result.step % params.eval_every_steps == 0):
+                if run.is_measured and (last or result.step % params.eval_every_steps == 0):
                     with monitor.pause():
-                        improved = monitor.evaluated(*evaluate(run))
+                        improved = measure(run, monitor)
+                stopping = monitor.stop_requested and not last and not run.state.ended
                 if stopping or (improved and params.save_steps > 0) or is_due(params.save_steps, result.step):
                     with monitor.pause():
                         run.state.telemetry = monitor.state()
@@ -125,6 +130,16 @@ def train(params: TrainParams, *, seed: int, template: str = "plain") -> dict[st
 def is_due(every: int, step: int) -> bool:
     """Whether something done every `every` steps (0: never) is due after `step`."""
     return every > 0 and step % every == 0
+
+
+def measure(run: Run, monitor: Monitor) -> bool:
+    """Measure on held-out data, and note whether the run may end. Returns whether it is the run's best so far."""
+    if run.judge is None:
+        return monitor.evaluated(*evaluate(run))
+    found = run.judge.measure(run)
+    improved = monitor.measured(found)
+    run.state.ended = found.ends_run and run.state.global_step > 0
+    return improved
 
 
 def evaluate(run: Run) -> tuple[float, dict[str, float]]:

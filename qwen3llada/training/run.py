@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from qwen3llada.batches.source import Source
 from qwen3llada.objective.batch_loss import BatchLoss
 from qwen3llada.training.checkpoints.fingerprint import Fingerprint
 from qwen3llada.training.checkpoints.folder import TrainerState
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.memory_estimate import MemoryEstimate
 from qwen3llada.training.watch.flops import FlopCounter
 
@@ -21,11 +21,30 @@ if TYPE_CHECKING:
     from qwen3llada.training.cuda.layer_graphs import LayerGraphs
 
 
+class Evaluation(NamedTuple):
+    """What was measured on held-out data after a step."""
+
+    name: str  # of the value, in the summary: eval_loss, eval_reward
+    value: float
+    curves: dict[str, float]  # to be drawn
+    higher_is_better: bool = False
+    ends_run: bool = False  # whether training may end here
+
+
+class Judge(Protocol):
+    """Measures something else than the training loss on held-out data, also before the first step."""
+
+    name: str
+
+    def measure(self, run: "Run") -> Evaluation:
+        """The same on all ranks, which must all call it."""
+
+
 @dataclass(kw_only=True)
 class Run:
     """State and settings that the loop and the checkpoints need."""
 
-    params: TrainParams
+    params: RunParams
     accelerator: "Accelerator"
     model: Any  # Qwen3LLadaForMaskedLM, with adapters inside if there are any
     adapted: Any  # the peft model around `model`, or None
@@ -47,8 +66,19 @@ class Run:
     points: list[dict[str, Any]]  # points of the curves, from the checkpoint
     resumed_from: Path | None
     last_checkpoint: Path | None
+    judge: Judge | None = None  # None: the loss on `held_out` is measured, if that is given
     began_after: int = 0  # step of the checkpoint that the run resumed from
     has_saved: bool = False  # whether a checkpoint has been saved since then
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything is measured on held-out data."""
+        return self.judge is not None or self.held_out is not None
+
+    @property
+    def measured(self) -> str:
+        """Name of what is measured on held-out data."""
+        return "eval_loss" if self.judge is None else self.judge.name
 
     @property
     def device(self) -> torch.device:

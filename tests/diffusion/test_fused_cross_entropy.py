@@ -87,12 +87,12 @@ def test_neither_all_logits_nor_a_second_chunk_exists():
 def test_chunks_are_even_and_never_above_the_limit():
     limit = module.ACCELERATOR_CHUNK_BYTES // 1000
     for count in (1, limit - 1, limit, limit + 1, 5 * limit + 3):
-        rows = module._rows_per_chunk(count, 1000, "cuda", None)
+        rows = module.rows_per_chunk(count, 1000, "cuda", None)
         chunks = -(-count // rows)
         assert rows <= limit
         assert chunks == -(-count // limit)
         assert chunks * rows - count < chunks
-    assert module._rows_per_chunk(7, 10**12, "cpu", None) == 1
+    assert module.rows_per_chunk(7, 10**12, "cpu", None) == 1
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -243,15 +243,15 @@ def test_float16_scale_keeps_small_probabilities():
     """float16 cannot resolve a softmax of 1/151,936. Scaled, it keeps its 11 bits for any weights."""
     for largest in (1e-3, 1.0, 1e4):
         token_weights = torch.tensor([0.5, 1.0]) * largest
-        scale, unscale = module._logit_gradient_scale(token_weights, torch.float16)
+        scale, unscale = module.logit_gradient_scale(token_weights, torch.float16)
         small = scale / 151_936
         assert scale.max() < torch.finfo(torch.float16).max
         torch.testing.assert_close(small.half().float(), small, rtol=2**-10, atol=0)
         torch.testing.assert_close(scale * unscale, token_weights)
-    zero, unscale = module._logit_gradient_scale(torch.zeros(2), torch.float16)
+    zero, unscale = module.logit_gradient_scale(torch.zeros(2), torch.float16)
     assert torch.equal(zero, torch.zeros(2))
     assert unscale.isfinite()
-    assert module._logit_gradient_scale(token_weights, torch.bfloat16) == (token_weights, None)
+    assert module.logit_gradient_scale(token_weights, torch.bfloat16) == (token_weights, None)
 
 
 @pytest.mark.parametrize(

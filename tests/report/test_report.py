@@ -246,12 +246,13 @@ def test_each_place_in_the_page_has_its_part_beside_it(tmp_path):
     write_outputs(tmp_path)
     html = make(tmp_path)
     places = re.findall(r'data-run="([\w-]+)"', html)
-    assert sorted(places) == ["comparison", "machine", "quality", "speed-pretrain", "speed-sft"]
+    assert sorted(places) == ["comparison", "machine", "post-training", "quality", "speed-pretrain", "speed-sft"]
     assert re.findall(r'data-run="([\w-]+)"', beside(tmp_path)) == [
         "machine",
         "speed-pretrain",
         "speed-sft",
         "quality",
+        "post-training",
         "comparison",
     ]
     (identity,) = re.findall(r'<body data-identity="(\w{16})">', html)

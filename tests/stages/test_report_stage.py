@@ -24,6 +24,7 @@ def test_the_report_reads_the_folders_that_the_runs_wrote_to(tmp_path, monkeypat
 
     monkeypatch.setattr("qwen3llada.report.page.write_report", write_report)
     report.main(params)
+    assert given["post_training"] == Path("reports/rl")
     assert given["runs"] == {
         "pretrain": (Path("mine/base"), settings_hash(params.pretrain, seed=5)),
         "sft": (Path("mine/chat"), settings_hash(params.sft, seed=5)),

@@ -130,12 +130,18 @@ def assert_same_run(one: TrainParams, other: TrainParams, step: int) -> None:
     assert curves(one, step) == curves(other, step)
 
 
-def train_together(params: TrainParams, processes: int, *, sharded: bool = False) -> None:
-    """Train in `processes` processes on the CPU (gloo), under DDP or FSDP2. Raises if one of them fails."""
-    run_together(processes, _run_member, params, processes, free_port(), sharded)
+def plain_training(params: TrainParams) -> None:
+    train(params, seed=SEED)
 
 
-def _run_member(rank: int, params: TrainParams, processes: int, port: int, sharded: bool) -> None:
+def train_together(
+    params: Any, processes: int, *, sharded: bool = False, work: Callable[..., Any] = plain_training
+) -> None:
+    """`work(params)` in `processes` processes on the CPU (gloo), under DDP or FSDP2. Raises if one of them fails."""
+    run_together(processes, _run_member, params, processes, free_port(), sharded, work)
+
+
+def _run_member(rank: int, params: Any, processes: int, port: int, sharded: bool, work: Callable[..., Any]) -> None:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
@@ -150,4 +156,4 @@ def _run_member(rank: int, params: TrainParams, processes: int, port: int, shard
         # Accelerate allows FSDP only on GPUs; torch's FSDP runs on CPUs as well.
         PartialState(cpu=True)
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    train(params, seed=SEED)
+    work(params)

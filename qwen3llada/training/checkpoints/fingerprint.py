@@ -12,7 +12,7 @@ from qwen3llada.artifacts import read_json, text_digest
 from qwen3llada.corpus.text.text_stream import CODE as STREAM_MODULES
 from qwen3llada.corpus.text.text_stream import STREAM_FILE
 from qwen3llada.corpus.tokens.packing import TOKENS_FILE
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run_params import RunParams
 
 if TYPE_CHECKING:
     from qwen3llada.batches.settings import BatchSettings
@@ -50,6 +50,7 @@ CODE = (
     "training/start/model_and_processes.py",
     "training/checkpoints/whole_tensors.py",
     "training/start/start.py",
+    "training/start/task.py",
 )
 # Code that tokenizes a stream during training. Data tokenized earlier are compared as files.
 STREAM_CODE = tuple(f"corpus/{name}.py" for name in STREAM_MODULES)
@@ -67,7 +68,15 @@ FREE = {
 Fingerprint = dict[str, Any]
 
 
-def run_fingerprint(params: TrainParams, *, batches: "BatchSettings", total_steps: int, template: str) -> Fingerprint:
+def run_fingerprint(
+    params: RunParams,
+    *,
+    batches: "BatchSettings",
+    total_steps: int,
+    template: str,
+    more_code: Iterable[str] = (),
+    free: Iterable[str] = (),
+) -> Fingerprint:
     """Everything that a run's weights depend on, as a flat dict. Equal fingerprints: checkpoints are interchangeable.
 
     Args:
@@ -75,8 +84,9 @@ def run_fingerprint(params: TrainParams, *, batches: "BatchSettings", total_step
             micro-batches and ranks), and the special tokens that are put into sequences.
         total_steps: optimiser steps of the whole run, because the learning rate depends on it.
         template: prompt template of the data.
+        more_code: modules that determine the weights beside `CODE`. free: knobs that do not, beside `FREE`.
     """
-    decisive = {key: value for key, value in knobs(params).items() if key not in FREE}
+    decisive = {key: value for key, value in knobs(params).items() if key not in FREE | set(free)}
     streamed = (params.data / "train" / STREAM_FILE).is_file()
     replacements = None if batches.real_tokens is None else batches.real_tokens.tolist()
     return decisive | {
@@ -91,11 +101,11 @@ def run_fingerprint(params: TrainParams, *, batches: "BatchSettings", total_step
         if streamed
         else hash_files([params.data / "train" / TOKENS_FILE]),
         "model files": hash_files([params.model / "config.json", *sorted(params.model.glob("*.safetensors"))]),
-        "code": hash_code([PACKAGE / name for name in CODE + (STREAM_CODE if streamed else ())]),
+        "code": hash_code([PACKAGE / name for name in (*CODE, *(STREAM_CODE if streamed else ()), *more_code)]),
     }
 
 
-def knobs(params: TrainParams) -> dict[str, Any]:
+def knobs(params: RunParams) -> dict[str, Any]:
     """All knobs by their dotted keys."""
     return dict(_flat(params.model_dump(mode="json")))
 

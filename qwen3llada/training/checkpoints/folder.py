@@ -7,6 +7,7 @@
             optimizer.pt         moments by parameter name, the LR schedule, the loss scaler
             random.pt            state of each rank's random generators
             curves.jsonl         all points of the curves so far
+            data.pt              where the data of a step are made in training: those of the current step
             trainer_state.json   epoch, global_step, epoch_batch, cursors, best, fingerprint, size and SHA-256 of each
                                  file, and its own SHA-256
 
@@ -52,7 +53,8 @@ class TrainerState:
     epoch: int = 0  # of the next step, from 0
     epoch_batch: int = 0  # optimiser steps done in this epoch
     cursors: dict[str, Any] = field(default_factory=dict)  # of streamed data: position -> where it goes on
-    best: dict[str, float] | None = None  # {"step", "eval_loss"} of the lowest evaluation loss
+    best: dict[str, float] | None = None  # {"step", "eval_loss"} of the best measurement on held-out data
+    ended: bool = False  # whether the run ended before its last step, because a measurement was good enough
     processes: int = 1
     fingerprint: Fingerprint = field(default_factory=dict)
     telemetry: dict[str, Any] = field(default_factory=dict)  # result of `Monitor.state`

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+DATA_FILE = "data.pt"
+
+
 def save(run: Run, points: list[dict[str, Any]]) -> None:
     """Write a checkpoint of the run's current state and remove those beyond the limit. All ranks must call this.
 
@@ -54,10 +57,13 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
         gathered = gather_object([run.state.cursors])
         run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
 
+    carried = run.data.state()
+
     def write_files(temporary: Path) -> None:
         (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
         run.tokenizer.save_pretrained(temporary)
-        for name, content in (("optimizer.pt", optimizer), ("random.pt", random)):
+        files = {"optimizer.pt": optimizer, "random.pt": random} | ({} if carried is None else {DATA_FILE: carried})
+        for name, content in files.items():
             # Given a path, torch.save would replace the system's error on opening; given a file, it keeps the error.
             with open(temporary / name, "wb") as file:
                 torch.save(content, file)
@@ -125,6 +131,11 @@ def restore(run: Run, checkpoint: Path) -> None:
         torch.manual_seed(run.data.settings.seed + run.state.global_step)
     run.points = list(read_jsonl(checkpoint / "curves.jsonl"))
     run.state.processes = run.accelerator.num_processes
+
+
+def restored_data(checkpoint: Path) -> dict[str, Any] | None:
+    """What the data of the run put into `checkpoint`; None for nothing. Raises: CheckpointError as `restore`."""
+    return _load(checkpoint / DATA_FILE) if (checkpoint / DATA_FILE).is_file() else None
 
 
 def _load(path: Path) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qwen3llada.errors import InputError
-from qwen3llada.training.params import AdapterParams
+from qwen3llada.training.run_params import AdapterParams
 
 ADAPTER_FOLDER = "adapter"
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from qwen3llada.destinations import MODEL, REPORTS, WORK, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.folder_lock import hold_folder
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run_params import RunParams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def claim_destinations(params: TrainParams, accelerator: "Accelerator", *, started: bool = False) -> None:
+def claim_destinations(params: RunParams, accelerator: "Accelerator", *, started: bool = False) -> None:
     """Check `dst`, `output_dir` and `reports`, and lock `output_dir`. All ranks must call this.
 
     Called twice. The first call takes the lock only if a lock file exists, and writes nothing, because inputs may
@@ -35,7 +35,7 @@ def claim_destinations(params: TrainParams, accelerator: "Accelerator", *, start
         raise InputError(refused[0])
 
 
-def check_training(params: TrainParams, section: str = "") -> None:
+def check_training(params: RunParams, section: str = "") -> None:
     """`check_destinations` for a training run. `section`, such as `sft.`, prefixes the knobs in error messages."""
     model, reports = {f"{section}dst": (params.dst, MODEL)}, {f"{section}reports": (params.reports, REPORTS)}
     work = {f"{section}output_dir": (params.output_dir, WORK)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qwen3llada.errors import InputError
-from qwen3llada.training.params import OptimParams
+from qwen3llada.training.run_params import OptimParams
 from qwen3llada.training.start.optimizers import FALL_BACK, OPTIMIZERS
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qwen3llada.errors import InputError
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run_params import RunParams
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,7 +46,7 @@ INSTEAD = {
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # in Accelerate's order
 
 
-def check_launcher(params: TrainParams, environ: Mapping[str, str] = os.environ) -> None:
+def check_launcher(params: RunParams, environ: Mapping[str, str] = os.environ) -> None:
     """Raises InputError, naming the variable, if `environ` holds one that would change the arithmetic of a run."""
     for name in sorted(environ):
         if name.startswith("ACCELERATE_") and not _allowed(name, environ[name], params):
@@ -95,7 +95,7 @@ def asks_for_fsdp(environ: Mapping[str, str]) -> bool:
     return environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes", "y", "t", "on")
 
 
-def _allowed(name: str, value: str, params: TrainParams) -> bool:
+def _allowed(name: str, value: str, params: RunParams) -> bool:
     if name == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS":
         return value == "1"  # Accelerate divides gradients by it
     if name == "ACCELERATE_MIXED_PRECISION":

@@ -9,7 +9,7 @@ import torch
 
 from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from qwen3llada.errors import InputError
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.optimizers import OPTIMIZERS
 
 GIB = 2**30
@@ -38,7 +38,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    params: TrainParams, model: Any, *, shards: int, device: str, compiled: bool, process: int = 0
+    params: RunParams, model: Any, *, shards: int, device: str, compiled: bool, process: int = 0
 ) -> MemoryEstimate:
     """Estimate training memory from the model's shapes. With checkpointing, activations exist for one layer at a time.
 
@@ -60,15 +60,14 @@ def estimate_memory(
     layer = layer_bytes(config, computed, compiled=compiled, masked=masked)
     layers, checkpoint = config.num_hidden_layers, config.hidden_size * computed
     kept = layers * checkpoint + layer if params.gradient_checkpointing else layers * layer
-    copies = params.noise.views + params.attention.causal  # causal policies add a clean copy
-    tokens = params.micro_batch_size * params.max_length * copies
+    tokens = params.micro_batch_size * params.max_length * params.copies
 
     vocabulary = config.vocab_size * config.hidden_size * 4
     limit = CPU_CHUNK_BYTES if device == "cpu" else ACCELERATOR_CHUNK_BYTES
     head_trained = model.get_output_embeddings().weight.requires_grad
     return MemoryEstimate(
         process=process,
-        weights=(stored_weights + rounded) // shards,
+        weights=(stored_weights + rounded) // shards + params.models_beside * count * computed,
         gradients=trained * stored // shards,
         moments=trained * moments // shards,
         activations=tokens * kept,
@@ -102,7 +101,7 @@ class OutOfDeviceMemoryError(InputError):
 
 
 @contextmanager
-def explain_out_of_memory(params: TrainParams, *, loading: bool = False) -> Iterator[None]:
+def explain_out_of_memory(params: RunParams, *, loading: bool = False) -> Iterator[None]:
     """Turn an out-of-memory error into one line that names the knobs to change, cheapest first.
 
     `loading`: the error arose while loading and preparing the model, before the first batch.
@@ -117,13 +116,11 @@ def explain_out_of_memory(params: TrainParams, *, loading: bool = False) -> Iter
         raise OutOfDeviceMemoryError(f"the device is out of memory{where}; {ways}") from error
 
 
-def advice(params: TrainParams) -> str:
+def advice(params: RunParams) -> str:
     """Unused knobs that save memory in a step, cheapest first."""
-    half = max(1, params.micro_batch_size // 2)
-    doubled = params.gradient_accumulation_steps * 2
     ways = []
     if params.micro_batch_size > 1:
-        ways.append(f"micro_batch_size={half} with gradient_accumulation_steps={doubled} (the same training)")
+        ways.append(f"{params.smaller_micro_batch} (the same training)")
     if not params.gradient_checkpointing and params.cuda_graphs == "auto":
         ways.append("cuda_graphs=never (slower with small batches)")
     if not params.gradient_checkpointing:
@@ -139,7 +136,7 @@ def advice(params: TrainParams) -> str:
     return "try, in this order: " + "; ".join([*ways, _more_gpus(params)])
 
 
-def loading_advice(params: TrainParams) -> str:
+def loading_advice(params: RunParams) -> str:
     """Unused knobs that make the model itself smaller on each device."""
     ways = []
     if params.param_dtype == "float32" and params.adapter.method != "qlora":
@@ -149,7 +146,7 @@ def loading_advice(params: TrainParams) -> str:
     return "try, in this order: " + "; ".join([*ways, _more_gpus(params)])
 
 
-def _more_gpus(params: TrainParams) -> str:
+def _more_gpus(params: RunParams) -> str:
     """FSDP2, and the knobs that must change with it."""
     changes = ["optim.name=adamw"] if OPTIMIZERS[params.optim.name].bitsandbytes else []
     changes += ["adapter.method=lora"] if params.adapter.method == "qlora" else []

@@ -11,7 +11,7 @@ from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.objective.attention_kernels import resolve_implementation
 from qwen3llada.objective.last_layer import shorten_last_layer
-from qwen3llada.training.params import TrainParams
+from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.adapters import check_adapters, quantization
 from qwen3llada.training.start.groups_and_schedule import optimizer_that_runs
 from qwen3llada.training.start.launcher import check_launcher, check_processes, launched_processes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def make_accelerator(params: TrainParams) -> "Accelerator":
+def make_accelerator(params: RunParams) -> "Accelerator":
     """Accelerate with the requested precision; `accelerate launch` gives ranks and strategy.
 
     Raises InputError for a precision that the device lacks, and as `launcher.py`'s checks, `check_adapters` and
@@ -66,7 +66,7 @@ def make_accelerator(params: TrainParams) -> "Accelerator":
     return accelerator
 
 
-def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") -> TrainParams:
+def with_optimizer_that_runs(params: RunParams, accelerator: "Accelerator") -> RunParams:
     """`params` with the name of the optimiser that actually runs, for fingerprint, memory estimate and summary.
 
     Raises InputError as `optimizer_that_runs`.
@@ -75,7 +75,7 @@ def with_optimizer_that_runs(params: TrainParams, accelerator: "Accelerator") ->
     return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
 
 
-def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") -> Any:
+def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> Any:
     """Load the model of `folder` for training: dtype, attention kernel, checkpointing, and config for the sampler."""
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
@@ -96,18 +96,19 @@ def load_model(params: TrainParams, folder: Path, accelerator: "Accelerator") ->
     model.config.use_cache = False
     store_attention(model.config, params.attention)
     shorten_last_layer(model)
-    model.config.noise_type = params.noise.at(1.0).noise_type
+    if params.trained_noise_type is not None:
+        model.config.noise_type = params.trained_noise_type
     if params.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def is_compiled(params: TrainParams, device: torch.device) -> bool:
+def is_compiled(params: RunParams, device: torch.device) -> bool:
     """Whether `params.compile` asks for compiled layers on `device`."""
     return params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
 
 
-def compile_layers(model: Any, params: TrainParams, device: torch.device) -> bool:
+def compile_layers(model: Any, params: RunParams, device: torch.device) -> bool:
     """torch.compile `forward` of each decoder layer and of the last norm, if requested. Returns whether it was.
 
     All layers share one compilation. Hooks around a layer, such as FSDP's all-gather, are not compiled. Transformers
@@ -131,7 +132,7 @@ def compile_layers(model: Any, params: TrainParams, device: torch.device) -> boo
 
 
 def graph_layers(
-    model: Any, params: TrainParams, accelerator: "Accelerator", reduction: "GradientSum | None"
+    model: Any, params: RunParams, accelerator: "Accelerator", reduction: "GradientSum | None"
 ) -> "LayerGraphs | None":
     """CUDA graphs of the compiled layers, captured later during the steps. None if the run does not allow them."""
     whole = not accelerator.is_fsdp2 and params.adapter.method == "none" and not params.gradient_checkpointing
@@ -145,7 +146,7 @@ def graph_layers(
     return LayerGraphs(model.model.layers, reduction)
 
 
-def set_fsdp_precision(accelerator: "Accelerator", params: TrainParams) -> None:
+def set_fsdp_precision(accelerator: "Accelerator", params: RunParams) -> None:
     """Compute in 16 bits, reduce gradients in float32, and cast neither inputs nor loss.
 
     Accelerate's default policy would cast the loss weights and the loss to 16 bits.

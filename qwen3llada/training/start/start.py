@@ -9,23 +9,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our model type for AutoTokenizer
-from qwen3llada.batches.samples import Spread, TokenDataset, TokenStream
-from qwen3llada.batches.settings import batch_settings
-from qwen3llada.batches.source import Source
-from qwen3llada.corpus.text.text_stream import STREAM_FILE, TextStream
-from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
-from qwen3llada.corpus.tokens.tokenizer import check_data, load_tokenizer
+from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.positions import check_positions
-from qwen3llada.objective.batch_loss import batch_loss
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.training.checkpoints.fingerprint import Fingerprint, run_fingerprint
 from qwen3llada.training.checkpoints.folder import TrainerState, collect_remains, describe_others
 from qwen3llada.training.checkpoints.resuming import find_checkpoint
-from qwen3llada.training.checkpoints.save_and_restore import restore
+from qwen3llada.training.checkpoints.save_and_restore import restore, restored_data
 from qwen3llada.training.cuda.gradient_sum import GradientSum
-from qwen3llada.training.params import TrainParams
 from qwen3llada.training.run import Run
+from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.adapters import add_adapters
 from qwen3llada.training.start.claiming import claim_destinations
 from qwen3llada.training.start.groups_and_schedule import build_optimizer, build_schedule
@@ -38,6 +32,7 @@ from qwen3llada.training.start.model_and_processes import (
     make_accelerator,
     with_optimizer_that_runs,
 )
+from qwen3llada.training.start.task import Task, denoising
 from qwen3llada.training.watch.flops import FlopCounter, flop_counter
 from qwen3llada.training.watch.peak_memory import resident_bytes
 
@@ -47,8 +42,10 @@ if TYPE_CHECKING:
     from qwen3llada.training.cuda.layer_graphs import LayerGraphs
 
 
-def start(params: TrainParams, *, seed: int, template: str) -> Run:
+def start(params: RunParams, *, seed: int, template: str, task: Task | None = None) -> Run:
     """Check the inputs and set up a run, at its beginning or at the checkpoint to resume from.
+
+    `task`: what is learnt; None: `Denoising`.
 
     Raises: InputError in one line for inputs that are missing or do not fit together, and as `find_checkpoint`.
     """
@@ -60,10 +57,18 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     params = with_optimizer_that_runs(params, accelerator)
     _check_attention(params, accelerator)
     tokenizer = load_tokenizer(params.model)
-    data, held_out = _data(params, tokenizer, accelerator, seed)
-    _check_data(params, tokenizer, template)
+    learnt = task or denoising(params)
+    data, held_out = learnt.data(tokenizer, accelerator, seed=seed, template=template)
     total_steps = params.max_steps or params.epochs * data.steps_per_epoch
-    ours = run_fingerprint(params, batches=data.settings, total_steps=total_steps, template=template)
+    ours = run_fingerprint(
+        params,
+        batches=data.settings,
+        total_steps=total_steps,
+        template=template,
+        more_code=learnt.code,
+        free=learnt.free,
+    )
+    ours |= learnt.facts()
     checkpoint, state = _checkpoint(params, accelerator, ours)
 
     torch.manual_seed(seed)
@@ -78,7 +83,7 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
         model=model,
         adapted=adapted,
         lr_schedule=build_schedule(prepared.optimizer.optimizer, params.optim, total_steps),
-        loss=batch_loss(params, tokenizer, model.config, accelerator.device),
+        loss=learnt.loss(tokenizer, model.config, accelerator.device),
         data=data.in_run(total_steps),
         held_out=held_out,
         total_steps=total_steps,
@@ -94,10 +99,11 @@ def start(params: TrainParams, *, seed: int, template: str) -> Run:
     )
     if checkpoint is not None:
         restore(run, checkpoint)
+    learnt.begin(run, None if checkpoint is None else restored_data(checkpoint))
     return run
 
 
-def _check_attention(params: TrainParams, accelerator: "Accelerator") -> None:
+def _check_attention(params: RunParams, accelerator: "Accelerator") -> None:
     """Raises InputError if the attention kernel cannot run, or the model has too few positions.
 
     A missing config.json is reported later, when the model is loaded.
@@ -112,7 +118,7 @@ def _check_attention(params: TrainParams, accelerator: "Accelerator") -> None:
         check_positions(params.model, lengths)
 
 
-def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
+def _checkpoint(params: RunParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
     """The checkpoint to resume from and its state; None and a new state to start anew. All ranks must call this."""
     if accelerator.is_main_process:
         collect_remains(params.output_dir)
@@ -123,52 +129,8 @@ def _checkpoint(params: TrainParams, accelerator: "Accelerator", ours: Fingerpri
     return found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
 
-def _data(params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int) -> tuple[Source, Source | None]:
-    """Training and held-out data; None for the latter if no held-out loss is measured."""
-    layout = {
-        "seed": seed,
-        "micro_batch_size": params.micro_batch_size,
-        "num_processes": accelerator.num_processes,
-        "process_index": accelerator.process_index,
-        "num_workers": params.num_workers,
-    }
-    accumulation = {"gradient_accumulation_steps": params.gradient_accumulation_steps}
-    settings = batch_settings(params, tokenizer, training=True, **layout, **accumulation)
-    data = Source(_train_data(params, tokenizer), settings)
-    if not params.do_eval_loss:
-        return data, None
-    samples = Spread(load_tokens(params.data / "heldout"), params.eval_samples)
-    return data, Source(samples, batch_settings(params, tokenizer, training=False, **layout))
-
-
-def _check_data(params: TrainParams, tokenizer: Any, template: str) -> None:
-    """Raises InputError unless the data were tokenized with the model's tokenizer and template.
-
-    A stream needs no check: the model's tokenizer encodes it during training.
-    """
-    streamed = (params.data / "train" / STREAM_FILE).is_file()
-    for split in [*([] if streamed else ["train"]), *(["heldout"] if params.do_eval_loss else [])]:
-        check_data(params.data / split, tokenizer, template)
-
-
-def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStream:
-    if (params.data / "train" / STREAM_FILE).is_file():
-        stream = TextStream(params.data / "train", tokenizer)
-        if stream.sample_length > params.max_length:
-            raise InputError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
-        return stream
-    dataset = load_tokens(params.data / "train")
-    longest = int(dataset.lengths.max()) if len(dataset) else 0
-    if not 0 < longest <= params.max_length:
-        raise InputError(
-            f"{params.data / 'train'}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
-            f" none longer than max_length={params.max_length}"
-        )
-    return dataset
-
-
 def _model(
-    params: TrainParams, accelerator: "Accelerator", template: str, checkpoint: Path | None, mask_token_id: int
+    params: RunParams, accelerator: "Accelerator", template: str, checkpoint: Path | None, mask_token_id: int
 ) -> tuple[Any, Any]:
     """The model, with the checkpoint's weights if there is one; and the peft model around it, or None."""
     folder = checkpoint if checkpoint and params.adapter.method == "none" else params.model
@@ -181,7 +143,7 @@ def _model(
 
 
 def _estimates(
-    params: TrainParams, model: Any, accelerator: "Accelerator", before: int
+    params: RunParams, model: Any, accelerator: "Accelerator", before: int
 ) -> tuple[FlopCounter, MemoryEstimate]:
     """FLOPs of a step, and the memory estimate, which is printed. `before`: bytes of the process without the model."""
     shards, device = accelerator.num_processes if accelerator.is_fsdp2 else 1, accelerator.device
@@ -201,7 +163,7 @@ class _Prepared(NamedTuple):
     graphs: "LayerGraphs | None"
 
 
-def _prepare(params: TrainParams, model: Any, accelerator: "Accelerator") -> _Prepared:
+def _prepare(params: RunParams, model: Any, accelerator: "Accelerator") -> _Prepared:
     """Compile the layers, build the optimiser, and let Accelerate prepare objective and optimiser."""
     compiled = compile_layers(model, params, accelerator.device)
     objective = MaskedDiffusionObjective(model)

@@ -18,7 +18,9 @@ from qwen3llada.artifacts import file_digest, full_disk_named, write_json
 SUMMARY = "summary.json"
 SPEED = "speed.json"
 SPEED_CURVES = "speed.jsonl"
-MACHINE_CURVES = frozenset({"train/tokens_per_second", "train/peak_memory_gib", "train/mfu"})  # never in plots/
+MACHINE_CURVES = frozenset(
+    {"train/tokens_per_second", "train/peak_memory_gib", "train/mfu", "train/rollout_seconds"}
+)  # never in plots/
 TERMINAL_REFRESH = 0.5  # seconds between updates of the progress bar on a terminal
 LOG_REFRESH = 30.0  # and in a log, where each update is a line
 

@@ -1,7 +1,7 @@
 """Monitor of a run: draws curves, stops on numbers that are not finite, writes the summary."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -10,7 +10,7 @@ from typing import Any
 from qwen3llada.errors import InputError
 from qwen3llada.objective.loss_by_level import BUCKETS, by_noise_level
 from qwen3llada.training.checkpoints.fingerprint import knobs
-from qwen3llada.training.run import Run
+from qwen3llada.training.run import Evaluation, Run
 from qwen3llada.training.start.memory_estimate import GIB
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.watch.curves import Curves, Speed, progress_bar, write_summary
@@ -33,12 +33,14 @@ class Window:
     loss: float = 0.0
     cross_entropy: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
     corrupted: list[float] = field(default_factory=lambda: [0.0] * BUCKETS)
+    figures: dict[str, float] = field(default_factory=dict)  # of the loss and of the data
 
-    def add(self, values: StepValues) -> None:
+    def add(self, values: StepValues, figures: Mapping[str, float]) -> None:
         self.steps += 1
         self.loss += values.loss
         self.cross_entropy = [a + b for a, b in zip(self.cross_entropy, values.cross_entropy, strict=True)]
         self.corrupted = [a + b for a, b in zip(self.corrupted, values.corrupted, strict=True)]
+        self.figures |= {name: self.figures.get(name, 0.0) + value for name, value in figures.items()}
 
 
 class Monitor:
@@ -94,7 +96,7 @@ class Monitor:
         values = result.read()
         self._check(result, values)
         self._stop_agreed |= values.stop
-        self.window.add(values)
+        self.window.add(values, dict(zip(self.run.loss.figure_names, values.figures, strict=True)) | {**result.figures})
         self.speed.count(result.tokens, result.flops * self.run.accelerator.num_processes)
         self.bar.update(1)
         return values
@@ -108,17 +110,25 @@ class Monitor:
         self.speed.pause(began)
 
     def evaluated(self, loss: float, by_level: dict[str, float]) -> bool:
-        """Draw the held-out loss of the current step. Returns whether it is the run's lowest. Raises NonFiniteError."""
-        state = self.run.state
-        if not isfinite(loss):
-            raise NonFiniteError(f"held-out loss {loss} after step {state.global_step} is not a finite number")
-        improved = state.best is None or loss < state.best["eval_loss"]
+        """`measured`, for the held-out loss of the current step, whole and by noise level."""
+        levels = {f"eval/by_noise_level/{name}": value for name, value in by_level.items()}
+        return self.measured(Evaluation("eval_loss", loss, {"eval/loss": loss, **levels}))
+
+    def measured(self, found: Evaluation) -> bool:
+        """Draw a measurement of the current step. Returns whether it is the run's best. Raises NonFiniteError."""
+        state, name, value = self.run.state, found.name, found.value
+        if not isfinite(value):
+            said = name.replace("eval_", "held-out ")
+            raise NonFiniteError(f"{said} {value} after step {state.global_step} is not a finite number")
+        sign = -1 if found.higher_is_better else 1
+        improved = state.best is None or sign * value < sign * state.best[name]
         if improved:
-            state.best = {"step": state.global_step, "eval_loss": loss}
-        self.summary["eval_loss"] = loss
+            state.best = {"step": state.global_step, name: value}
+        self.summary[name] = value
+        if state.global_step == 0:
+            self.summary[f"{name}_before"] = value
         if self.main:
-            levels = {f"eval/by_noise_level/{name}": value for name, value in by_level.items()}
-            self._add(state.global_step, {"eval/loss": loss, **levels})
+            self._add(state.global_step, found.curves)
         return improved
 
     def finish(self) -> dict[str, Any]:
@@ -133,13 +143,15 @@ class Monitor:
 
     def _outcome(self) -> dict[str, Any]:
         """Results that depend only on code, parameters and data: reproducible, interrupted or not."""
-        run, best = self.run, self.run.state.best or {}
+        run, name, best = self.run, self.run.measured, self.run.state.best or {}
+        before = {f"{name}_before": self.summary[f"{name}_before"]} if f"{name}_before" in self.summary else {}
         return {
             "settings": settings_hash(run.params, seed=run.data.settings.seed),
             "steps": run.state.global_step,
             "loss": self.summary.get("loss"),
-            "eval_loss": self.summary.get("eval_loss"),
-            "best_eval_loss": best.get("eval_loss"),
+            **before,
+            name: self.summary.get(name),
+            f"best_{name}": best.get(name),
             "best_step": best.get("step"),
             "optimizer": run.optimizer_name,
             "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -177,6 +189,7 @@ class Monitor:
         utilisation = self._utilisation(flops_per_second)
         if utilisation is not None:
             point["train/mfu"] = utilisation
+        point |= {f"train/{name}": value / self.window.steps for name, value in self.window.figures.items()}
         levels = by_noise_level(self.window.cross_entropy, self.window.corrupted)
         point |= {f"train/by_noise_level/{name}": value for name, value in levels.items()}
         self.window = Window()

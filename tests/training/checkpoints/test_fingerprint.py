@@ -42,7 +42,7 @@ DECIDES_NOTHING = {
         "training/watch/monitor.py",
     ),
     *("training/watch/step_stats.py", "training/stopping.py", "training/watch/curves.py", "training/watch/trackers.py"),
-    *("training/params.py", "objective/params.py"),  # their values are compared
+    *("training/params.py", "training/run_params.py", "objective/params.py"),  # their values are compared
     # from files to tokens before training: the result is compared
     *(
         "corpus/tokens/packing.py",

@@ -1,0 +1,1 @@
+"""Post-training on rewards: rollouts by our own sampler, rewards, and policy losses."""

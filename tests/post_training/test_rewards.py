@@ -1,0 +1,83 @@
+"""Rewards give what they say, and refuse what they cannot be."""
+
+import pytest
+
+from qwen3llada.errors import InputError
+from qwen3llada.post_training.params import RewardParams
+from qwen3llada.post_training.rewards import REWARDS, RewardError, RewardSum, Sample, WeightedReward
+
+
+def sample(answer, reference="", tokens=1):
+    return Sample(prompt="?", answer=answer, reference=reference, tokens=tokens, ended=True)
+
+
+def score(name, given, argument=""):
+    return RewardSum([WeightedReward(name, argument, 1.0, name)])(given)[0]
+
+
+def test_exact_match_and_last_number():
+    assert score("exact_match", sample("Vera plays.", "Vera plays.")) == 1
+    assert score("exact_match", sample("vera plays.", "Vera plays.")) == 0
+    assert score("last_number", sample("3 + 4 = 1,000.0", "#### 1000")) == 1
+    assert score("last_number", sample("no number", "#### 1000")) == 0
+    assert score("last_number", sample("5", "none")) == 0
+
+
+def test_regex_length_and_format():
+    assert score("regex", sample("so it is 42!"), r"\d+!$") == 1
+    assert score("regex", sample("so it is 42"), r"\d+!$") == 0
+    lengths = {5: 0.5, 10: 1.0, 20: 1.0, 30: 0.5, 40: 0.0, 50: 0.0}
+    assert {n: score("length", sample("", tokens=n), "10-20") for n in lengths} == lengths
+    assert score("length", sample("", tokens=0), "0-4") == 1
+    given = {"<a>x\n</a> <b>7</b>": 1, "<a>x</a>": 0, "<b>7</b><a>x</a>": 0, "<a><b>7</b></a><b>7</b>": 0, "x": 0}
+    assert {text: score("format", sample(text), "a,b") for text in given} == given
+
+
+def test_several_rewards_are_weighed_and_named():
+    rewards = RewardSum(
+        [WeightedReward("exact_match", "", 2.0, "exact_match"), WeightedReward("regex", "a", -0.5, "regex")]
+    )
+    assert rewards(sample("a", "a")) == (1.5, {"exact_match": 1.0, "regex": 1.0})
+
+
+def test_a_function_is_named_by_file_or_module(tmp_path, monkeypatch):
+    (tmp_path / "own_rewards.py").write_text("def size(sample):\n    return len(sample.answer)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in (f"{tmp_path}/own_rewards.py:size", "own_rewards:size"):
+        RewardParams(name=path)
+        assert score(path, sample("abc")) == 3
+    rewards = RewardSum([WeightedReward(f"{tmp_path}/own_rewards.py:size", "", 1.0, "size")])
+    assert rewards.digest() != RewardSum([]).digest()
+    with pytest.raises(InputError, match=r"own_rewards\.py has no function 'other'"):
+        RewardSum([WeightedReward(f"{tmp_path}/own_rewards.py:other", "", 1.0, "other")]).check()
+    with pytest.raises(InputError, match="no_such_module cannot be loaded: ModuleNotFoundError"):
+        RewardSum([WeightedReward("no_such_module:f", "", 1.0, "f")]).check()
+
+
+@pytest.mark.parametrize(("body", "reason"), [("'x'", "ValueError"), ("float('nan')", "finite"), ("None", "Type")])
+def test_what_is_no_number_is_an_error(tmp_path, body, reason):
+    (tmp_path / "bad.py").write_text(f"def f(sample):\n    return {body}\n")
+    with pytest.raises(RewardError, match=f"bad.py:f failed: .*{reason}.*prompt '\\?', answer 'abc'"):
+        score(f"{tmp_path}/bad.py:f", sample("abc"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "mine"}, "name='mine' must be one of exact_match, .*, FILE.py:FUNCTION or MODULE:FUNCTION"),
+        ({"name": "regex"}, "argument='' of regex must be PATTERN"),
+        ({"name": "regex", "argument": "("}, "argument of regex: "),
+        ({"name": "exact_match", "argument": "x"}, "argument='x' of exact_match must be empty"),
+        ({"name": "length", "argument": "9-3"}, "'9-3' must be LOW-HIGH"),
+        ({"name": "format", "argument": "a,,b"}, "must be tags with commas"),
+        ({"name": "m:f", "argument": "x"}, "must be empty: a function of yours takes none"),
+    ],
+)
+def test_wrong_rewards_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        RewardParams.model_validate(given)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_is_explained(name):
+    assert REWARDS[name].score.__doc__
