@@ -57,6 +57,7 @@ def requests(draw):
 KNOBS = {
     "temperature": ({"temperature": 0.7}, {"temperature": 0.0}),
     "cfg_scale": ({"cfg_scale": 1.5}, {"cfg_scale": 0.0}),
+    "low_confidence": ({"remasking": "low_confidence"}, {"remasking": "random"}),
     **{name: ({"remasking": name}, {"remasking": "low_confidence"}) for name in SCORES if name != "low_confidence"},
     "remasking_temperature": (
         {"remasking": "random_topk", "remasking_temperature": 1.0, "unmask": "fixed"},
