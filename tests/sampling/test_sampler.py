@@ -57,6 +57,7 @@ def requests(draw):
 KNOBS = {
     "temperature": ({"temperature": 0.7}, {"temperature": 0.0}),
     "cfg_scale": ({"cfg_scale": 1.5}, {"cfg_scale": 0.0}),
+    "low_confidence": ({"remasking": "low_confidence"}, {"remasking": "random"}),
     **{name: ({"remasking": name}, {"remasking": "low_confidence"}) for name in SCORES if name != "low_confidence"},
     "remasking_temperature": (
         {"remasking": "random_topk", "remasking_temperature": 1.0, "unmask": "fixed"},
@@ -74,7 +75,8 @@ KNOBS = {
     "remask_steps": ({"remask": 1, "remask_steps": 1, "unmask": "fixed"}, {"remask_steps": 4}),
     "steps": ({"steps": 6, "unmask": "fixed"}, {"steps": 16}),
 }
-CASES = [(policy, knob) for policy in PLANS for knob in KNOBS]
+# Every other pair, for time: each policy with half of the knobs, each knob under half of the policies.
+CASES = [(policy, knob) for i, policy in enumerate(PLANS) for j, knob in enumerate(KNOBS) if (i + j) % 2 == 0]
 
 
 def some_request(random, policy, knob):
@@ -123,7 +125,7 @@ def plain_runs(model, rows, params, policy, seed, keys, ends=(EOS,)):
 
 
 @pytest.mark.parametrize(("policy", "knob"), CASES)
-def test_every_knob_has_its_effect_under_every_policy(model, policy, knob):
+def test_every_knob_has_its_effect(model, policy, knob):
     """A request in which the knob changes tokens gives those of the plain sampler, in as many passes."""
     random = random_numbers.Random(f"{policy} {knob}")
     with_policy(model, policy)
@@ -139,7 +141,7 @@ def test_every_knob_has_its_effect_under_every_policy(model, policy, knob):
     pytest.fail(f"{knob} changed no tokens")
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(prompts, requests())
 def test_every_combination_equals_the_plain_sampler(model, rows, request_):
     params, policy, seed = request_
