@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.recipe_inputs import builtin, read_params
 from bench.recipe_list import RECIPES, SFT, Recipe, merged
 
 if TYPE_CHECKING:
@@ -101,35 +102,6 @@ def chosen(kind: str, names: Sequence[str]) -> list[str]:
             sys.exit(f"error: --{kind} {name!r} must be all, a recipe or a factor: {', '.join([*recipes, *factors])}")
         found += group
     return list(dict.fromkeys(found))
-
-
-def read_params(overlay: Path) -> "Params":
-    from qwen3llada.params import load
-
-    return load(Path("params.yaml"), overlay)
-
-
-def builtin(folder: Path) -> "Params":
-    """The built-in model and world of configs/ci.yaml, prepared in `folder` as the stages do."""
-    from qwen3llada.corpus.fetch.download import download
-    from qwen3llada.corpus.tokens.tokenize import tokenize_corpora
-    from qwen3llada.modeling.convert import convert_checkpoint
-
-    params = read_params(Path("configs/ci.yaml"))
-    text, chats = params.pretrain_data, params.sft_data
-    download(folder / "raw", model=params.model, text=text, conversations=chats, world=params.builtin)
-    convert_checkpoint(folder / "raw/model", folder / "converted", "auto")
-    tokenize_corpora(
-        folder / "raw/text", folder / "raw/conversations", folder / "tokenized", folder / "reports",
-        tokenizer_folder=folder / "raw/model", text=text, conversations=chats,
-        pretrain_length=params.pretrain.max_length, sft_length=params.sft.max_length,
-    )  # fmt: skip
-    changes = {
-        "convert": {"src": str(folder / "raw/model"), "dst": str(folder / "converted")},
-        "pretrain": {"model": folder / "converted", "data": folder / "tokenized/pretrain"},
-        "sft": {"data": folder / "tokenized/sft"},
-    }
-    return type(params).model_validate(merged(params.model_dump(by_alias=True), changes))
 
 
 def study(params: "Params", given: argparse.Namespace, scratch: Path) -> None:

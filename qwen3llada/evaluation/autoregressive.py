@@ -12,7 +12,7 @@ from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation.bound import Bound, per_token
 from qwen3llada.evaluation.token_batches import check_sequences, token_batches
-from qwen3llada.modeling.loading import files_blamed
+from qwen3llada.modeling.loading import bar_for_large_weights, files_blamed
 from qwen3llada.modeling.qwen3_checkpoint import read_qwen3_config
 
 
@@ -98,5 +98,5 @@ def load_qwen3(folder: Path, **options: Any) -> Any:
     from transformers import Qwen3ForCausalLM
 
     config = read_qwen3_config(folder)
-    with files_blamed(folder):
+    with files_blamed(folder), bar_for_large_weights(folder):
         return Qwen3ForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)

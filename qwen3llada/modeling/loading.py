@@ -35,7 +35,7 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
             config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
         return merged(base, folder, config=config, **options)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with files_blamed(folder), _bar_for_large_weights(folder):
+    with files_blamed(folder), bar_for_large_weights(folder):
         model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
     _check_loaded(folder, info)
     return model
@@ -73,7 +73,7 @@ def merged(model_folder: Path, adapter_folder: Path, **options: Any) -> Any:
 
 
 @contextmanager
-def _bar_for_large_weights(folder: Path) -> Iterator[None]:
+def bar_for_large_weights(folder: Path) -> Iterator[None]:
     """Show Transformers' progress bar only for weights that are large enough to take noticeable time."""
     from transformers.utils import logging
 

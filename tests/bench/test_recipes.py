@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bench import recipe_plots, recipe_run
+from bench.recipe_inputs import builtin
 from bench.recipe_list import RECIPES, merged
-from bench.recipes import base_of, builtin, chosen, parse, read_lines, section_of, study
+from bench.recipes import base_of, chosen, parse, read_lines, section_of, study
 from qwen3llada.evaluation.likelihood import nelbo
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.params import load
@@ -27,7 +28,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("builtin")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr("bench.recipes.read_params", lambda path: small(load(Path("params.yaml"), path)))
+        patch.setattr("bench.recipe_inputs.read_params", lambda path: small(load(Path("params.yaml"), path)))
         return builtin(folder)
 
 

@@ -120,7 +120,7 @@ def test_bytes_of_an_uncompiled_layer_are_those_that_autograd_keeps(bf16, masked
     assert layer_bytes(config, 2 if bf16 else 4, compiled=False, masked=masked) == pytest.approx(per_token, rel=0.05)
 
 
-def test_the_estimate_on_a_cpu_is_near_the_peak_of_the_process(pretraining, tmp_path):
+def test_the_estimate_on_a_cpu_covers_the_peak_of_the_process(pretraining, tmp_path):
     """What the process held before, its libraries above all, is part of both."""
     shapes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
     write_model(tmp_path / "big", **shapes, head_dim=64, max_position_embeddings=256)
@@ -130,7 +130,8 @@ def test_the_estimate_on_a_cpu_is_near_the_peak_of_the_process(pretraining, tmp_
     run.join()
     measured = json.loads((pretraining.reports / "speed.json").read_text())
     own = 0.25  # GiB, by the formula: activations 0.2, and 0.05 for weights, gradients and moments
-    assert measured["peak_memory_gib"] == pytest.approx(measured["estimated_memory_gib"], abs=own / 4)
+    excess = measured["peak_memory_gib"] - measured["estimated_memory_gib"]
+    assert -own < excess < own / 4  # below: the process may have memory of earlier tests to use again
 
 
 def test_spreading_and_checkpointing_save_what_they_should(pretraining):
