@@ -59,7 +59,7 @@ def test_a_trace_tells_which_step_decided_each_token(text, setting):
 
 REVISIONS = [
     {"edit_threshold": 0.05, "steps": 3},
-    {"remask": 2, "steps": 12, "temperature": 0.7},
+    {"remask": 2, "steps": 12, "remasking": "random", "remask_start": 0.5},
     {"edit_threshold": 0.05, "remask": 1, "steps": 6, "temperature": 0.7, "parallel_blocks": True},
 ]
 
