@@ -62,7 +62,13 @@ class Engine:
         return taken
 
     def _shares(self, job: Job) -> bool:
-        """Whether a job goes into the running batch. Graphs are faster than sharing passes, so they come first."""
+        """Whether a job goes into the running batch. Decided once: a job that waits is asked before every pass."""
+        if job.shares is None:
+            job.shares = self._can_share(job)
+        return job.shares
+
+    def _can_share(self, job: Job) -> bool:
+        """Graphs are faster than sharing passes, so they come first."""
         params, model = job.params, self.text.model
         if not shares_passes(params) or params.backend == "graph":
             return False
@@ -70,7 +76,10 @@ class Engine:
             return True
         from qwen3llada.sampling.cuda.sampler import why_not
 
-        return why_not(model, self._request([job])) is not None
+        try:
+            return why_not(model, self._request([job])) is not None
+        except InputError:
+            return True  # `start` gives the job its error
 
     def start(self, jobs: list[Job]) -> None:
         """Begin with what `take` gave."""

@@ -34,6 +34,7 @@ class Job:
     deliver: Callable[[Update], None]
     wants_canvas: bool = False
     cancelled: bool = False  # nobody waits for it any more
+    shares: bool | None = None  # whether it goes into the running batch; None: not decided yet
     passes: int = 0
     arrived: float = field(default_factory=time.monotonic)
 

@@ -20,6 +20,7 @@ from qwen3llada.serving.replies import DONE, Kind, Replies, error_body, event
 from qwen3llada.serving.scheduler import Busy, Scheduler
 
 BODY_BYTES = 8 * 2**20
+GONE = 499  # status of what nobody reads, because the client has left; only the metrics show it
 LOOK_SECONDS = 0.5  # between looks whether the client is still there
 Reader = Callable[[TextModel, Any, AnswerParams], Asked]
 READERS: dict[Kind, Reader] = {"chat": read_chat, "completion": read_completion}
@@ -54,8 +55,12 @@ class Service:
     async def answer(self, request: Any, kind: Kind) -> Any:
         """The response to a request: its error is raised as a `Refusal`."""
         from fastapi.responses import JSONResponse, Response, StreamingResponse
+        from starlette.requests import ClientDisconnect
 
-        values = await body_of(request)
+        try:
+            values = await body_of(request)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
         asked = self._checked(values, kind)
         work = self._submitted(asked)
         replies = Replies(self.text, kind, self.name, secrets.token_hex(12), asked)
@@ -66,7 +71,7 @@ class Service:
             while unfinished(work.jobs):
                 update = await next_update(work, request.is_disconnected)
                 if update is None:
-                    return Response(status_code=499)  # nobody reads it
+                    return Response(status_code=GONE)
                 if update.error:
                     raise Refusal(500, update.error, "server_error")
         finally:

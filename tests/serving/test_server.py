@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import resource
+import socket
 import threading
 import time
 
@@ -377,6 +378,19 @@ def test_what_a_client_left_is_given_up(text, slow, stream):
     with Served(text, max_batch=1) as server:
         asyncio.run(leave(server.url))
         assert idle(server, seconds=5)  # the answers alone would take 30 s
+        assert server.post(CHAT, messages=ask(), max_tokens=4).status_code == 200
+
+
+def test_a_client_that_leaves_within_its_body_is_no_error(text):
+    with Served(text) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+        gone = f'qwen3llada_requests_total{{path="{CHAT}",status="499"}}'
+        end = time.monotonic() + 10
+        while gone not in counters(server) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert counters(server)[gone] == 1
         assert server.post(CHAT, messages=ask(), max_tokens=4).status_code == 200
 
 
