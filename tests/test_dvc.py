@@ -276,6 +276,7 @@ def test_a_change_makes_only_its_own_stages_stale(recorded, edit, stale):
     assert stale_after(recorded, edit) == stale
 
 
+@pytest.mark.slow
 def test_the_second_pipeline_is_left_out_of_repro_and_joins_the_flow_by_name(recorded):
     """`dvc repro` runs dvc.yaml of the project's folder; the flow knows other stages by DVC's address."""
     from flows.graph import read_stages

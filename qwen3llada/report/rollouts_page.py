@@ -14,7 +14,7 @@ from qwen3llada.sampling.trace.page import page_templates
 from qwen3llada.sampling.trace.recording import Decided
 
 PAGE = "rollouts.html"
-SHOWN, PLAYED = 64, 6  # rollouts of the newest batch in the table, and those whose denoising can be played
+SHOWN, PLAYED = 64, 6  # rollouts of the newest batch in the table, and prompts of which one is played
 
 
 def write_rollouts_page(reports: Path, model: Path, method: str) -> Path:
@@ -29,7 +29,7 @@ def write_rollouts_page(reports: Path, model: Path, method: str) -> Path:
     rollouts = list(read_jsonl(path))
     text = TextModel(load_pretrained(model), load_tokenizer(model))
     with content_blamed(path):
-        traces = [trace_of(row, text) for row in rollouts[:PLAYED]]
+        traces = [trace_of(row, text) for row in [r for r in rollouts if r["sample"] == 0][:PLAYED]]
         context = {
             "summary": read_json(reports / "summary.json"),
             "method": method,
