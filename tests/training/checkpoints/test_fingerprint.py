@@ -32,6 +32,10 @@ DECIDES_NOTHING = {
     *("destinations/check.py", "destinations/kinds.py"),
     *("modeling/positions.py", "modeling/qwen3_checkpoint.py", "modeling/shards.py", "modeling/tokenizer_files.py"),
     "training/model_card.py",
+    # the sampler's knobs, of which `evaluate` has some, and the check of them
+    *(f"commandline/{name}.py" for name in ("flags", "messages", "models", "yaml_file")),
+    *("knob_variables.py", "tracked.py", "sampling/dialogue/extraction.py", "sampling/keyed_gumbel.py"),
+    *("sampling/params.py", "sampling/remasking.py", "sampling/unmasking.py"),
     *("training/start/claiming.py", "training/start/launcher.py", "training/watch/settings.py"),
     *("evaluation/eval_loss.py", "objective/loss_by_level.py", "evaluation/params.py"),
     *("training/checkpoints/folder.py", "training/checkpoints/fingerprint.py", "training/checkpoints/resuming.py"),
