@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,11 +70,21 @@ def test_the_tests_of_flows_are_skipped_where_there_is_no_prefect(tmp_path):
     assert "needs prefect, not installed (pip install .[workflow])" in done.stdout
 
 
+def _text(path):
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", sorted(TESTS), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_of_tests_can_be_run_alone(path):
-    """Its helpers are in its folder or in one with a conftest.py above it: pytest puts only these on the path."""
+    """Its helpers are in its folder or in one with a conftest.py above it: pytest puts only these on the path.
+
+    A file or a conftest.py above it may put another folder of the tests on the path itself.
+    """
     helpers = {file.stem: file.parent for file in TESTS if file.stem != "conftest"}
     above = [folder for folder in path.parents if folder.is_relative_to(ROOT / "tests")]
     on_path = {path.parent, *(folder for folder in above if (folder / "conftest.py").is_file())}
+    own = [path, *(file for folder in above if (file := folder / "conftest.py").is_file())]
+    put = re.findall(r'sys.path.insert\(0, str\(Path\(__file__\).parents\[1\] / "([^"]+)"', "".join(map(_text, own)))
+    on_path |= {ROOT / "tests" / folder for folder in put}
     used = imported_at_once(ast.parse(path.read_text(encoding="utf-8"))) & helpers.keys()
     assert not {name for name in used if helpers[name] not in on_path}

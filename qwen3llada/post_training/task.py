@@ -45,8 +45,11 @@ CODE = (
     "sampling/prefix_cache.py",
     "sampling/remasking.py",
     "sampling/request.py",
+    "sampling/revision.py",
     "sampling/sampler.py",
+    "sampling/session.py",
     "sampling/trace/recording.py",
+    "sampling/unmasking.py",
 )
 FREE = ("rollout.batch_size", "rollout.backend", "eval_temperature")
 

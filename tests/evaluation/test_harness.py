@@ -127,7 +127,7 @@ def test_conversations_take_the_form_of_the_training(model):
         ({"dtype": "int8"}, "dtype=int8 must be one of float32, bfloat16"),
         ({"device": "tpu"}, "device='tpu' cannot be used here"),
         ({"stepz": 3}, "model_args: stepz: unknown"),
-        ({"unmask": "none"}, "model_args: unmask: given 'none'"),
+        ({"unmask": "none"}, "model_args: unmask: unmask='none' must be one of fixed"),
     ],
 )
 def test_wrong_model_args_are_one_line(folder, given, said):

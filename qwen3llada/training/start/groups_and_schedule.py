@@ -23,13 +23,18 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, muon: bool = Fals
 
     muon: the group of matrices says `muon: True`, as `MuonAndAdamW` expects.
     """
-    embeddings = {id(module.weight) for module in _embeddings(model)}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in embeddings]
-    kept = [p for p in trainable if p.ndim < 2 or id(p) in embeddings]
+    decayed = matrices_of(model)
+    taken = {id(p) for p in decayed}
+    kept = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     marked = {"muon": True} if muon else {}
     groups = [{"params": decayed, "weight_decay": weight_decay, **marked}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def matrices_of(model: nn.Module) -> list[nn.Parameter]:
+    """Trainable parameters with at least two dimensions, without the input and output embeddings."""
+    embeddings = {id(module.weight) for module in _embeddings(model)}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim >= 2 and id(p) not in embeddings]
 
 
 def build_optimizer(model: nn.Module, params: OptimParams) -> torch.optim.Optimizer:

@@ -10,6 +10,7 @@ import torch
 from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from qwen3llada.errors import InputError
 from qwen3llada.training.run_params import RunParams
+from qwen3llada.training.start.groups_and_schedule import matrices_of
 from qwen3llada.training.start.optimizers import OPTIMIZERS
 
 GIB = 2**30
@@ -54,7 +55,9 @@ def estimate_memory(
     stored_weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rounded = count * computed if computed < stored else 0  # kept by autocast
     optimizer = OPTIMIZERS[params.optim.name]
-    moments = optimizer.moments * (optimizer.moment_bytes or stored)
+    moment = optimizer.moment_bytes or stored
+    matrices = sum(p.numel() for p in matrices_of(model)) if optimizer.matrices is not None else 0
+    moments = (trained - matrices) * optimizer.moments + matrices * (optimizer.matrices or 0)
 
     masked = device == "cpu" and (params.attention.policy != "full" or params.attention.keeps_within_documents)
     layer = layer_bytes(config, computed, compiled=compiled, masked=masked)
@@ -69,7 +72,7 @@ def estimate_memory(
         process=process,
         weights=(stored_weights + rounded) // shards + params.models_beside * count * computed,
         gradients=trained * stored // shards,
-        moments=trained * moments // shards,
+        moments=moments * moment // shards,
         activations=tokens * kept,
         projection=min(limit, tokens * config.vocab_size * computed) + head_trained * vocabulary,
     )

@@ -9,6 +9,7 @@ from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.training.loop import train
 from qwen3llada.training.params import OptimParams
 from qwen3llada.training.start.groups_and_schedule import build_optimizer
+from qwen3llada.training.start.memory_estimate import estimate_memory
 from qwen3llada.training.start.muon import MuonAndAdamW
 
 LR, DECAY, MOMENTUM = 0.02, 0.1, 0.95
@@ -81,3 +82,14 @@ def test_an_interrupted_run_leaves_the_same_bytes(pretraining, tmp_path):
     torch.testing.assert_close(weights(halved), weights(whole), rtol=0, atol=0)
     moments = [stored_optimizer(run, 6)["optimizer"]["moments"] for run in (halved, whole)]
     torch.testing.assert_close(*moments, rtol=0, atol=0)
+
+
+def test_the_memory_estimate_counts_one_moment_of_a_matrix(pretraining):
+    params = changed(pretraining, optim={"name": "muon"})
+    model = Qwen3LLadaForMaskedLM.from_pretrained(params.model)
+    optimizer = build_optimizer(model, params.optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values() if x.dim())
+    assert estimate_memory(params, model, shards=1, device="cpu", compiled=False).moments == kept
