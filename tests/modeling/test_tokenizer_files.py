@@ -15,10 +15,10 @@ from qwen3llada.modeling.tokenizer_files import LEFTOVERS
 ELSEWHERE = """
 import sys
 from transformers import AutoTokenizer
-given = {"trust_remote_code": False} if sys.argv[2] == "told" else {}
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **given)
-assert not [name for name in sys.modules if "qwen3llada" in name]
-print(tokenizer("hello <|mask|> world")["input_ids"])
+for given in ({"trust_remote_code": False}, {}):
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **given)
+    assert not [name for name in sys.modules if "qwen3llada" in name]
+    print("\\nfound", tokenizer("hello <|mask|> world")["input_ids"], flush=True)
 """
 
 
@@ -38,18 +38,18 @@ def test_a_tokenizer_that_is_saved_again_holds_nothing_of_how_it_was_loaded(sour
     assert not set(LEFTOVERS) & set(json.loads((tmp_path / "tokenizer_config.json").read_text()))
 
 
-@pytest.mark.parametrize("told", ["told", "not told"])
-def test_a_process_without_the_package_gets_the_tokenizer_and_runs_no_code(converted, tmp_path, told):
+def test_a_process_without_the_package_gets_the_tokenizer_and_runs_no_code(converted, tmp_path):
     """Told trust_remote_code=False, Transformers asks nothing; not told, it asks, and takes silence as no."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE, str(converted), told]
+    command = [sys.executable, "-c", ELSEWHERE, str(converted)]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = load_any_tokenizer(converted)("hello <|mask|> world")["input_ids"]
-    assert json.loads(done.stdout.splitlines()[-1].rpartition("] ")[2] or "null") == expected
+    before, told, not_told = done.stdout.split("\nfound ")
+    assert json.loads(told.splitlines()[0]) == json.loads(not_told) == expected
+    assert "run the custom code" not in before
+    assert "run the custom code" in told + done.stderr
     assert not (converted.parent / "ran").exists()
-    if told == "told":
-        assert "run the custom code" not in done.stdout + done.stderr

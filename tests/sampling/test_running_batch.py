@@ -88,17 +88,17 @@ def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    ("policy", "knobs"),
     [
-        {"temperature": 0.7, "remasking": "random_topk"},
-        {"temperature": 0.7, "position_temperature": 0.5, "unmask": "threshold", "confidence_threshold": 0.2},
-        {"remask": 2, "remask_start": 0.5, "temperature": 0.7},
-        {"edit_threshold": 0.05, "max_post_edit_steps": 3, "unmask": "factor"},
-        {"cfg_scale": 1.5, "remasking": "random"},
+        ("block_causal", {"temperature": 0.7, "remasking": "random_topk"}),
+        ("full", {"position_temperature": 0.5, "unmask": "threshold", "confidence_threshold": 0.2}),
+        ("block_causal", {"remask": 2, "remask_start": 0.5, "temperature": 0.7}),
+        ("block_causal", {"edit_threshold": 0.05, "max_post_edit_steps": 3, "unmask": "factor"}),
+        ("full", {"edit_threshold": 0.05, "temperature": 0.7}),
+        ("block_causal", {"cfg_scale": 1.5, "remasking": "random"}),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("policy", ["block_causal", "full"])
 def test_rows_of_equal_knobs_at_other_steps_are_decided_together(model, policy, knobs):
     """They are one group, padded to the widest block, each at a step of its own."""
     with_policy(model, policy)

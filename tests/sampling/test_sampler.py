@@ -75,8 +75,8 @@ KNOBS = {
     "remask_steps": ({"remask": 1, "remask_steps": 1, "unmask": "fixed"}, {"remask_steps": 4}),
     "steps": ({"steps": 6, "unmask": "fixed"}, {"steps": 16}),
 }
-# Every other pair, for time: each policy with half of the knobs, each knob under half of the policies.
-CASES = [(policy, knob) for i, policy in enumerate(PLANS) for j, knob in enumerate(KNOBS) if (i + j) % 2 == 0]
+# A quarter of the pairs, for time: each policy with a quarter of the knobs, each knob under one policy or two.
+CASES = [(policy, knob) for i, policy in enumerate(PLANS) for j, knob in enumerate(KNOBS) if (i + j) % 4 == 0]
 
 
 def some_request(random, policy, knob):

@@ -67,7 +67,7 @@ def test_adapters(fine_tuning):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
+@pytest.mark.parametrize("kind", ["fine_tuning"])
 def test_two_processes_compute_what_one_does(request, tmp_path, kind):
     knobs = {"attention": BLOCKS, "noise": {"views": 2, "random_length_prob": 0.2}, "logging_steps": 1, "save_steps": 4}
     alone = changed(request.getfixturevalue(kind), max_steps=4, micro_batch_size=4, **knobs)
