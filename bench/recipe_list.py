@@ -74,6 +74,8 @@ PRETRAIN: dict[str, Recipe] = {
     "stable, then decay": Recipe(factor="scheduler", changes=optim(scheduler="warmup_stable_decay")),
     "no weight decay": Recipe(factor="weight decay", changes=optim(weight_decay=0.0)),
     "weight decay 0.3": Recipe(factor="weight decay", changes=optim(weight_decay=0.3)),
+    "muon": Recipe(factor="optimiser", changes=optim(name="muon")),
+    "muon, lr 3e-3": Recipe(factor="optimiser", changes=optim(name="muon", lr=3e-3)),
     "beta2 0.99": Recipe(factor="betas", changes=optim(betas=[0.9, 0.99])),
     "half the rows": Recipe(factor="batch", rows=0.5),
     "twice the rows": Recipe(factor="batch", rows=2),
