@@ -60,7 +60,7 @@ def run(params):
 MORE = {"kl": 0.1, "method": "trace", "attention": {"policy": "block_causal", "block_length": 4}}
 
 
-@pytest.mark.parametrize("changes", [{}, MORE], ids=["plain", "more"])
+@pytest.mark.parametrize("changes", [MORE], ids=["more"])
 def test_interrupted_run_leaves_the_same_bytes(params, changes):
     """Left between the two updates on a batch of rollouts, in the first epoch and in the second."""
     params = changed(params, max_steps=10, eval_every_steps=9, **changes)
@@ -172,7 +172,7 @@ def test_wrong_inputs_are_refused_before_anything_is_written(params, changes, me
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("sharded", [True], ids=["fsdp2"])
 def test_two_processes_give_the_rollouts_and_weights_of_one(params, tmp_path, sharded):
     params = changed(params, kl=0.05, save_steps=3, save_total_limit=9)
     run(params)

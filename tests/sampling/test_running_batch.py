@@ -74,7 +74,7 @@ def run(batch, requests, arrivals, leave=()):
     return [rows[i] for i in range(len(requests))]
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.lists(asks(), min_size=1, max_size=5), st.sampled_from(PLANS))
 def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
     with_policy(model, policy)

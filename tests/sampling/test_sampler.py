@@ -141,7 +141,7 @@ def test_every_knob_has_its_effect(model, policy, knob):
     pytest.fail(f"{knob} changed no tokens")
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(prompts, requests())
 def test_every_combination_equals_the_plain_sampler(model, rows, request_):
     params, policy, seed = request_
@@ -154,7 +154,7 @@ def test_every_combination_equals_the_plain_sampler(model, rows, request_):
         assert MASK not in canvas[start:]
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(prompts, requests(), st.randoms(use_true_random=False))
 def test_a_row_keeps_its_tokens_in_any_batch(model, rows, request_, random):
     params, policy, seed = request_
