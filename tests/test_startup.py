@@ -61,11 +61,16 @@ from qwen3llada.sampling.lean_import import import_model_code
 import_model_code()
 assert gc.isenabled()
 assert gc.get_freeze_count() > 100_000 or "triton" in sys.modules, "the end looks for garbage in all of it"
-assert not {"scipy", "triton"} & {name for name, module in sys.modules.items() if module is None}
+assert not {"scipy", "triton", "accelerate"} & {name for name, module in sys.modules.items() if module is None}
 from transformers import AutoModelForMaskedLM
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 assert AutoModelForMaskedLM._model_mapping[Qwen3LLadaConfig] is Qwen3LLadaForMaskedLM
 early = sys.modules.get("scipy")
+import transformers.models
+assert "transformers.models.bert" not in sys.modules
+assert transformers.models.bert.BertConfig().model_type == "bert", "names are found as usual"
+assert transformers.models.qwen3.Qwen3ForCausalLM in Qwen3LLadaForMaskedLM.__mro__
+assert sys.modules["transformers.models"].qwen3 is transformers.models.qwen3
 import scipy.optimize
 assert early is None, "imported with the model's code"
 assert scipy.optimize.linear_sum_assignment

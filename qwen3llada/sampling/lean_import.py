@@ -1,19 +1,25 @@
 """Import of the model's code without packages that Transformers imports and sampling never calls."""
 
 import gc
+import importlib
+import importlib.util
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def import_model_code() -> None:
-    """Import torch, Transformers and our model, without packages for object detection or for compiling kernels.
+    """Import torch, Transformers and our model, without packages and work that sampling does not need.
 
     Transformers imports scipy, if installed, for object detection losses: 400 modules and a tenth of the time to a
-    first answer. torch imports triton even on machines without a GPU. Both first ask whether the package is available,
-    and None in `sys.modules` is Python's documented way to say no. Afterwards both packages can be imported as usual,
-    but Transformers and torch remember the answer for the rest of the process, so only a process that samples and ends
-    may call this. A process that has already imported Transformers keeps all packages.
+    first answer; and Accelerate, to spread a model over devices. torch imports triton even on machines without a GPU.
+    Both first ask whether the package is available, and None in `sys.modules` is Python's documented way to say no.
+    Afterwards the packages can be imported as usual, but Transformers and torch remember the answer for the rest of the
+    process, so only a process that samples and ends may call this. A process that has already imported Transformers
+    keeps all packages.
+
+    `transformers.models` searches its 400 folders for names as soon as it is imported, another tenth of the time. A
+    package that does so when a name is first looked up in it stands in its place.
 
     The garbage collector is off during the imports: they leave no garbage, and looking for it takes a tenth of their
     time. `gc.freeze` then exempts the imported objects from collection. Collecting a million of them at exit would take
@@ -25,10 +31,13 @@ def import_model_code() -> None:
     try:
         import torch
 
-        if "transformers" not in sys.modules:
-            unneeded = ["scipy"] if torch.cuda.is_available() else ["scipy", "triton"]
+        first = "transformers" not in sys.modules
+        if first:
+            unneeded = ["scipy", "accelerate"] + ([] if torch.cuda.is_available() else ["triton"])
             hidden = [name for name in unneeded if name not in sys.modules]
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is documented: import system, 5.3.1
+        if first:
+            _import_at_first_look("transformers.models")
         import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401
     finally:
         for name in hidden:
@@ -37,6 +46,21 @@ def import_model_code() -> None:
             gc.freeze()
         if collects:
             gc.enable()
+
+
+def _import_at_first_look(name: str) -> None:
+    """Let modules in the package be imported without running its own code, until something is looked up in it."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    package: Any = importlib.util.module_from_spec(spec)
+
+    def look_up(attribute: str) -> Any:
+        if sys.modules.get(name) is package:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    package.__getattr__ = look_up  # called for what the package does not have (PEP 562)
+    sys.modules[name] = package
 
 
 def end_at_once() -> NoReturn:
