@@ -200,6 +200,7 @@ def test_killed_runs_end_as_one_run(params, tmp_path):
         time.sleep(pause)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
+    (params.output_dir / "rollouts" / ".batch-000000.jsonl.01234567.partial").write_text("half")
     run(params)
     assert tracked(params) == whole
 
