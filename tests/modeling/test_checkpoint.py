@@ -68,46 +68,12 @@ def test_a_model_needs_a_mask_token(sizes):
         Qwen3LLadaForMaskedLM(Qwen3LLadaConfig(**sizes))
 
 
-REMOTE = """
-import sys
-import torch
-from transformers import AutoModel, AutoModelForMaskedLM
-try:
-    import qwen3llada
-except ImportError:
-    pass
-else:
-    sys.exit("the package can be imported here, so that this shows nothing")
-folder, tokens, expected, again = sys.argv[1:]
-model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
-assert type(model).__module__.startswith("transformers_modules."), type(model)
-tokens = torch.load(tokens)
-with torch.no_grad():
-    assert torch.equal(model(tokens).logits, torch.load(expected)), "other logits than with the package"
-assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "Qwen3LLadaModel"
-model.save_pretrained(again)
-"""
-
-
 def run(code, *arguments, cwd, **environment):
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
-
-
-@pytest.mark.slow
-def test_a_checkpoint_brings_its_code_to_where_the_package_is_not(model, tokens, tmp_path):
-    """A checkpoint saved from remote code again contains that code."""
-    model.save_pretrained(tmp_path / "saved")
-    torch.save(tokens, tmp_path / "tokens")
-    with torch.no_grad():
-        torch.save(model(tokens).logits, tmp_path / "logits")
-    files = [tmp_path / name for name in ("saved", "tokens", "logits", "again")]
-    run(REMOTE, *files, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"), HF_HUB_OFFLINE="1")
-    for name in ("configuration_qwen3llada.py", "modeling_qwen3llada.py", "custom_generate/generate.py"):
-        assert (tmp_path / "again" / name).read_text() == (ROOT / "qwen3llada" / "modeling" / name).read_text()
 
 
 def test_the_files_that_travel_import_torch_and_transformers_alone():

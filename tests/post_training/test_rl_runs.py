@@ -13,7 +13,6 @@ from runs import changed, checkpoint, curves, start_process, train_together, wei
 from qwen3llada.artifacts import read_json, read_jsonl
 from qwen3llada.errors import InputError
 from qwen3llada.post_training import held_out
-from qwen3llada.post_training.methods import METHODS
 from qwen3llada.post_training.task import Rewarded, post_train
 from qwen3llada.report.data import read_curves
 from qwen3llada.report.rollouts_page import read_post_training, write_rollouts_page
@@ -97,8 +96,8 @@ def test_the_first_update_has_ratio_one_and_the_first_model_no_divergence(params
     assert len(list(read_jsonl(params.reports / "heldout.jsonl"))) == 3
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns(params, method):
+@pytest.mark.parametrize("method", ["trace", "best_of"])
+def test_a_policy_gradient_and_the_best_answers_learn(params, method):
     """The reward is the share of words below w20, about a half at first."""
     batch = {"prompts_per_batch": 7, "group_size": 12, "updates_per_batch": 1, "micro_batch_size": 128}
     rollout = params.rollout.model_dump() | {"batch_size": 128, "gen_length": 4, "steps": 2}

@@ -50,7 +50,7 @@ def test_runs_resume_bit_for_bit(request, tmp_path, kind, name):
     assert held_out["loss"] > 0
 
 
-@pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
+@pytest.mark.parametrize("kind", ["fine_tuning"])
 def test_a_run_learns(request, kind):
     params = changed(request.getfixturevalue(kind), max_steps=60, save_steps=60, eval_every_steps=10, attention=BLOCKS)
     train(params, seed=1)
