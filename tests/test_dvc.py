@@ -286,3 +286,10 @@ def test_the_second_pipeline_is_left_out_of_repro_and_joins_the_flow_by_name(rec
     assert [stage.name for stage in asked][-2:] == ["sft", "post_training/dvc.yaml:rl"]
     assert (asked[-1].policy.limit, asked[-1].policy.retries > 0) == ("gpu", True)
     assert "post_training/dvc.yaml:rl" in stale_after(recorded, {"rl.kl": 0.5})
+
+
+def test_outputs_of_the_second_pipeline_are_not_missed_by_dvc_checkout():
+    """`dvc checkout` looks at every pipeline, and fails for cached outputs that were never made."""
+    named = [out for stage in ASIDE.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    assert named
+    assert all(isinstance(out, dict) and next(iter(out.values()))["cache"] is False for out in named)
