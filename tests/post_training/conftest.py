@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from one_thread import one_thread  # noqa: F401 - an autouse fixture
 from tiny_settings import WORDS, write_model
 
 from qwen3llada.artifacts import write_json
@@ -21,15 +21,6 @@ def low_words(sample):
     words = sample.answer.split()
     return sum(int(word[1:]) < 20 for word in words) / max(1, len(words))
 '''
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """One thread, so that sums have the same order in all processes and forks need no thread of their parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

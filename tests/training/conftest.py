@@ -4,22 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from one_thread import one_thread  # noqa: F401 - an autouse fixture
 from tiny_settings import WORDS, common, write_model
 
 from qwen3llada.artifacts import write_json
 from qwen3llada.corpus.tokens.packing import MANIFEST, new_sequences
 from qwen3llada.corpus.tokens.tokenizer import identity, load_tokenizer, template_identity
 from qwen3llada.training.params import PretrainParams, SftParams
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """One thread, so that sums have the same order in all processes and forks need no thread of their parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
