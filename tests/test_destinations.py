@@ -189,6 +189,13 @@ def test_report_folders():
     refused("all", "holds analyze.json", REPORTS, knob="reports")
 
 
+def test_what_a_killed_process_left_unfinished_counts_as_its_file():
+    write(Path("curves"), ".heldout.jsonl.89e3e010.partial", ".mode.0123abcd.partial")
+    allowed("curves", REPORTS)
+    write(Path("curves"), ".notes.txt.89e3e010.partial")
+    refused("curves", "holds .notes.txt.89e3e010.partial", REPORTS)
+
+
 def test_destinations_of_one_run_do_not_lose_one_another():
     for knob, (path, kind) in {"output_dir": ("x", "work"), "reports": ("x", "reports")}.items():
         refused("x", f"must not be {knob} too", **{knob: (path, kind)})

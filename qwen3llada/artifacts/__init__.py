@@ -9,12 +9,13 @@ from qwen3llada.artifacts.digests import file_digest, text_digest
 from qwen3llada.artifacts.full_disk import FullDiskError, full_disk_named
 from qwen3llada.artifacts.json_files import read_json, read_jsonl, write_json, write_jsonl
 from qwen3llada.artifacts.marker import MARKER, mark, read_marker
-from qwen3llada.artifacts.whole import new_file, new_folder, new_together, publish
+from qwen3llada.artifacts.whole import finished_name, new_file, new_folder, new_together, publish, remove_unfinished
 
 __all__ = [
     "MARKER",
     "FullDiskError",
     "file_digest",
+    "finished_name",
     "full_disk_named",
     "mark",
     "new_file",
@@ -24,6 +25,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "read_marker",
+    "remove_unfinished",
     "text_digest",
     "write_json",
     "write_jsonl",

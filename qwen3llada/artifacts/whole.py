@@ -1,6 +1,7 @@
 """Files and folders that appear completely or not at all."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from qwen3llada.artifacts.full_disk import full_disk_named
 from qwen3llada.artifacts.on_disk import flush, remove, settle
+
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")  # temporary names of `new_file`
 
 
 @contextmanager
@@ -30,6 +33,19 @@ def new_file(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def finished_name(name: str) -> str:
+    """The name of the file for which `name` is a temporary sibling made by `new_file`; else `name` itself."""
+    match = _UNFINISHED.fullmatch(name)
+    return match["name"] if match else name
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process was writing to `folder` with `new_file`. Nobody else may be writing there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if finished_name(path.name) != path.name:
+            remove(path)
 
 
 @contextmanager

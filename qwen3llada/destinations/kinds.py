@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from qwen3llada.artifacts import MARKER, read_marker
+from qwen3llada.artifacts import MARKER, finished_name, read_marker
 
 LOCK_FILE = ".qwen3llada.lock"  # in a working folder, locked by the run that uses it
 IGNORED = (".gitignore", ".DS_Store")  # created beside outputs by DVC and by file managers
@@ -23,6 +23,7 @@ CHECKPOINT = re.compile(r"[0-9a-f]{12}|\.?step-\d+(\.partial|\.old)?")  # a run'
 CURVES = (
     *("plots", "summary.json", "speed.json", "speed.jsonl", "metrics.json", "metrics.jsonl"),
     *("rollouts.jsonl", "rollouts.html", "heldout.jsonl"),  # of post-training
+    "mode",  # tried for a moment by `artifacts`
 )
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
@@ -90,7 +91,8 @@ def _foreign_to_work(path: Path, own: frozenset[str]) -> str | None:
 
 
 def _foreign_to_curves(path: Path, own: frozenset[str]) -> str | None:
-    foreign = [name for name in _entries(path) if name not in CURVES]
+    # What a killed run was writing counts as the file that it would have become.
+    foreign = [name for name in _entries(path) if finished_name(name) not in CURVES]
     for file in sorted((path / "plots").rglob("*")):
         name = file.relative_to(path).as_posix()
         if not (file.is_dir() or file.name in IGNORED or fnmatch(name, "plots/metrics/*.tsv")):

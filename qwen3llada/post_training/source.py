@@ -194,12 +194,6 @@ class RolloutSource(Source):
         )
 
 
-def remove_leftovers(params: RlParams) -> None:
-    """Delete what a killed run was writing among its rollouts. Nobody else writes there: a run locks its folder."""
-    for file in (params.output_dir / ROLLOUTS).glob(".batch-*.partial"):
-        file.unlink()
-
-
 def rollouts_file(params: RlParams) -> Path:
     """The newest batch of rollouts."""
     return params.reports / f"{ROLLOUTS}.jsonl"

@@ -200,8 +200,10 @@ def test_killed_runs_end_as_one_run(params, tmp_path):
         os.kill(child.pid, signal.SIGKILL)
         child.join()
     (params.output_dir / "rollouts" / ".batch-000000.jsonl.01234567.partial").write_text("half")
+    (params.reports / ".heldout.jsonl.89e3e010.partial").write_text("half")
     run(params)
     assert tracked(params) == whole
+    assert not [path for folder in (params.output_dir, params.reports) for path in folder.rglob("*.partial")]
 
 
 @pytest.mark.parametrize("method", ["semi_ar", "trace"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3llada.artifacts import file_digest, full_disk_named, write_json
+from qwen3llada.artifacts import file_digest, full_disk_named, remove_unfinished, write_json
 
 SUMMARY = "summary.json"
 SPEED = "speed.json"
@@ -44,6 +44,7 @@ class Curves:
             for old in (self._file, folder / SUMMARY, self._speed_file, folder / SPEED):
                 old.unlink(missing_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
             self._live = _dvclive(folder)
             self.writer = "dvclive" if self._live else self._file.name
             for point in points:
