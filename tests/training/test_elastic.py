@@ -51,8 +51,15 @@ def torchrun(params, signals: dict[tuple[str, str], signal.Signals]) -> None:
     write_json(folder / "set.yaml", {"seed": 1, "pretrain": params.model_dump(mode="json")})  # JSON is YAML
     os.chdir(folder)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # docs/scaling.md says why
-    options = "--rdzv-backend c10d --rdzv-endpoint localhost:0 --rdzv-id run".split()  # as torchrun sets by itself
-    options += "--nproc-per-node 2 --max-restarts 1 --monitor-interval 0.02 -m stages.pretrain".split()
+    options = [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "--rdzv-id",
+        "run",
+    ]  # as torchrun sets by itself
+    options += ["--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.02", "-m", "stages.pretrain"]
     config, _, _ = config_from_args(parse_args(options))
     config.start_method = "fork"
     try:
