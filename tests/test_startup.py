@@ -82,7 +82,7 @@ def test_what_cannot_do_without_a_hidden_package_is_imported_as_usual():
     code = """
 import contextlib, io, sys
 from qwen3llada.sampling import lean_import
-lean_import.UNNEEDED = (*lean_import.UNNEEDED, "safetensors")
+lean_import.UNNEEDED = (*lean_import.UNNEEDED, "huggingface_hub")
 said = io.StringIO()
 with contextlib.redirect_stderr(said):
     lean_import.import_model_code()
@@ -92,7 +92,7 @@ from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 assert AutoModelForMaskedLM._model_mapping[Qwen3LLadaConfig] is Qwen3LLadaForMaskedLM
 import accelerate, scipy.optimize
 """
-    assert "safetensors" in imported_by(code)
+    assert "huggingface_hub" in imported_by(code)
 
 
 def test_an_end_at_once_loses_no_output():
