@@ -38,6 +38,7 @@ from qwen3llada.training.loop import training_steps
 from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.watch.peak_memory import PeakMemory
+from qwen3llada.training.watch.step_stats import StepResult
 
 GIB = 2**30
 
@@ -113,6 +114,22 @@ def params_of(folder: Path, policy: str, method: str, sizes: Sizes, *, kl: float
     )
 
 
+def parts(
+    result: StepResult, source: RolloutSource, seconds: float, *, sampler: float, first_model: float
+) -> dict[str, float]:
+    """The seconds of a batch, and its tokens: of answers, and of prompt and answer in each trained pass."""
+    made = result.figures["rollout_seconds"]
+    return {
+        "batch": seconds,
+        "rollouts": made,
+        "sampler": sampler,
+        "first_model": first_model,
+        "training": seconds - made - first_model,
+        "answer_tokens": sum(len(rollout.tokens) for rollout in source.work.rollouts),
+        "trained_tokens": result.tokens,
+    }
+
+
 def measure(params: RlParams, batches: int, row_seconds: float) -> dict[str, Any]:
     """Medians over `batches` batches after the first, or over as many as begin within `row_seconds`.
 
@@ -132,16 +149,7 @@ def measure(params: RlParams, batches: int, row_seconds: float) -> dict[str, Any
             result.read()
             synchronize(run.device)
             now = time.perf_counter()
-            made, reference = result.figures["rollout_seconds"], first_model.take()
-            one = {
-                "batch": now - last,
-                "rollouts": made,
-                "sampler": sampler.take(),
-                "first_model": reference,
-                "training": now - last - made - reference,
-                "answer_tokens": sum(len(rollout.tokens) for rollout in source.work.rollouts),
-                "trained_tokens": result.tokens,
-            }
+            one = parts(result, source, now - last, sampler=sampler.take(), first_model=first_model.take())
             print(f"  batch {result.step}: " + ", ".join(f"{k} {v:.5g}" for k, v in one.items()), flush=True)
             before, captured = captured, run.graphs.recorder.recorded if run.graphs else 0
             if result.step == 1:
