@@ -12,6 +12,7 @@ import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our mo
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.positions import check_positions
+from qwen3llada.modeling.streamed import StreamedWeights, materialise
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.training.checkpoints.fingerprint import Fingerprint, run_fingerprint
 from qwen3llada.training.checkpoints.folder import TrainerState, collect_remains, describe_others
@@ -32,6 +33,7 @@ from qwen3llada.training.start.model_and_processes import (
     make_accelerator,
     with_optimizer_that_runs,
 )
+from qwen3llada.training.start.sharding import Sharded, ShardingPlan, mesh_of, precision, shard
 from qwen3llada.training.start.task import Task, denoising
 from qwen3llada.training.watch.flops import FlopCounter, flop_counter
 from qwen3llada.training.watch.peak_memory import resident_bytes
@@ -75,7 +77,8 @@ def start(params: RunParams, *, seed: int, template: str, task: Task | None = No
     before = 0 if accelerator.device.type == "cuda" else resident_bytes()
     model, adapted = _model(params, accelerator, template, checkpoint, data.settings.mask_token_id)
     flops, memory = _estimates(params, model, accelerator, before)
-    prepared = _prepare(params, model, accelerator)
+    weights = checkpoint if checkpoint and adapted is None else params.model
+    prepared = _prepare(params, model, accelerator, weights)
     run = Run(
         **prepared._asdict(),
         params=params,
@@ -161,16 +164,35 @@ class _Prepared(NamedTuple):
     optimizer_name: str
     compiled: bool
     graphs: "LayerGraphs | None"
+    sharded: Sharded | None
 
 
-def _prepare(params: RunParams, model: Any, accelerator: "Accelerator") -> _Prepared:
-    """Compile the layers, build the optimiser, and let Accelerate prepare objective and optimiser."""
+def _prepare(params: RunParams, model: Any, accelerator: "Accelerator", weights: Path) -> _Prepared:
+    """Compile the layers, shard or wrap the objective, and build the optimiser. `weights`: folder of the model."""
     compiled = compile_layers(model, params, accelerator.device)
-    objective = MaskedDiffusionObjective(model)
-    if not accelerator.is_fsdp2:
-        objective.to(accelerator.device)
-    optimizer = build_optimizer(objective, params.optim)
-    objective, prepared = accelerator.prepare(objective, optimizer)
+    objective: Any = MaskedDiffusionObjective(model)
+    if accelerator.is_fsdp2:
+        plan = ShardingPlan(gathered=False, sums_locally=False)
+        sharded = _shard(objective, params, accelerator, plan, weights)
+        optimizer = accelerator.prepare_optimizer(build_optimizer(objective, params.optim))
+        return _Prepared(objective, optimizer, params.optim.name, compiled, None, sharded)
+    objective.to(accelerator.device)
+    objective, prepared = accelerator.prepare(objective, build_optimizer(objective, params.optim))
     reduction = GradientSum(objective) if isinstance(objective, DistributedDataParallel) else None
     graphs = graph_layers(model, params, accelerator, reduction) if compiled else None
-    return _Prepared(objective, prepared, params.optim.name, compiled, graphs)
+    return _Prepared(objective, prepared, params.optim.name, compiled, graphs, None)
+
+
+def _shard(
+    objective: MaskedDiffusionObjective, params: RunParams, accelerator: "Accelerator", plan: ShardingPlan, folder: Path
+) -> Sharded:
+    """Shard the objective over all ranks. The weights are read from `folder` group by group, if they have not been."""
+    model, device = objective.model, accelerator.device
+    empty = any(p.is_meta for p in model.parameters())
+    weights = StreamedWeights(folder, model) if empty else None
+
+    def make_real(module: nn.Module) -> None:
+        if empty:
+            materialise(model, module, weights, device)
+
+    return shard(objective, mesh_of(accelerator), precision(params), plan, before=make_real)
