@@ -60,7 +60,9 @@ class StreamedWeights:
         return "" if found.shape == shape else f"{name} has shape {list(found.shape)} instead of {list(shape)}"
 
 
-def materialise(model: "nn.Module", module: "nn.Module", weights: StreamedWeights | None, device: "torch.device") -> None:
+def materialise(
+    model: "nn.Module", module: "nn.Module", weights: StreamedWeights | None, device: "torch.device"
+) -> None:
     """Replace the meta parameters in `module`, a part of `model`, by real ones on `device`.
 
     weights: where the values come from; None: they stay undefined, because a checkpoint is read into them later.

@@ -16,7 +16,7 @@ from qwen3llada.training.checkpoints.save_and_restore import save, save_final_mo
 from qwen3llada.training.run import Run
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.claiming import claim_destinations
-from qwen3llada.training.start.memory_estimate import explain_out_of_memory
+from qwen3llada.training.start.out_of_memory import explain_out_of_memory
 from qwen3llada.training.start.start import Task, start
 from qwen3llada.training.stopping import Stopped, StopRequest, stop_message
 from qwen3llada.training.watch.monitor import Monitor
@@ -108,7 +108,7 @@ def train(params: RunParams, *, seed: int, template: str = "plain", task: Task |
             run = start(params, seed=seed, template=template, task=task)
         claim_destinations(params, run.accelerator, started=True)
         monitor = Monitor(run, stop)
-        with explain_out_of_memory(params):
+        with explain_out_of_memory(params, largest=run.memory.largest):
             if run.judge is not None and run.state.global_step == 0:
                 with monitor.pause():
                     measure(run, monitor)

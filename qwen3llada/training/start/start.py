@@ -1,6 +1,7 @@
 """The start of a run: check the inputs and build everything that the training loop works on."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,15 @@ from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.adapters import add_adapters
 from qwen3llada.training.start.claiming import claim_destinations
 from qwen3llada.training.start.groups_and_schedule import build_optimizer, build_schedule
-from qwen3llada.training.start.memory_estimate import MemoryEstimate, estimate_memory
+from qwen3llada.training.start.memory_estimate import (
+    LEAST,
+    MemoryEstimate,
+    choose_plan,
+    device_memory,
+    estimate_memory,
+    largest_micro_batch,
+    over_budget,
+)
 from qwen3llada.training.start.model_and_processes import (
     compile_layers,
     graph_layers,
@@ -76,9 +85,9 @@ def start(params: RunParams, *, seed: int, template: str, task: Task | None = No
     torch.manual_seed(seed)
     before = 0 if accelerator.device.type == "cuda" else resident_bytes()
     model, adapted = _model(params, accelerator, template, checkpoint, data.settings.mask_token_id)
-    flops, memory = _estimates(params, model, accelerator, before)
+    flops, memory, plan = _estimates(params, model, accelerator, before)
     weights = checkpoint if checkpoint and adapted is None else params.model
-    prepared = _prepare(params, model, accelerator, weights)
+    prepared = _prepare(params, model, accelerator, plan, weights)
     run = Run(
         **prepared._asdict(),
         params=params,
@@ -147,13 +156,32 @@ def _model(
 
 def _estimates(
     params: RunParams, model: Any, accelerator: "Accelerator", before: int
-) -> tuple[FlopCounter, MemoryEstimate]:
-    """FLOPs of a step, and the memory estimate, which is printed. `before`: bytes of the process without the model."""
-    shards, device = accelerator.num_processes if accelerator.is_fsdp2 else 1, accelerator.device
-    compiled = is_compiled(params, device)
-    memory = estimate_memory(params, model, shards=shards, device=device.type, compiled=compiled, process=before)
-    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
-    return flop_counter(model, checkpointed=params.gradient_checkpointing), memory
+) -> tuple[FlopCounter, MemoryEstimate, ShardingPlan | None]:
+    """FLOPs of a step; the memory estimate, which is printed; and what FSDP2 keeps gathered, None without FSDP2.
+
+    before: bytes of the process without the model.
+    """
+    device, sharded = accelerator.device, accelerator.is_fsdp2
+    shards = accelerator.num_processes if sharded else 1
+    options: dict[str, Any] = {
+        "shards": shards,
+        "device": device.type,
+        "compiled": is_compiled(params, device),
+        "process": before,
+        "ddp": not sharded and accelerator.num_processes > 1,
+    }
+    usable = device_memory(device)
+    plan = choose_plan(params, model, usable, **options) if sharded else None
+    memory = estimate_memory(params, model, plan=plan, **options)
+    more = ""
+    if usable is not None:
+        largest = largest_micro_batch(params, model, usable, plan=plan and LEAST, **options)
+        memory = replace(memory, largest=largest)
+        more = over_budget(params, memory, usable)
+    accelerator.print(f"estimated memory on each device: {memory}{more}", file=sys.stderr)
+    if plan is not None:
+        accelerator.print(f"FSDP2: {plan}", file=sys.stderr)
+    return flop_counter(model, checkpointed=params.gradient_checkpointing), memory, plan
 
 
 class _Prepared(NamedTuple):
@@ -167,12 +195,13 @@ class _Prepared(NamedTuple):
     sharded: Sharded | None
 
 
-def _prepare(params: RunParams, model: Any, accelerator: "Accelerator", weights: Path) -> _Prepared:
+def _prepare(
+    params: RunParams, model: Any, accelerator: "Accelerator", plan: ShardingPlan | None, weights: Path
+) -> _Prepared:
     """Compile the layers, shard or wrap the objective, and build the optimiser. `weights`: folder of the model."""
     compiled = compile_layers(model, params, accelerator.device)
     objective: Any = MaskedDiffusionObjective(model)
-    if accelerator.is_fsdp2:
-        plan = ShardingPlan(gathered=False, sums_locally=False)
+    if plan is not None:
         sharded = _shard(objective, params, accelerator, plan, weights)
         optimizer = accelerator.prepare_optimizer(build_optimizer(objective, params.optim))
         return _Prepared(objective, optimizer, params.optim.name, compiled, None, sharded)

@@ -1,0 +1,278 @@
+"""One row of `bench.scale`, in each of its processes: write random models, or train and measure."""
+
+import json
+import os
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bench.random_run import DEVICE, EOS, FIRST_WORD, GIB, MASK, TINY, write_data
+
+PEAK = 989e12  # FLOP/s of an H100 or H200 in bf16, dense
+WARM_UP = 3  # steps: compilation, and CUDA graphs at the third
+FILE_BYTES = 1.5e9
+SAMPLES = 4096  # sequences of 1024 tokens; a longer run takes them again
+# hidden, intermediate, layers, query heads, tied; all have 8 key heads of 128 and Qwen3's vocabulary
+SHAPES = {
+    "0.6b": (1024, 3072, 28, 16, True),
+    "1.7b": (2048, 6144, 28, 16, True),
+    "4b": (2560, 9728, 36, 32, True),
+    "8b": (4096, 12288, 36, 32, False),
+}
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    folder = Path(job["folder"])
+    if "prepare" in job:
+        result = prepare(folder, job["prepare"])
+    else:
+        result = train(folder, job["row"], job["name"], job.get("resume"))
+    if int(os.environ["RANK"]) == 0:
+        (folder / "results" / f"{job['name']}.json").write_text(json.dumps(result))
+
+
+def configuration(size: str) -> dict[str, Any]:
+    if size == "tiny":
+        return TINY | {"tie_word_embeddings": False}
+    hidden, intermediate, layers, heads, tied = SHAPES[size]
+    return {
+        "vocab_size": 151936,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "tie_word_embeddings": tied,
+    }
+
+
+def prepare(folder: Path, sizes: list[str]) -> dict[str, Any]:
+    """Write the models' files, each rank its own, and measure how fast all ranks together write to disk."""
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = torch.device(DEVICE.type, int(os.environ["LOCAL_RANK"])) if DEVICE.type == "cuda" else DEVICE
+    dist.init_process_group("gloo")
+    began = time.perf_counter()
+    for size in sizes:
+        write_model(folder / size, configuration(size), rank, ranks, device)
+        if rank == 0:
+            lengths = {"tiny": 64}
+            write_data_for(folder / size, configuration(size), lengths.get(size, 1024))
+    dist.barrier()
+    written = time.perf_counter()
+    block = os.urandom(2**20) * (256 if DEVICE.type == "cuda" else 16)
+    path = folder / f"probe-{rank}"
+    with open(path, "wb") as file:
+        for _ in range(4):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    dist.barrier()
+    rate = 4 * len(block) * ranks / 1e9 / (time.perf_counter() - written)
+    path.unlink()
+    cards = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+    return {"device": cards, "gpus": ranks, "models_s": round(written - began, 1), "write_gb_per_s": round(rate, 2)}
+
+
+def write_model(folder: Path, shapes: dict[str, Any], rank: int, ranks: int, device: torch.device) -> None:
+    """Random bfloat16 weights, the same whatever the number of ranks. Each rank makes and writes some of the files."""
+    from safetensors.torch import save_file
+
+    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = Qwen3LLadaConfig(**shapes, mask_token_id=MASK)
+    with torch.device("meta"):
+        model = Qwen3LLadaForMaskedLM(config)
+    files: list[list[str]] = [[]]
+    sizes = {name: (p.shape, 2 * p.numel()) for name, p in model.named_parameters()}
+    filled = 0
+    for name, (_, size) in sizes.items():
+        if filled + size > FILE_BYTES and files[-1]:
+            files, filled = [*files, []], 0
+        files[-1].append(name)
+        filled += size
+    names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
+    for number in range(rank, len(files), ranks):
+        tensors = {name: random_tensor(name, sizes[name][0], device).cpu() for name in files[number]}
+        save_file(tensors, folder / names[number], metadata={"format": "pt"})
+    if rank == 0:
+        where = {name: file for file, held in zip(names, files, strict=True) for name in held}
+        total = sum(size for _, size in sizes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        config.architectures = ["Qwen3LLadaForMaskedLM"]
+        config.save_pretrained(folder)
+        write_tokenizer(folder)
+
+
+def random_tensor(name: str, shape: torch.Size, device: torch.device) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02, generator=generator)
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<|mask|>": MASK, "<eos>": EOS, "word": FIRST_WORD}, unk_token="word"))
+    PreTrainedTokenizerFast(tokenizer_object=words, mask_token="<|mask|>", eos_token="<eos>").save_pretrained(folder)
+
+
+def write_data_for(model: Path, shapes: dict[str, Any], length: int) -> None:
+    """`write_data` expects the tokenizer in FOLDER/model."""
+    (model / "model").mkdir(exist_ok=True)
+    write_tokenizer(model / "model")
+    write_data(model, shapes, SAMPLES, length)
+
+
+def parameters(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> Any:
+    from qwen3llada.training.params import PretrainParams
+
+    ranks = int(os.environ["WORLD_SIZE"])
+    samples = row["samples"] or ranks * row["rows"]
+    return PretrainParams.model_validate(
+        {
+            "model": folder / row["size"],
+            "data": folder / row["size"] / "data",
+            "output_dir": folder / "runs" / name,
+            "dst": folder / "runs" / f"{name}-model",
+            "reports": folder / "runs" / f"{name}-reports",
+            "max_steps": WARM_UP + row["steps"] + 2,
+            "micro_batch_size": row["rows"],
+            "gradient_accumulation_steps": samples // (ranks * row["rows"]),
+            "max_length": row["length"],
+            "attention": {"policy": row["policy"], "block_length": 32},
+            "gradient_checkpointing": row["checkpointing"],
+            "do_eval_loss": False,
+            "resume_from": resume or "",
+            "num_workers": 2 if DEVICE.type == "cuda" else 0,
+            "bf16": DEVICE.type == "cuda",
+            "deterministic": False,
+            "logging_steps": 1000,
+            "noise": {"random_length_prob": 0.0},
+        }
+    )
+
+
+def train(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> dict[str, Any]:
+    """Take the steps, and measure. The result holds every rank's peak of memory, and rank 0's times."""
+    if row["strategy"] == "fsdp2":
+        let_fsdp2_start(row["gathered"])
+    from accelerate.utils import gather_object
+
+    from qwen3llada.training.loop import training_steps
+    from qwen3llada.training.start.start import start
+    from qwen3llada.training.stopping import StopRequest
+    from qwen3llada.training.watch.monitor import Monitor
+
+    times = {"imports_s": since_start()}
+    params = parameters(folder, row, name, resume)
+    run, stop = start(params, seed=0, template="plain"), StopRequest()
+    times["started_s"] = since_start()
+    monitor, results, marks, saved = Monitor(run, stop), [], {}, {}
+    last_timed = WARM_UP + row["steps"]
+    for result in training_steps(run, stop):
+        monitor.take(result)
+        results.append(result)
+        if len(results) == 1:
+            monitor.flush()
+            times["first_step_s"] = since_start()
+        if result.step in (WARM_UP, last_timed):
+            monitor.flush()
+            marks[result.step] = time.perf_counter()
+        if result.step == last_timed and row["checkpoint"] and not resume:
+            saved = save_timed(run, monitor)
+        if result.step == last_timed and not row["checkpoint"]:
+            break
+    monitor.flush()
+    values = [result.read() for result in results]
+    outcome = {
+        "row": name,
+        "gpus": run.accelerator.num_processes,
+        "strategy": row["strategy"],
+        "policy": row["policy"],
+        "accumulation": params.gradient_accumulation_steps,
+        "plan": str(run.sharded.plan) if run.sharded else None,
+        **times,
+        "losses": [value.loss for value in values],
+        "grad_norms": [value.grad_norm for value in values],
+        "estimated_gib": round(run.memory.total / GIB, 2),
+        "estimate": str(run.memory),
+        "largest_micro_batch": run.memory.largest,
+        **saved,
+    }
+    if not resume:
+        outcome |= speed(results, marks, run.accelerator.num_processes)
+    outcome["peak_gib"] = gather_object([round(monitor.peak_memory.read() / GIB, 2)])
+    if DEVICE.type == "cuda":
+        outcome["reserved_gib"] = gather_object([round(torch.cuda.max_memory_reserved() / GIB, 2)])
+    run.accelerator.end_training()
+    return outcome
+
+
+def speed(results: list[Any], marks: dict[int, float], processes: int) -> dict[str, Any]:
+    """Rates over the timed steps."""
+    first, last = min(marks), max(marks)
+    timed = [result for result in results if first < result.step <= last]
+    seconds = marks[last] - marks[first]
+    flops = sum(result.flops for result in timed) * processes
+    return {
+        "tokens_per_s": round(sum(result.tokens for result in timed) / seconds),
+        "step_s": round(seconds / len(timed), 4),
+        "utilisation": round(flops / seconds / (PEAK * processes), 4),
+    }
+
+
+def save_timed(run: Any, monitor: Any) -> dict[str, Any]:
+    """Save, and wait until the checkpoint is whole."""
+    from qwen3llada.training.checkpoints.save_and_restore import save
+
+    began = time.perf_counter()
+    with monitor.pause():
+        save(run, monitor.points)
+    blocked = time.perf_counter() - began
+    whole = time.perf_counter() - began
+    checkpoint = run.last_checkpoint
+    size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
+    return {
+        "save_blocking_s": round(blocked, 2),
+        "save_whole_s": round(whole, 2),
+        "checkpoint_gb": round(size / 1e9, 2),
+        "checkpoint": str(checkpoint),
+    }
+
+
+def let_fsdp2_start(gathered: bool | None) -> None:
+    """Without GPUs Accelerate would refuse FSDP, which torch runs on CPUs as well. `gathered`: not as estimated."""
+    if DEVICE.type != "cuda":
+        from accelerate.state import PartialState
+        from accelerate.utils import DistributedType
+
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if gathered is not None:
+        from qwen3llada.training.start import start
+        from qwen3llada.training.start.sharding import ShardingPlan
+
+        start.choose_plan = lambda *args, **options: ShardingPlan(gathered=gathered, sums_locally=False)  # type: ignore
+
+
+def since_start() -> float:
+    """Seconds since `bench.scale` started this row."""
+    return round(time.time() - float(os.environ["SCALE_BEGAN"]), 2)
+
+
+if __name__ == "__main__":
+    main()
