@@ -180,7 +180,7 @@ def train(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> d
     params = parameters(folder, row, name, resume)
     run, stop = start(params, seed=0, template="plain"), StopRequest()
     times["started_s"] = since_start()
-    monitor, results, marks, saved = Monitor(run, stop), [], {}, {}
+    monitor, results, marks, saved, saving = Monitor(run, stop), [], {}, {}, 0.0
     last_timed = WARM_UP + row["steps"]
     for result in training_steps(run, stop):
         monitor.take(result)
@@ -192,10 +192,14 @@ def train(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> d
             monitor.flush()
             marks[result.step] = time.perf_counter()
         if result.step == last_timed and row["checkpoint"] and not resume:
-            saved = save_timed(run, monitor)
+            saved = begin_save(run, monitor)
+            saving = time.perf_counter()
         if result.step == last_timed and not row["checkpoint"]:
             break
     monitor.flush()
+    if saved:
+        saved["step_while_saving_s"] = round((time.perf_counter() - saving) / 2, 3)
+        saved = end_save(run, saved)
     values = [result.read() for result in results]
     outcome = {
         "row": name,
@@ -234,19 +238,25 @@ def speed(results: list[Any], marks: dict[int, float], processes: int) -> dict[s
     }
 
 
-def save_timed(run: Any, monitor: Any) -> dict[str, Any]:
-    """Save, and wait until the checkpoint is whole."""
+def begin_save(run: Any, monitor: Any) -> dict[str, Any]:
+    """Save. Under FSDP2 the writing goes on while further steps are taken."""
     from qwen3llada.training.checkpoints.save_and_restore import save
 
-    began = time.perf_counter()
+    began, wall = time.perf_counter(), time.time()
     with monitor.pause():
         save(run, monitor.points)
-    blocked = time.perf_counter() - began
-    whole = time.perf_counter() - began
+    return {"save_blocking_s": round(time.perf_counter() - began, 2), "began": wall}
+
+
+def end_save(run: Any, saved: dict[str, Any]) -> dict[str, Any]:
+    """Wait until the checkpoint is whole: from then on its folder has its name, as its change time says."""
+    from qwen3llada.training.checkpoints.save_and_restore import finish_saving
+
+    finish_saving(run)
     checkpoint = run.last_checkpoint
     size = sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file())
-    return {
-        "save_blocking_s": round(blocked, 2),
+    whole = checkpoint.stat().st_ctime - saved.pop("began")
+    return saved | {
         "save_whole_s": round(whole, 2),
         "checkpoint_gb": round(size / 1e9, 2),
         "checkpoint": str(checkpoint),

@@ -12,7 +12,7 @@ from qwen3llada.batches.source import Step
 from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
 from qwen3llada.training.checkpoints.folder import finish
-from qwen3llada.training.checkpoints.save_and_restore import save, save_final_model
+from qwen3llada.training.checkpoints.save_and_restore import finish_saving, save, save_final_model
 from qwen3llada.training.run import Run
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.claiming import claim_destinations
@@ -125,11 +125,13 @@ def train(params: RunParams, *, seed: int, template: str = "plain", task: Task |
                         run.state.telemetry = monitor.state()
                         save(run, monitor.points)
                 if stopping:
+                    finish_saving(run)
                     monitor.bar.close()
                     message = stop_message(stop.signal, result.step, run.last_checkpoint, params.resume_from)
                     run.accelerator.print(message, file=sys.stderr)
                     raise Stopped(message)
             monitor.flush()
+            finish_saving(run)
             save_final_model(run)
         summary = monitor.finish()
         if run.accelerator.is_main_process:

@@ -71,6 +71,8 @@ class Run:
     judge: Judge | None = None  # None: the loss on `held_out` is measured, if that is given
     began_after: int = 0  # step of the checkpoint that the run resumed from
     has_saved: bool = False  # whether a checkpoint has been saved since then
+    shard_writer: Any = None  # `ShardWriter` of a sharded run, once it has saved
+    saving: Path | None = None  # the checkpoint in flight
 
     @property
     def is_measured(self) -> bool:

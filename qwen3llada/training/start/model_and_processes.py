@@ -9,9 +9,10 @@ import torch
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
-from qwen3llada.modeling.streamed import empty_model
+from qwen3llada.modeling.streamed import empty_model, materialise
 from qwen3llada.objective.attention_kernels import resolve_implementation
 from qwen3llada.objective.last_layer import shorten_last_layer
+from qwen3llada.training.checkpoints.shards import is_sharded
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.adapters import check_adapters, quantization
 from qwen3llada.training.start.groups_and_schedule import optimizer_that_runs
@@ -77,8 +78,8 @@ def with_optimizer_that_runs(params: RunParams, accelerator: "Accelerator") -> R
 def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> Any:
     """Load the model of `folder` for training: dtype, attention kernel, checkpointing, and config for the sampler.
 
-    Under FSDP2 its parameters are on the meta device (but for adapters' models): no process holds the whole model.
-    `prepare_sharded` reads the weights.
+    Under FSDP2 its parameters are on the meta device (but for adapters' models), until they are sharded: no process
+    holds the whole model. The weights of a sharded checkpoint are read by `restore`.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
@@ -89,8 +90,10 @@ def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> A
         )
     device, dtype = accelerator.device, DTYPES[params.param_dtype]
     implementation = resolve_implementation(params.attention, device)
-    if accelerator.is_fsdp2 and params.adapter.method == "none":
+    if params.adapter.method == "none" and (accelerator.is_fsdp2 or is_sharded(folder)):
         model = empty_model(folder, dtype=dtype, attn_implementation=implementation)
+        if not accelerator.is_fsdp2:
+            materialise(model, model, None, torch.device("cpu"))  # `restore` reads the shards
     else:
         quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
         placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}

@@ -44,7 +44,7 @@ class Sharded:
     """A model sharded by `shard`, and the ranks among which it is."""
 
     def __init__(self, root: Any, plan: ShardingPlan, mesh: "DeviceMesh"):
-        self.root, self.plan = root, plan
+        self.root, self.plan, self.mesh = root, plan, mesh
         self.ranks = mesh.get_group(mesh.ndim - 1)  # which together have one copy of the model
 
     def begin_micro_batch(self, *, last: bool) -> None:

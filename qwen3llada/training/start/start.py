@@ -16,9 +16,10 @@ from qwen3llada.modeling.positions import check_positions
 from qwen3llada.modeling.streamed import StreamedWeights, materialise
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.training.checkpoints.fingerprint import Fingerprint, run_fingerprint
-from qwen3llada.training.checkpoints.folder import TrainerState, collect_remains, describe_others
+from qwen3llada.training.checkpoints.folder import CheckpointError, TrainerState, collect_remains, describe_others
 from qwen3llada.training.checkpoints.resuming import find_checkpoint
 from qwen3llada.training.checkpoints.save_and_restore import restore, restored_data
+from qwen3llada.training.checkpoints.shards import is_sharded
 from qwen3llada.training.cuda.gradient_sum import GradientSum
 from qwen3llada.training.run import Run
 from qwen3llada.training.run_params import RunParams
@@ -132,13 +133,22 @@ def _check_attention(params: RunParams, accelerator: "Accelerator") -> None:
 
 def _checkpoint(params: RunParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
     """The checkpoint to resume from and its state; None and a new state to start anew. All ranks must call this."""
+    from accelerate.utils import broadcast_object_list
+
+    told: list[Any] = [None, None]  # what was found, and why nothing can be
     if accelerator.is_main_process:
         collect_remains(params.output_dir)
         if others := describe_others(params.output_dir, ours):
             print(others, file=sys.stderr)
-    accelerator.wait_for_everyone()
-    found = find_checkpoint(params.resume_from, params.output_dir, ours)
-    return found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
+        try:
+            told[0] = find_checkpoint(params.resume_from, params.output_dir, ours)
+        except CheckpointError as error:
+            told[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)  # rank 0 alone hashes the files
+    if told[1] is not None:
+        raise CheckpointError(told[1])
+    return told[0] or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
 
 def _model(
@@ -218,7 +228,7 @@ def _shard(
     """Shard the objective over all ranks. The weights are read from `folder` group by group, if they have not been."""
     model, device = objective.model, accelerator.device
     empty = any(p.is_meta for p in model.parameters())
-    weights = StreamedWeights(folder, model) if empty else None
+    weights = StreamedWeights(folder, model) if empty and not is_sharded(folder) else None
 
     def make_real(module: nn.Module) -> None:
         if empty:
