@@ -7,14 +7,13 @@ python -m bench.scale --out scale.jsonl --gpus 2 --rows tiny-fsdp2,tiny-ddp,tiny
 
 Each row is a `torchrun` of its own with a time limit, so that a row that fails costs no other; it then has an `error`
 instead of numbers. Weights are random, of the shapes and knobs of configs/qwen3-*.yaml. Times of steps are of the steps
-after the first three. `--budget`: seconds after which no further row starts.
+after the first four. `--budget`: seconds after which no further row starts.
 """
 
 import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -40,7 +39,7 @@ class Row:
     rows: int  # sequences in a micro-batch
     samples: int | None = None
     checkpointing: bool = False
-    steps: int = 8  # timed, after three
+    steps: int = 8  # timed, after four
     checkpoint: bool = False  # also save, take two steps more, and resume in another process
     gathered: bool | None = None  # FSDP2: whether weights stay gathered; None: as the memory estimate says
     seconds: int = 60  # expected
@@ -49,7 +48,7 @@ class Row:
 
 ROWS = [
     Row(name="8b-block", size="8b", gpus=0, strategy="fsdp2", policy="block_causal", rows=8, checkpointing=True,
-        steps=6, checkpoint=True, seconds=90),
+        steps=6, checkpoint=True, seconds=80),
     Row(name="8b-full", size="8b", gpus=0, strategy="fsdp2", policy="full", rows=8, checkpointing=True, seconds=45),
     Row(name="0.6b-ddp", size="0.6b", gpus=0, strategy="ddp", policy="block_causal", rows=16, samples=128, seconds=40),
     Row(name="0.6b-one", size="0.6b", gpus=1, strategy="one", policy="block_causal", rows=16, samples=128,
@@ -64,8 +63,8 @@ ROWS = [
     Row(name="0.6b-fsdp2", size="0.6b", gpus=0, strategy="fsdp2", policy="full", rows=16, seconds=40),
     Row(name="8b-resharded", size="8b", gpus=0, strategy="fsdp2", policy="block_causal", rows=8, checkpointing=True,
         steps=5, gathered=False, seconds=45),
-    Row(name="8b-two", size="8b", gpus=2, strategy="fsdp2", policy="block_causal", rows=4, samples=32,
-        checkpointing=True, steps=2, seconds=60),
+    Row(name="4b-two", size="4b", gpus=2, strategy="fsdp2", policy="block_causal", rows=4, samples=32,
+        checkpointing=True, steps=2, seconds=50),
 ]  # fmt: skip
 TINY = [
     Row(name="tiny-fsdp2", size="tiny", gpus=0, strategy="fsdp2", policy="block_causal", rows=2, length=64,
@@ -129,6 +128,7 @@ def run_all(rows: list[Row], gpus: int, folder: Path, out: Path, budget: float) 
             for result in results:
                 report(out, result)
     finally:
+        keep_logs(folder, out.with_suffix(".log"))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -145,7 +145,7 @@ def run_together(rows: list[Row], saving: list[bool], folder: Path) -> list[dict
         {"row": asdict(row) | {"checkpoint": save}, "folder": str(folder)}
         for row, save in zip(rows, saving, strict=True)
     ]
-    limit = max(90 + 2 * row.seconds for row in rows)
+    limit = max(30 + 2 * row.seconds for row in rows)
     sharded = [row.strategy == "fsdp2" for row in rows]
     first = [sum(row.gpus for row in rows[:number]) for number in range(len(rows))]
     running = [
@@ -198,7 +198,7 @@ def finished(running: list[tuple[str, Any, float]], limit: float, folder: Path) 
             reason = f"exit status {process.returncode}"
         except subprocess.TimeoutExpired:
             reason = f"took more than {limit:.0f} s"
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # its workers end with it (see `bench.scale_row`)
             process.wait()
         path = folder / "results" / f"{name}.json"
         result = {"row": name} | (json.loads(path.read_text()) if path.is_file() else {})
@@ -208,6 +208,13 @@ def finished(running: list[tuple[str, Any, float]], limit: float, folder: Path) 
             result |= {"error": reason, "log": [*telling[:3], *lines[-12:]]}
         results.append(result)
     return results
+
+
+def keep_logs(folder: Path, path: Path) -> None:
+    """Write the end of each row's log to one file."""
+    with open(path, "a") as kept:
+        for log in sorted((folder / "logs").glob("*.log"), key=lambda log: log.stat().st_mtime):
+            kept.write(f"==== {log.name}\n{log.read_text(errors='replace')[-20_000:]}\n")
 
 
 def report(out: Path, result: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """One row of `bench.scale`, in each of its processes: write random models, or train and measure."""
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import zlib
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from bench.random_run import DEVICE, EOS, FIRST_WORD, GIB, MASK, TINY, write_data
 
 PEAK = 989e12  # FLOP/s of an H100 or H200 in bf16, dense
-WARM_UP = 3  # steps: compilation, and CUDA graphs at the third
+WARM_UP = 4  # steps: compilation, DDP's buckets, CUDA graphs
 FILE_BYTES = 1.5e9
 SAMPLES = 4096  # sequences of 1024 tokens; a longer run takes them again
 # hidden, intermediate, layers, query heads, tied; all have 8 key heads of 128 and Qwen3's vocabulary
@@ -27,6 +29,7 @@ SHAPES = {
 
 
 def main() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive a torchrun that was killed
     job = json.loads(sys.argv[1])
     folder = Path(job["folder"])
     if "prepare" in job:

@@ -9,6 +9,7 @@ import torch
 from qwen3llada.artifacts import mark, new_folder, read_jsonl
 from qwen3llada.modeling.attention import STORED_ATTENTION
 from qwen3llada.modeling.loading import merged
+from qwen3llada.training.checkpoints.background import ShardWriter
 from qwen3llada.training.checkpoints.contents import DATA_FILE, checkpoint_bytes, tidy, write_small_files
 from qwen3llada.training.checkpoints.folder import (
     CheckpointError,
@@ -106,7 +107,8 @@ def restore(run: Run, checkpoint: Path) -> None:
     stored = _load(checkpoint / "optimizer.pt", mapped=True)
     settings = [{k: v for k, v in group.items() if k != "params"} for group in run.inner_optimizer.param_groups]
     shards = checkpoint if is_sharded(checkpoint) else None
-    load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"], shards=shards, group=_group(run))
+    group = None if shards is None else _group(run)
+    load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"], shards=shards, group=group)
     for group, own in zip(run.inner_optimizer.param_groups, settings, strict=True):
         group.update(own)
     set_schedule(run.lr_schedule, run.state.global_step)
@@ -144,7 +146,10 @@ def _load(path: Path, *, mapped: bool = False) -> Any:
 
 def _group(run: Run) -> Any:
     """The ranks that read shards together; None: each for itself, because each needs all."""
-    return torch.distributed.group.WORLD if run.sharded is not None else None
+    if run.sharded is None:
+        return None
+    run.shard_writer = run.shard_writer or ShardWriter(run.sharded.mesh)
+    return run.shard_writer.group
 
 
 def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ classes of such a file.
 """
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,9 @@ def read(checkpoint: Path, tensors: Mapping[str, Tensor], group: "dist.ProcessGr
         if not isinstance(found, TensorStorageMetadata) or found.size != tensor.shape:
             raise CheckpointError(f"{checkpoint}: {SHARDS} must hold {key} of shape {list(tensor.shape)}")
     given = {key: tensor.detach() for key, tensor in tensors.items()}
-    dcp.load(given, storage_reader=reader, process_group=group, no_dist=group is None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is asked for here
+        dcp.load(given, storage_reader=reader, process_group=group, no_dist=group is None)
 
 
 class Reader(FileSystemReader):
