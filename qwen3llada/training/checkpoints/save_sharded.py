@@ -80,7 +80,7 @@ def export_sharded(run: Run) -> None:
     """Write the final model to `dst`, gathering one tensor at a time. All ranks must call this."""
     main = run.accelerator.is_main_process
     parameters = dict(run.model.named_parameters())
-    files = files_of({name: p.numel() * p.element_size() for name, p in parameters.items()})
+    files = files_of({name: p.numel() * p.element_size() for name, p in parameters.items()}, FILE_BYTES)
     with new_folder(run.params.dst) if main else nullcontext(Path()) as temporary:
         if main:
             run.model.save_pretrained(temporary, state_dict={})
@@ -101,7 +101,7 @@ def export_sharded(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def files_of(sizes: dict[str, int], limit: int = FILE_BYTES) -> dict[str, list[str]]:
+def files_of(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
     """{file name: names of its tensors}, in order; files of at most `limit` bytes, or of one tensor."""
     files: list[list[str]] = [[]]
     filled = 0

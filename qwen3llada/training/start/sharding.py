@@ -106,10 +106,23 @@ def shard(
 
 
 def mesh_of(accelerator: "Accelerator") -> "DeviceMesh":
-    """The ranks over which the model is sharded."""
+    """The ranks: in one dimension, over which the model is sharded; or in two, the first of which are whole copies.
+
+    The second is hybrid sharding (HSDP): gradients are reduced within each copy, and then between the copies.
+    """
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh(accelerator.device.type, (accelerator.num_processes,), mesh_dim_names=("shard",))
+    device, copies = accelerator.device.type, model_copies(accelerator)
+    if copies == 1:
+        return init_device_mesh(device, (accelerator.num_processes,), mesh_dim_names=("shard",))
+    shape = (copies, accelerator.num_processes // copies)
+    return init_device_mesh(device, shape, mesh_dim_names=("copy", "shard"))
+
+
+def model_copies(accelerator: "Accelerator") -> int:
+    """Sharded copies of the model: the launcher's `dp_replicate_size`. Accelerate has checked that it divides ranks."""
+    config = accelerator.parallelism_config
+    return 1 if config is None else config.dp_replicate_size
 
 
 def precision(params: RunParams) -> "MixedPrecisionPolicy":

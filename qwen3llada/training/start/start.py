@@ -43,7 +43,7 @@ from qwen3llada.training.start.model_and_processes import (
     make_accelerator,
     with_optimizer_that_runs,
 )
-from qwen3llada.training.start.sharding import Sharded, ShardingPlan, mesh_of, precision, shard
+from qwen3llada.training.start.sharding import Sharded, ShardingPlan, mesh_of, model_copies, precision, shard
 from qwen3llada.training.start.task import Task, denoising
 from qwen3llada.training.watch.flops import FlopCounter, flop_counter
 from qwen3llada.training.watch.peak_memory import resident_bytes
@@ -172,7 +172,7 @@ def _estimates(
     before: bytes of the process without the model.
     """
     device, sharded = accelerator.device, accelerator.is_fsdp2
-    shards = accelerator.num_processes if sharded else 1
+    shards = accelerator.num_processes // model_copies(accelerator) if sharded else 1
     options: dict[str, Any] = {
         "shards": shards,
         "device": device.type,
@@ -182,6 +182,8 @@ def _estimates(
     }
     usable = device_memory(device)
     plan = choose_plan(params, model, usable, **options) if sharded else None
+    if plan is not None and not accelerator.state.fsdp_plugin.reshard_after_forward:
+        plan = replace(plan, gathered=True)  # the launcher asks for it
     memory = estimate_memory(params, model, plan=plan, **options)
     more = ""
     if usable is not None:
