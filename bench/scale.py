@@ -204,8 +204,8 @@ def finished(running: list[tuple[str, Any, float]], limit: float, folder: Path) 
         result = {"row": name} | (json.loads(path.read_text()) if path.is_file() else {})
         if reason != "exit status 0":
             lines = (folder / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
-            telling = [line.strip() for line in lines if "Error" in line or "error:" in line]
-            result |= {"error": reason, "log": [*telling[:3], *lines[-12:]]}
+            telling = [line for line in lines if line.startswith("[rank")] or lines
+            result |= {"error": reason, "log": telling[-15:]}
         results.append(result)
     return results
 

@@ -31,7 +31,7 @@ class ShardWriter:
         self.mesh = mesh
         # Collectives of the background thread need a group of their own, and one for tensors on the host.
         self.group = dist.new_group(backend="gloo")
-        self._stager: Stager | None = None
+        self.stager: Stager | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -54,8 +54,8 @@ class ShardWriter:
         writer = dcp.FileSystemWriter(temporary / SHARDS, thread_count=1, per_thread_copy_ahead=ahead)
         future: Any
         if staged:
-            self._stager = self._stager or Stager(self.mesh)
-            future = dcp.async_save(tensors, storage_writer=writer, process_group=self.group, async_stager=self._stager)
+            self.stager = self.stager or Stager(self.mesh)
+            future = dcp.async_save(tensors, storage_writer=writer, process_group=self.group, async_stager=self.stager)
         else:
             future = Future()
             try:

@@ -18,6 +18,10 @@ def test_out_of_memory_names_the_knobs_that_are_left(pretraining):
     )
     with pytest.raises(OutOfDeviceMemoryError, match=message), explain_out_of_memory(pretraining):
         raise torch.OutOfMemoryError("CUDA out of memory")
+    wide = changed(pretraining, micro_batch_size=12, gradient_accumulation_steps=2)
+    message = r"order: micro_batch_size=4 with gradient_accumulation_steps=6 \(the same training, by the estimate the"
+    with pytest.raises(OutOfDeviceMemoryError, match=message), explain_out_of_memory(wide, largest=5):
+        raise torch.OutOfMemoryError("CUDA out of memory")
     turned = SimpleNamespace(
         micro_batch_size=1,
         gradient_accumulation_steps=4,
