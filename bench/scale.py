@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -174,14 +175,16 @@ def compared(whole: dict[str, Any], resumed: dict[str, Any]) -> dict[str, Any]:
 def started(name: str, job: dict, gpus: int, folder: Path, *, first_gpu: int, sharded: bool) -> tuple[str, Any, float]:
     """Start `bench.scale_row` on `gpus` GPUs. Its output goes to a log in the folder."""
     (folder / "logs").mkdir(exist_ok=True)
-    environ = dict(os.environ) | {"SCALE_BEGAN": str(time.time()), "PYTHONPATH": str(ROOT)}
+    paths = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    environ = dict(os.environ) | {"SCALE_BEGAN": str(time.time()), "PYTHONPATH": os.pathsep.join([str(ROOT), *paths])}
     if sharded:
         environ |= fsdp2_variables()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(64)))).split(",")
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first_gpu : first_gpu + gpus])
     environ.setdefault("OMP_NUM_THREADS", "4")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-    command += ["-m", "bench.scale_row", json.dumps(job | {"name": name})]
+    environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    command = [sys.executable, "-m", "torch.distributed.run", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    command += [f"--nproc-per-node={gpus}", "-m", "bench.scale_row", json.dumps(job | {"name": name})]
     with open(folder / "logs" / f"{name}.log", "w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -231,6 +234,12 @@ def fsdp2_variables() -> dict[str, str]:
     settings = yaml.safe_load((ROOT / "launch/fsdp2.yaml").read_text())["fsdp_config"]
     names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
     return {"ACCELERATE_USE_FSDP": "true"} | {names.get(k, k.upper()): str(v) for k, v in settings.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def gpu_count() -> int:

@@ -7,6 +7,7 @@ from runs import changed, checkpoint, curves, train_together, weights
 
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.training.checkpoints import save_sharded
+from qwen3llada.training.checkpoints.folder import CheckpointError, read_state
 from qwen3llada.training.checkpoints.shards import SHARDS, Reader, is_sharded
 from qwen3llada.training.loop import train
 from qwen3llada.training.start import start as starting
@@ -68,6 +69,10 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
     train_together(on, 2, sharded=True)
     torch.testing.assert_close(weights(on), weights(whole), rtol=0, atol=0)
     assert curves(on, STEPS) == curves(whole, STEPS)
+    shard = checkpoint(whole, STEPS) / SHARDS / "__1_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=f"damaged: {SHARDS}/__1_0.distcp is not what was written"):
+        read_state(checkpoint(whole, STEPS))
 
 
 @pytest.mark.slow
