@@ -25,6 +25,7 @@ def empty_model(folder: Path, *, dtype: "torch.dtype", attn_implementation: str)
     check_is_ours(folder)
     with files_blamed(folder):
         config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
+        config.name_or_path = str(folder)
         with init_empty_weights(include_buffers=False):
             model = Qwen3LLadaForMaskedLM._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         model.tie_weights()  # each module has got a meta tensor of its own

@@ -7,7 +7,7 @@ from runs import changed, checkpoint, curves, train_together, weights
 
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.training.checkpoints import save_sharded
-from qwen3llada.training.checkpoints.folder import CheckpointError, read_state
+from qwen3llada.training.checkpoints.folder import CheckpointError
 from qwen3llada.training.checkpoints.shards import SHARDS, Reader, is_sharded
 from qwen3llada.training.loop import train
 from qwen3llada.training.start import start as starting
@@ -71,8 +71,14 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
     assert curves(on, STEPS) == curves(whole, STEPS)
     shard = checkpoint(whole, STEPS) / SHARDS / "__1_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    damaged = elsewhere(whole, tmp_path / "damaged", resume_from=str(checkpoint(whole, STEPS)))
+    train_together(damaged, 2, sharded=True, work=refuse_a_damaged_shard)
+
+
+def refuse_a_damaged_shard(params):
+    """On every rank, although rank 0 alone reads the files."""
     with pytest.raises(CheckpointError, match=f"damaged: {SHARDS}/__1_0.distcp is not what was written"):
-        read_state(checkpoint(whole, STEPS))
+        train(params, seed=1)
 
 
 @pytest.mark.slow
