@@ -40,7 +40,7 @@ class ShardWriter:
     ) -> None:
         """Copy `tensors` to the host and begin to write them to `temporary`, which exists. `settle` must come before.
 
-        If the host lacks the memory for the copies, this writes them without copies, and returns when all is done.
+        If the host lacks the memory for the copies, this writes them without copies, and returns when they are written.
 
         Args:
             publish: called on rank 0 with size and hash of the shards' files, when all have been written.
@@ -49,7 +49,7 @@ class ShardWriter:
         import torch.distributed.checkpoint as dcp
 
         assert self._thread is None
-        staged = self._agree(_fits_on_host(size))
+        staged = _fits_on_host(size)
         ahead = 0 if staged else 10_000_000  # bytes that are copied from the device while others are written
         writer = dcp.FileSystemWriter(temporary / SHARDS, thread_count=1, per_thread_copy_ahead=ahead)
         future: Any
@@ -64,8 +64,6 @@ class ShardWriter:
                 future.set_exception(error)
         self._thread = threading.Thread(target=self._complete, args=(future, temporary, publish), name="checkpoint")
         self._thread.start()
-        if not staged:
-            self.settle()
 
     def settle(self) -> None:
         """Wait for the checkpoint in flight, if there is one.
@@ -116,12 +114,6 @@ class ShardWriter:
                 if isinstance(clear, OSError):
                     clear.errno = number
                 raise clear
-
-    def _agree(self, value: bool) -> bool:
-        """Whether `value` is true on all ranks."""
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self.group)
-        return all(values)
 
 
 def _result(future: Any) -> None:

@@ -181,9 +181,7 @@ def _estimates(
         "ddp": not sharded and accelerator.num_processes > 1,
     }
     usable = device_memory(device)
-    plan = choose_plan(params, model, usable, **options) if sharded else None
-    if plan is not None and not accelerator.state.fsdp_plugin.reshard_after_forward:
-        plan = replace(plan, gathered=True)  # the launcher asks for it
+    plan = _agreed_plan(accelerator, choose_plan(params, model, usable, **options)) if sharded else None
     memory = estimate_memory(params, model, plan=plan, **options)
     more = ""
     if usable is not None:
@@ -194,6 +192,18 @@ def _estimates(
     if plan is not None:
         accelerator.print(f"FSDP2: {plan}", file=sys.stderr)
     return flop_counter(model, checkpointed=params.gradient_checkpointing), memory, plan
+
+
+def _agreed_plan(accelerator: "Accelerator", plan: ShardingPlan) -> ShardingPlan:
+    """Rank 0's plan, because ranks with other plans would wait for each other's collectives forever."""
+    from accelerate.utils import broadcast_object_list
+
+    if not accelerator.state.fsdp_plugin.reshard_after_forward:
+        plan = replace(plan, gathered=True)  # the launcher asks for it
+    told = [plan]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    return told[0]
 
 
 class _Prepared(NamedTuple):

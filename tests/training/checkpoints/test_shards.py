@@ -53,6 +53,7 @@ def test_poisoned_metadata_are_refused_in_one_line_and_not_run(tmp_path):
         (pickle.dumps(Metadata({"a": BytesStorageMetadata()})), "does not belong"),
         (pickle.dumps(Metadata({})), "shards must hold a of shape"),
     ],
+    ids=["empty", "dict", "bytes", "nothing"],
 )
 def test_metadata_of_something_else_are_refused(tmp_path, content, words):
     write_metadata(tmp_path, content)
@@ -81,12 +82,12 @@ def check_writing(rank, port, folder):
     writer, temporary, final = ShardWriter(mesh), folder / ".step-2.partial", folder / "step-2"
     published = threading.Event()
 
-    def begin():
+    def begin(then=None):
         if rank == 0:
             (temporary / SHARDS).mkdir(parents=True, exist_ok=True)
         dist.barrier()
         published.clear()
-        writer.write(temporary, tensors, finish, size=68)
+        writer.write(temporary, tensors, then or finish, size=68)
 
     def finish(files):
         assert published.wait(20)
@@ -121,11 +122,19 @@ def check_writing(rank, port, folder):
     check_read(final, mesh, 100)
 
     FileSystemWriter.write_data = whole_write
-    background._fits_on_host = lambda size: rank == 0  # rank 1 has no memory for copies
+    begin(full_disk)  # after all shards are written
+    with pytest.raises(FullDiskError, match=r"^no space left on the disk for .*/step-2, ") as error:
+        writer.settle()
+    assert error.value.errno == errno.ENOSPC
+    check_read(final, mesh, 100)
+
+    background._fits_on_host = lambda size: False  # no memory for copies
+    begin()
     for tensor in tensors.values():
         tensor.to_local().add_(100)
-    writer.write(temporary, tensors, lambda files: publish(temporary, final), size=68)
-    check_read(final, mesh, 200)  # without waiting
+    published.set()
+    writer.settle()
+    check_read(final, mesh, 100)
     dist.destroy_process_group()
 
 
