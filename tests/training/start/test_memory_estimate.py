@@ -120,6 +120,8 @@ def test_weights_and_gradients_stay_gathered_where_they_fit(pretraining):
     assert weights - least == pytest.approx(8.19e9 * 2 / GIB, rel=0.2)  # 16-bit weights but for head and layers
     chosen = [choose_plan(params, model, gib and gib * GIB, **options) for gib in (130, 60, 30, None)]
     assert chosen == [*PLANS, LEAST]
+    barely = int(1.05 * estimate_memory(params, model, plan=PLANS[0], **options).total)
+    assert choose_plan(params, model, barely, **options) == PLANS[1]
 
 
 # hidden, intermediate, layers, query heads, tied: all have 8 key heads of 128
