@@ -5,6 +5,7 @@ import torch
 from accelerate.state import PartialState
 from runs import changed, checkpoint, curves, train_together, weights
 
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.training.checkpoints import save_sharded
 from qwen3llada.training.checkpoints.folder import CheckpointError
@@ -69,6 +70,8 @@ def test_processes_give_the_loss_curve_of_one_and_resume_each_other(alone, tmp_p
     train_together(on, 2, sharded=True)
     torch.testing.assert_close(weights(on), weights(whole), rtol=0, atol=0)
     assert curves(on, STEPS) == curves(whole, STEPS)
+    with pytest.raises(InputError, match="is a checkpoint of FSDP2's shards, which resume_from takes"):
+        train(elsewhere(alone, tmp_path / "no model", model=checkpoint(whole, STEPS)), seed=1)
     shard = checkpoint(whole, STEPS) / SHARDS / "__1_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     damaged = elsewhere(whole, tmp_path / "damaged", resume_from=str(checkpoint(whole, STEPS)))

@@ -1,6 +1,7 @@
 """What a checkpoint holds beside the large tensors, and what is done once it is written."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ from qwen3llada.training.run import Run
 DATA_FILE = "data.pt"
 
 
-def write_small_files(
-    run: Run, folder: Path, points: list[dict[str, Any]], moments: dict[str, Any], random: list[dict[str, Any]]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What takes all ranks to know, and rank 0 writes."""
+
+    points: list[dict[str, Any]]  # of the curves
+    random: list[dict[str, Any]]  # state of each rank's random generators
+    carried: dict[str, Any] | None  # by the data of the run
+
+
+def write_small_files(run: Run, folder: Path, moments: dict[str, Any], known: Gathered) -> None:
     """Write tokenizer, optimiser, random generators, curves and the state of the data. On rank 0 alone.
 
-    moments: result of `optimizer_state`. random: state of each rank's generators.
+    moments: result of `optimizer_state` or `optimizer_shards`.
     """
     run.tokenizer.save_pretrained(folder)
     optimizer = {
@@ -25,13 +33,13 @@ def write_small_files(
         "schedule": run.lr_schedule.state_dict(),
         "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
     }
-    carried = run.data.state()
-    files = {"optimizer.pt": optimizer, "random.pt": random} | ({} if carried is None else {DATA_FILE: carried})
+    files: dict[str, Any] = {"optimizer.pt": optimizer, "random.pt": known.random}
+    files |= {} if known.carried is None else {DATA_FILE: known.carried}
     for name, content in files.items():
         # Given a path, torch.save would replace the system's error on opening; given a file, it keeps the error.
         with open(folder / name, "wb") as file:
             torch.save(content, file)
-    lines = "".join(json.dumps(point) + "\n" for point in points)
+    lines = "".join(json.dumps(point) + "\n" for point in known.points)
     (folder / "curves.jsonl").write_text(lines, encoding="utf-8")
 
 

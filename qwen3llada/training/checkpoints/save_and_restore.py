@@ -10,7 +10,7 @@ from qwen3llada.artifacts import mark, new_folder, read_jsonl
 from qwen3llada.modeling.attention import STORED_ATTENTION
 from qwen3llada.modeling.loading import merged
 from qwen3llada.training.checkpoints.background import ShardWriter
-from qwen3llada.training.checkpoints.contents import DATA_FILE, checkpoint_bytes, tidy, write_small_files
+from qwen3llada.training.checkpoints.contents import DATA_FILE, Gathered, checkpoint_bytes, tidy, write_small_files
 from qwen3llada.training.checkpoints.folder import (
     CheckpointError,
     checkpoints,
@@ -45,15 +45,15 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
     main = run.accelerator.is_main_process
     own = run_folder(run.params.output_dir, run.fingerprint)
     reshard(run.objective)
-    random = _gather_random(run.accelerator)
     if run.state.cursors:  # each rank knows the cursors of its own part of a stream
         gathered = gather_object([run.state.cursors])
         run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
+    known = Gathered(points=points, random=_gather_random(run.accelerator), carried=run.data.state())
     if main:
         for later in (c for c in checkpoints(own) if step_of(c) > run.began_after and not run.has_saved):
             remove(later)  # leftovers of an earlier attempt, which this run replaces
     if run.sharded is not None and run.adapted is None:
-        begin_saving(run, points, random)
+        begin_saving(run, known)
         return
     folder = step_folder(own, run.state.global_step)
     weights = model_state(run.adapted or run.model, keep=main)
@@ -61,7 +61,7 @@ def save(run: Run, points: list[dict[str, Any]]) -> None:
 
     def write_files(temporary: Path) -> None:
         (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
-        write_small_files(run, temporary, points, moments, random)
+        write_small_files(run, temporary, moments, known)
 
     if main:
         write_checkpoint(folder, run.state, write_files, size=checkpoint_bytes(run))

@@ -15,7 +15,7 @@ from qwen3llada.artifacts import full_disk_named, mark, new_folder, publish
 from qwen3llada.artifacts.on_disk import remove
 from qwen3llada.errors import InputError
 from qwen3llada.training.checkpoints.background import Files, ShardWriter
-from qwen3llada.training.checkpoints.contents import checkpoint_bytes, tidy, write_small_files
+from qwen3llada.training.checkpoints.contents import Gathered, checkpoint_bytes, tidy, write_small_files
 from qwen3llada.training.checkpoints.folder import describe_files, run_folder, step_folder, write_state
 from qwen3llada.training.checkpoints.shards import SHARDS, weights
 from qwen3llada.training.checkpoints.whole_tensors import optimizer_shards, whole
@@ -25,7 +25,7 @@ from qwen3llada.training.run import Run
 FILE_BYTES = 4 * 2**30  # of a file of the final model, which exists once on the host of rank 0
 
 
-def begin_saving(run: Run, points: list[dict[str, Any]], random: list[dict[str, Any]]) -> None:
+def begin_saving(run: Run, known: Gathered) -> None:
     """Write the small files, copy the shards to the host, and begin to write them. All ranks must call this.
 
     Raises: OSError in one line, on all ranks, if the disk is full.
@@ -44,7 +44,7 @@ def begin_saving(run: Run, points: list[dict[str, Any]], random: list[dict[str, 
         with full_disk_named(folder, size):
             (temporary / SHARDS).mkdir(parents=True)
             run.model.save_pretrained(temporary, state_dict={})
-            write_small_files(run, temporary, points, moments, random)
+            write_small_files(run, temporary, moments, known)
 
     _on_main(run, small_files)
     small = [path for path in temporary.rglob("*") if path.is_file()]

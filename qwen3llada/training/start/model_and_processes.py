@@ -75,11 +75,13 @@ def with_optimizer_that_runs(params: RunParams, accelerator: "Accelerator") -> R
     return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
 
 
-def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> Any:
+def load_model(params: RunParams, folder: Path, accelerator: "Accelerator", *, whole: bool = False) -> Any:
     """Load the model of `folder` for training: dtype, attention kernel, checkpointing, and config for the sampler.
 
     Under FSDP2 its parameters are on the meta device (but for adapters' models), until they are sharded: no process
     holds the whole model. The weights of a sharded checkpoint are read by `restore`.
+
+    whole: not to be sharded, also under FSDP2.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
@@ -88,11 +90,17 @@ def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> A
             f"model={str(folder)!r} holds adapters alone, which cannot be trained on; adapter.merge=true in the"
             " training that wrote it gives a whole model"
         )
+    if folder == params.model and is_sharded(folder):
+        raise InputError(
+            f"model={str(folder)!r} is a checkpoint of FSDP2's shards, which resume_from takes; model must be a"
+            " whole one, such as the final model of a run"
+        )
     device, dtype = accelerator.device, DTYPES[params.param_dtype]
     implementation = resolve_implementation(params.attention, device)
-    if params.adapter.method == "none" and (accelerator.is_fsdp2 or is_sharded(folder)):
+    to_shard = accelerator.is_fsdp2 and not whole
+    if params.adapter.method == "none" and (to_shard or is_sharded(folder)):
         model = empty_model(folder, dtype=dtype, attn_implementation=implementation)
-        if not accelerator.is_fsdp2:
+        if not to_shard:
             materialise(model, model, None, torch.device("cpu"))  # `restore` reads the shards
     else:
         quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
