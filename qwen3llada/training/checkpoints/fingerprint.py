@@ -49,6 +49,8 @@ CODE = (
     "training/cuda/rotary_kernels.py",
     "training/run.py",
     "training/checkpoints/save_and_restore.py",
+    "training/checkpoints/contents.py",
+    "training/checkpoints/save_sharded.py",
     "training/checkpoints/shards.py",
     "modeling/streamed.py",
     "training/start/sharding.py",

@@ -39,7 +39,7 @@ DECIDES_NOTHING = {
     *("training/start/claiming.py", "training/start/launcher.py", "training/watch/settings.py"),
     *("evaluation/eval_loss.py", "objective/loss_by_level.py", "evaluation/params.py"),
     *("training/checkpoints/folder.py", "training/checkpoints/fingerprint.py", "training/checkpoints/resuming.py"),
-    *(f"training/checkpoints/{name}.py" for name in ("background", "contents", "save_sharded")),
+    "training/checkpoints/background.py",
     *(
         "training/watch/flops.py",
         "training/start/memory_estimate.py",

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import changed
 
+from qwen3llada.training.start import start as starting
+from qwen3llada.training.start.memory_estimate import PLANS
 from qwen3llada.training.start.start import start
 
 
@@ -58,3 +62,13 @@ def test_prompts_of_another_template(fine_tuning, tmp_path):
 def test_flex_attention_without_a_gpu(pretraining):
     attention = pretraining.attention.model_dump() | {"implementation": "flex_attention"}
     refused(changed(pretraining, attention=attention), "attention.implementation=flex_attention needs a CUDA device")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_launcher_may_ask_for_weights_that_stay_gathered(plan):
+    """`fsdp_reshard_after_forward: false`; true leaves it to the memory estimate."""
+    for asked in (False, True):
+        plugin = SimpleNamespace(reshard_after_forward=asked)
+        accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), num_processes=1)
+        agreed = starting._agreed_plan(accelerator, plan)
+        assert agreed == (plan if asked else replace(plan, gathered=True))
