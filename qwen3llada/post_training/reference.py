@@ -21,7 +21,7 @@ class Reference:
     def __init__(self, run: Run) -> None:
         self.objective: Any = None
         if run.adapted is None:
-            model = load_model(run.params, run.params.model, run.accelerator).requires_grad_(False)
+            model = load_model(run.params, run.params.model, run.accelerator, whole=True).requires_grad_(False)
             self.objective = MaskedDiffusionObjective(model).to(run.device).eval()
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from qwen3llada.batches.source import Step
 from qwen3llada.evaluation.eval_loss import held_out_sums
 from qwen3llada.folder_lock import released_folders
 from qwen3llada.training.checkpoints.folder import finish
-from qwen3llada.training.checkpoints.save_and_restore import save, save_final_model
+from qwen3llada.training.checkpoints.save_and_restore import finish_saving, save, save_final_model
 from qwen3llada.training.run import Run
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.claiming import claim_destinations
-from qwen3llada.training.start.memory_estimate import explain_out_of_memory
+from qwen3llada.training.start.out_of_memory import explain_out_of_memory
 from qwen3llada.training.start.start import Task, start
 from qwen3llada.training.stopping import Stopped, StopRequest, stop_message
 from qwen3llada.training.watch.monitor import Monitor
@@ -46,7 +46,7 @@ def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
     accelerator, stats, flops = run.accelerator, StepStats(run.device, len(run.loss.figure_names)), 0.0
     denominator = run.loss.denominator(step)
     for batch in step.micro_batches:
-        with nullcontext() if batch.step.is_last_micro_batch else accelerator.no_sync(run.objective):
+        with gradients_of(run, last=batch.step.is_last_micro_batch):
             loss = run.loss(run.objective, batch)
             accelerator.backward(loss.total * (run.averaged_over / denominator))
         stats.add(loss, denominator)
@@ -70,6 +70,14 @@ def optimiser_step(run: Run, step: Step, stop: StopRequest) -> StepResult:
     )
 
 
+def gradients_of(run: Run, *, last: bool) -> AbstractContextManager:
+    """The context of a micro-batch's passes, which decides when gradients are reduced. `last`: the update follows."""
+    if run.sharded is not None:
+        run.sharded.begin_micro_batch(last=last)
+        return nullcontext()
+    return nullcontext() if last else run.accelerator.no_sync(run.objective)
+
+
 def clip(run: Run) -> Tensor:
     """Clip the gradients to `max_grad_norm`. Returns the norm before clipping."""
     limit = run.params.max_grad_norm or float("inf")
@@ -77,8 +85,10 @@ def clip(run: Run) -> Tensor:
         norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters() if p.grad is not None])
         run.inner_optimizer.grad_scale = ((norm.float() + 1e-6) / limit).clamp(min=1.0)
         return norm
-    norm = run.accelerator.clip_grad_norm_(run.objective.parameters(), limit)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if run.sharded is not None:
+        run.accelerator.unscale_gradients()
+        return run.sharded.clip(run.objective.parameters(), limit)
+    return run.accelerator.clip_grad_norm_(run.objective.parameters(), limit)
 
 
 def train(params: RunParams, *, seed: int, template: str = "plain", task: Task | None = None) -> dict[str, Any]:
@@ -98,7 +108,7 @@ def train(params: RunParams, *, seed: int, template: str = "plain", task: Task |
             run = start(params, seed=seed, template=template, task=task)
         claim_destinations(params, run.accelerator, started=True)
         monitor = Monitor(run, stop)
-        with explain_out_of_memory(params):
+        with explain_out_of_memory(params, largest=run.memory.largest):
             if run.judge is not None and run.state.global_step == 0:
                 with monitor.pause():
                     measure(run, monitor)
@@ -115,11 +125,13 @@ def train(params: RunParams, *, seed: int, template: str = "plain", task: Task |
                         run.state.telemetry = monitor.state()
                         save(run, monitor.points)
                 if stopping:
+                    finish_saving(run)
                     monitor.bar.close()
                     message = stop_message(stop.signal, result.step, run.last_checkpoint, params.resume_from)
                     run.accelerator.print(message, file=sys.stderr)
                     raise Stopped(message)
             monitor.flush()
+            finish_saving(run)
             save_final_model(run)
         summary = monitor.finish()
         if run.accelerator.is_main_process:

@@ -48,9 +48,13 @@ class TrainParams(RunParams):
         return self.noise.views + self.attention.causal
 
     @property
-    def smaller_micro_batch(self) -> str:
-        doubled = self.gradient_accumulation_steps * 2
-        return f"{super().smaller_micro_batch} with gradient_accumulation_steps={doubled}"
+    def accumulates(self) -> bool:
+        return self.gradient_accumulation_steps > 1
+
+    def smaller_micro_batch(self, most: int) -> str:
+        samples = self.micro_batch_size * self.gradient_accumulation_steps
+        rows = max(rows for rows in range(1, most + 1) if samples % rows == 0)
+        return f"{super().smaller_micro_batch(rows)} with gradient_accumulation_steps={samples // rows}"
 
     @property
     def answer_method(self) -> AnswerMethod:

@@ -13,6 +13,7 @@ from qwen3llada.training.checkpoints.fingerprint import Fingerprint
 from qwen3llada.training.checkpoints.folder import TrainerState
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.memory_estimate import MemoryEstimate
+from qwen3llada.training.start.sharding import Sharded
 from qwen3llada.training.watch.flops import FlopCounter
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Run:
     fingerprint: Fingerprint
     compiled: bool
     graphs: "LayerGraphs | None"
+    sharded: Sharded | None  # under FSDP2
     state: TrainerState
     points: list[dict[str, Any]]  # points of the curves, from the checkpoint
     resumed_from: Path | None
@@ -69,6 +71,8 @@ class Run:
     judge: Judge | None = None  # None: the loss on `held_out` is measured, if that is given
     began_after: int = 0  # step of the checkpoint that the run resumed from
     has_saved: bool = False  # whether a checkpoint has been saved since then
+    shard_writer: Any = None  # `ShardWriter` of a sharded run, once it has saved
+    saving: Path | None = None  # the checkpoint in flight
 
     @property
     def is_measured(self) -> bool:

@@ -182,9 +182,13 @@ class RunParams(Section):
         return 0
 
     @property
-    def smaller_micro_batch(self) -> str:
-        """Knobs that halve the micro-batch and change nothing else."""
-        return f"micro_batch_size={max(1, self.micro_batch_size // 2)}"
+    def accumulates(self) -> bool:
+        """Whether gradients of several micro-batches are added up in a step."""
+        return True
+
+    def smaller_micro_batch(self, most: int) -> str:
+        """Knobs for a micro-batch of at most `most` rows (1 or more) that change nothing else."""
+        return f"micro_batch_size={most}"
 
     @field_validator("max_grad_norm")
     @classmethod

@@ -135,23 +135,35 @@ def plain_training(params: TrainParams) -> None:
 
 
 def train_together(
-    params: Any, processes: int, *, sharded: bool = False, work: Callable[..., Any] = plain_training
+    params: Any,
+    processes: int,
+    *,
+    sharded: bool = False,
+    copies: int = 1,
+    work: Callable[..., Any] = plain_training,
 ) -> None:
-    """`work(params)` in `processes` processes on the CPU (gloo), under DDP or FSDP2. Raises if one of them fails."""
-    run_together(processes, _run_member, params, processes, free_port(), sharded, work)
+    """`work(params)` in `processes` processes on the CPU (gloo), under DDP or FSDP2. Raises if one of them fails.
+
+    copies: sharded copies of the model under FSDP2, among which the processes are divided.
+    """
+    run_together(processes, _run_member, params, processes, free_port(), copies if sharded else 0, work)
 
 
-def _run_member(rank: int, params: Any, processes: int, port: int, sharded: bool, work: Callable[..., Any]) -> None:
+def _run_member(rank: int, params: Any, processes: int, port: int, copies: int, work: Callable[..., Any]) -> None:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
     AcceleratorState._reset_state(reset_partial_state=True)  # reset the parent's state
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if sharded:
-        launcher = YAML(typ="safe").load(Path(__file__).parents[2] / "launch/fsdp2.yaml")["fsdp_config"]
+    if copies:
+        launcher = YAML(typ="safe").load(Path(__file__).parents[2] / f"launch/{'hsdp' if copies > 1 else 'fsdp2'}.yaml")
         names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
-        os.environ |= {names.get(key, key.upper()): str(value) for key, value in launcher.items()}
+        os.environ |= {names.get(key, key.upper()): str(value) for key, value in launcher["fsdp_config"].items()}
+        if copies > 1:
+            sizes = {"DP_REPLICATE_SIZE": str(copies), "DP_SHARD_SIZE": str(processes // copies)}
+            os.environ |= {f"PARALLELISM_CONFIG_{key}": size for key, size in sizes.items()}
+            os.environ["ACCELERATE_USE_PARALLELISM_CONFIG"] = "true"
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true"}
         # Accelerate allows FSDP only on GPUs; torch's FSDP runs on CPUs as well.
         PartialState(cpu=True)

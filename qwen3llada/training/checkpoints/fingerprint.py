@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qwen3llada.batches.settings import BatchSettings
 
 PACKAGE = Path(__file__).parents[2]
+HASH_THREADS = 8  # files hashed at the same time
 # Code that determines the resulting weights: data order, noise, loss, model, optimiser, and what a checkpoint stores.
 # A test follows the imports of the loop. Each module must be here, or in the test's list of modules without effect.
 CODE = (
@@ -47,6 +49,11 @@ CODE = (
     "training/cuda/rotary_kernels.py",
     "training/run.py",
     "training/checkpoints/save_and_restore.py",
+    "training/checkpoints/contents.py",
+    "training/checkpoints/save_sharded.py",
+    "training/checkpoints/shards.py",
+    "modeling/streamed.py",
+    "training/start/sharding.py",
     "training/start/model_and_processes.py",
     "training/checkpoints/whole_tensors.py",
     "training/start/start.py",
@@ -127,12 +134,17 @@ def short(fingerprint: Fingerprint) -> str:
 
 def hash_files(paths: Iterable[Path]) -> str:
     """SHA-256 over the names and the bytes of those of `paths` that are files."""
+    files = [path for path in paths if path.is_file()]
     digest = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            with open(path, "rb") as stream:
-                digest.update(f"{path.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    with ThreadPoolExecutor(HASH_THREADS) as threads:
+        for path, found in zip(files, threads.map(_hash_file, files), strict=True):
+            digest.update(f"{path.name}\0{found}\n".encode())
     return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_code(paths: Iterable[Path]) -> str:

@@ -5,14 +5,15 @@
         step-{N}/
             config.json, *.safetensors, tokenizer …   the model in Hugging Face format (under LoRA: the adapters)
             optimizer.pt         moments by parameter name, the LR schedule, the loss scaler
+            shards/              under FSDP2, instead of safetensors and moments (see `shards`)
             random.pt            state of each rank's random generators
             curves.jsonl         all points of the curves so far
             data.pt              where the data of a step are made in training: those of the current step
             trainer_state.json   epoch, global_step, epoch_batch, cursors, best, fingerprint, size and SHA-256 of each
                                  file, and its own SHA-256
 
-Tensors are stored unsharded by parameter name. A checkpoint can be resumed with another number of ranks and another
-strategy.
+Tensors are stored by parameter name, whole or, under FSDP2, as the ranks' shards. A checkpoint can be resumed with
+another number of ranks and another strategy.
 """
 
 import hashlib
@@ -28,14 +29,13 @@ from typing import Any, Literal
 
 from qwen3llada.artifacts import new_folder, read_json, write_json
 from qwen3llada.errors import InputError
-from qwen3llada.training.checkpoints.fingerprint import Fingerprint, short
+from qwen3llada.training.checkpoints.fingerprint import HASH_THREADS, Fingerprint, short
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 OUTCOME_FILE = "outcome.json"
 STEP = "step-"
-HASH_THREADS = 4  # hashing is bound by memory and disk: more threads do not help
 
 # finished: the final model was exported. left: another run in the same output_dir finished later.
 Outcome = Literal["finished", "left"]
@@ -96,11 +96,21 @@ def write_checkpoint(
     """
     with new_folder(folder, size=size) as temporary:
         write_files(temporary)
-        names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
-        files = dict(zip(names, _describe([temporary / name for name in names]), strict=True))
-        tree = {**asdict(state), "files": files}
-        text = json.dumps(tree | {"sha256": _own_hash(tree)}, indent=2, allow_nan=False)
-        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        write_state(temporary, asdict(state), describe_files(temporary, files))
+
+
+def write_state(folder: Path, state: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Write the state file. `state`: a `TrainerState` as a dict. `files`: of `describe_files`, of all other files."""
+    tree = {**state, "files": dict(sorted(files.items()))}
+    text = json.dumps(tree | {"sha256": _own_hash(tree)}, indent=2, allow_nan=False)
+    (folder / STATE_FILE).write_text(text, encoding="utf-8")
+
+
+def describe_files(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """{name within `folder`: {"size", "sha256"}} of each of `paths`."""
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return dict(zip(names, _describe(paths), strict=True))
 
 
 def read_state(folder: Path, *, whole: bool = True) -> TrainerState:

@@ -1,6 +1,5 @@
 """Saving and restoring of checkpoints, and saving of the final model. All ranks take part."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,19 @@ import torch
 from qwen3llada.artifacts import mark, new_folder, read_jsonl
 from qwen3llada.modeling.attention import STORED_ATTENTION
 from qwen3llada.modeling.loading import merged
+from qwen3llada.training.checkpoints.background import ShardWriter
+from qwen3llada.training.checkpoints.contents import DATA_FILE, Gathered, checkpoint_bytes, tidy, write_small_files
 from qwen3llada.training.checkpoints.folder import (
-    OUTCOME_FILE,
     CheckpointError,
     checkpoints,
     remove,
-    rotate,
     run_folder,
     step_folder,
     step_of,
     write_checkpoint,
 )
+from qwen3llada.training.checkpoints.save_sharded import begin_saving, export_sharded, finish_saving
+from qwen3llada.training.checkpoints.shards import is_sharded
 from qwen3llada.training.checkpoints.whole_tensors import load_optimizer_state, model_state, optimizer_state, reshard
 from qwen3llada.training.model_card import CARD, training_card
 from qwen3llada.training.run import Run
@@ -32,51 +33,39 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-DATA_FILE = "data.pt"
-
-
 def save(run: Run, points: list[dict[str, Any]]) -> None:
     """Write a checkpoint of the run's current state and remove those beyond the limit. All ranks must call this.
 
+    A sharded run only begins to: `finish_saving` waits for the end. At most one checkpoint is in flight.
     Raises: OSError in one line if the disk is full; earlier checkpoints are then unchanged.
     """
     from accelerate.utils import gather_object
 
+    finish_saving(run)
     main = run.accelerator.is_main_process
     own = run_folder(run.params.output_dir, run.fingerprint)
-    folder = step_folder(own, run.state.global_step)
     reshard(run.objective)
-    weights = model_state(run.adapted or run.model, keep=main)
-    optimizer = {
-        "optimizer": optimizer_state(run.inner_optimizer, run.model, keep=main),
-        "schedule": run.lr_schedule.state_dict(),
-        "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
-    }
-    random = _gather_random(run.accelerator)
     if run.state.cursors:  # each rank knows the cursors of its own part of a stream
         gathered = gather_object([run.state.cursors])
         run.state.cursors = {position: cursor for part in gathered for position, cursor in part.items()}
-
-    carried = run.data.state()
-
-    def write_files(temporary: Path) -> None:
-        (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
-        run.tokenizer.save_pretrained(temporary)
-        files = {"optimizer.pt": optimizer, "random.pt": random} | ({} if carried is None else {DATA_FILE: carried})
-        for name, content in files.items():
-            # Given a path, torch.save would replace the system's error on opening; given a file, it keeps the error.
-            with open(temporary / name, "wb") as file:
-                torch.save(content, file)
-        lines = "".join(json.dumps(point) + "\n" for point in points)
-        (temporary / "curves.jsonl").write_text(lines, encoding="utf-8")
-
+    known = Gathered(points=points, random=_gather_random(run.accelerator), carried=run.data.state())
     if main:
         for later in (c for c in checkpoints(own) if step_of(c) > run.began_after and not run.has_saved):
             remove(later)  # leftovers of an earlier attempt, which this run replaces
-        write_checkpoint(folder, run.state, write_files, size=_checkpoint_bytes(run))
-        (own / OUTCOME_FILE).unlink(missing_ok=True)
-        best = int(run.state.best["step"]) if run.state.best else None
-        rotate(own, keep=run.params.save_total_limit, best_step=best)
+    if run.sharded is not None and run.adapted is None:
+        begin_saving(run, known)
+        return
+    folder = step_folder(own, run.state.global_step)
+    weights = model_state(run.adapted or run.model, keep=main)
+    moments = optimizer_state(run.inner_optimizer, run.model, keep=main)
+
+    def write_files(temporary: Path) -> None:
+        (run.adapted or run.model).save_pretrained(temporary, state_dict=weights)
+        write_small_files(run, temporary, moments, known)
+
+    if main:
+        write_checkpoint(folder, run.state, write_files, size=checkpoint_bytes(run))
+        tidy(run, own)
     run.accelerator.wait_for_everyone()
     run.last_checkpoint, run.has_saved = folder, True
 
@@ -85,6 +74,9 @@ def save_final_model(run: Run) -> None:
     """Write the final model to `dst` in Hugging Face format, with tokenizer and model card. All ranks call this."""
     main = run.accelerator.is_main_process
     reshard(run.objective)
+    if run.sharded is not None and run.adapted is None:
+        export_sharded(run)
+        return
     weights = model_state(run.adapted or run.model, keep=main)
     if main:
         with new_folder(run.params.dst) as temporary:
@@ -112,9 +104,11 @@ def restore(run: Run, checkpoint: Path) -> None:
     The optimiser's settings and the learning rate follow the run's own parameters.
     Raises: CheckpointError in one line if a file contains anything but tensors and plain values.
     """
-    stored = _load(checkpoint / "optimizer.pt")
+    stored = _load(checkpoint / "optimizer.pt", mapped=True)
     settings = [{k: v for k, v in group.items() if k != "params"} for group in run.inner_optimizer.param_groups]
-    load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"])
+    shards = checkpoint if is_sharded(checkpoint) else None
+    group = None if shards is None else _group(run)
+    load_optimizer_state(run.inner_optimizer, run.model, stored["optimizer"], shards=shards, group=group)
     for group, own in zip(run.inner_optimizer.param_groups, settings, strict=True):
         group.update(own)
     set_schedule(run.lr_schedule, run.state.global_step)
@@ -138,13 +132,24 @@ def restored_data(checkpoint: Path) -> dict[str, Any] | None:
     return _load(checkpoint / DATA_FILE) if (checkpoint / DATA_FILE).is_file() else None
 
 
-def _load(path: Path) -> Any:
-    """Load a `torch.save` file onto the CPU without executing anything in it. Raises: CheckpointError in one line."""
+def _load(path: Path, *, mapped: bool = False) -> Any:
+    """Load a `torch.save` file onto the CPU without executing anything in it. Raises: CheckpointError in one line.
+
+    mapped: tensors stay in the file until they are used.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not tensors and plain values, nothing of it is run: {reason}") from error
+
+
+def _group(run: Run) -> Any:
+    """The ranks that read shards together; None: each for itself, because each needs all."""
+    if run.sharded is None:
+        return None
+    run.shard_writer = run.shard_writer or ShardWriter(run.sharded.mesh)
+    return run.shard_writer.group
 
 
 def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:
@@ -152,9 +157,3 @@ def _gather_random(accelerator: "Accelerator") -> list[dict[str, Any]]:
 
     cuda = torch.cuda.get_rng_state(accelerator.device) if accelerator.device.type == "cuda" else None
     return gather_object([{"cpu": torch.get_rng_state(), "cuda": cuda}])
-
-
-def _checkpoint_bytes(run: Run) -> int:
-    """Approximate size of a checkpoint: the saved weights, and two moments of the trained ones."""
-    saved = run.model.parameters() if run.adapted is None else run.parameters()
-    return sum(p.numel() * p.element_size() for p in [*saved, *run.parameters(), *run.parameters()])

@@ -33,7 +33,8 @@ DYNAMO_DETAILS |= {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"}
 INSTEAD = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported; use launch/fsdp2.yaml",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; use launch/fsdp2.yaml",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context and sequence parallelism are not supported",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context and sequence parallelism are not supported, and FSDP2"
+    " must be on for hybrid sharding",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's data parallelism is not supported",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "the knob is gradient_accumulation_steps",
     "ACCELERATE_GRADIENT_CLIPPING": "the knob is max_grad_norm",
@@ -42,14 +43,19 @@ INSTEAD = {
     "FSDP_ACTIVATION_CHECKPOINTING": "the knob is gradient_checkpointing",
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "the knob is gradient_checkpointing",
     "FSDP_IGNORED_MODULES": "gradients of these modules would not be summed over processes",
+    "FSDP_OFFLOAD_PARAMS": "parameters cannot be kept on the host",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "weights are read layer by layer in any case",
 }
+LAYER = "Qwen3DecoderLayer"  # what FSDP2 gathers at a time (`sharding.shard`)
+WRAPPING = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": LAYER}
+PARALLEL = "PARALLELISM_CONFIG_"
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # in Accelerate's order
 
 
 def check_launcher(params: RunParams, environ: Mapping[str, str] = os.environ) -> None:
     """Raises InputError, naming the variable, if `environ` holds one that would change the arithmetic of a run."""
     for name in sorted(environ):
-        if name.startswith("ACCELERATE_") and not _allowed(name, environ[name], params):
+        if name.startswith("ACCELERATE_") and not _allowed(name, environ, params):
             raise _refusal(name, environ[name])
     if not asks_for_fsdp(environ):
         return
@@ -59,6 +65,9 @@ def check_launcher(params: RunParams, environ: Mapping[str, str] = os.environ) -
     for name in sorted(INSTEAD.keys() & environ.keys()):
         if name.startswith("FSDP_") and not _off(environ[name]):
             raise _refusal(name, environ[name])
+    for name, only in WRAPPING.items():
+        if environ.get(name, only) not in ("", only):
+            raise InputError(f"environment: {name}={environ[name]} must be {only}: a layer is gathered at a time")
 
 
 def launched_processes(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
@@ -95,7 +104,10 @@ def asks_for_fsdp(environ: Mapping[str, str]) -> bool:
     return environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes", "y", "t", "on")
 
 
-def _allowed(name: str, value: str, params: RunParams) -> bool:
+def _allowed(name: str, environ: Mapping[str, str], params: RunParams) -> bool:
+    value = environ[name]
+    if name == "ACCELERATE_USE_PARALLELISM_CONFIG" and asks_for_fsdp(environ):
+        return all(environ.get(f"{PARALLEL}{kind}_SIZE", "1") == "1" for kind in ("TP", "CP", "SP"))  # hybrid sharding
     if name == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS":
         return value == "1"  # Accelerate divides gradients by it
     if name == "ACCELERATE_MIXED_PRECISION":

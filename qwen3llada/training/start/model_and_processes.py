@@ -9,8 +9,10 @@ import torch
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
+from qwen3llada.modeling.streamed import empty_model, materialise
 from qwen3llada.objective.attention_kernels import resolve_implementation
 from qwen3llada.objective.last_layer import shorten_last_layer
+from qwen3llada.training.checkpoints.shards import is_sharded
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.adapters import check_adapters, quantization
 from qwen3llada.training.start.groups_and_schedule import optimizer_that_runs
@@ -57,8 +59,6 @@ def make_accelerator(params: RunParams) -> "Accelerator":
             "adapter.method=qlora does not work under FSDP2, which cannot shard 4-bit weights: use"
             " adapter.method=lora, or launch/ddp.yaml"
         )
-    if accelerator.is_fsdp2:
-        set_fsdp_precision(accelerator, params)
     if params.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -75,8 +75,14 @@ def with_optimizer_that_runs(params: RunParams, accelerator: "Accelerator") -> R
     return params.model_copy(update={"optim": params.optim.model_copy(update={"name": name})})
 
 
-def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> Any:
-    """Load the model of `folder` for training: dtype, attention kernel, checkpointing, and config for the sampler."""
+def load_model(params: RunParams, folder: Path, accelerator: "Accelerator", *, whole: bool = False) -> Any:
+    """Load the model of `folder` for training: dtype, attention kernel, checkpointing, and config for the sampler.
+
+    Under FSDP2 its parameters are on the meta device (but for adapters' models), until they are sharded: no process
+    holds the whole model. The weights of a sharded checkpoint are read by `restore`.
+
+    whole: not to be sharded, also under FSDP2.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(f"model={str(folder)!r} must be the folder of a Qwen3-LLaDA model: it has no config.json")
     if is_adapters_alone(folder):
@@ -84,15 +90,22 @@ def load_model(params: RunParams, folder: Path, accelerator: "Accelerator") -> A
             f"model={str(folder)!r} holds adapters alone, which cannot be trained on; adapter.merge=true in the"
             " training that wrote it gives a whole model"
         )
-    device = accelerator.device
-    quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
-    placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
-    model = load_pretrained(
-        folder,
-        dtype=DTYPES[params.param_dtype],
-        attn_implementation=resolve_implementation(params.attention, device),
-        **placement,
-    )
+    if folder == params.model and is_sharded(folder):
+        raise InputError(
+            f"model={str(folder)!r} is a checkpoint of FSDP2's shards, which resume_from takes; model must be a"
+            " whole one, such as the final model of a run"
+        )
+    device, dtype = accelerator.device, DTYPES[params.param_dtype]
+    implementation = resolve_implementation(params.attention, device)
+    to_shard = accelerator.is_fsdp2 and not whole
+    if params.adapter.method == "none" and (to_shard or is_sharded(folder)):
+        model = empty_model(folder, dtype=dtype, attn_implementation=implementation)
+        if not to_shard:
+            materialise(model, model, None, torch.device("cpu"))  # `restore` reads the shards
+    else:
+        quantized = quantization(params.adapter, torch.float16 if params.fp16 else torch.bfloat16)
+        placement: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
+        model = load_pretrained(folder, dtype=dtype, attn_implementation=implementation, **placement)
     model.config.use_cache = False
     store_attention(model.config, params.attention)
     shorten_last_layer(model)
@@ -144,16 +157,3 @@ def graph_layers(
     if reduction is not None:
         reduction.share_processors(params.micro_batch_size * params.max_length)
     return LayerGraphs(model.model.layers, reduction)
-
-
-def set_fsdp_precision(accelerator: "Accelerator", params: RunParams) -> None:
-    """Compute in 16 bits, reduce gradients in float32, and cast neither inputs nor loss.
-
-    Accelerate's default policy would cast the loss weights and the loss to 16 bits.
-    """
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    compute = torch.float16 if params.fp16 else torch.bfloat16 if params.bf16 else torch.float32
-    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=compute, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
-    )

@@ -1,6 +1,7 @@
 """The start of a run: check the inputs and build everything that the training loop works on."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,18 +13,28 @@ import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our mo
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.positions import check_positions
+from qwen3llada.modeling.streamed import StreamedWeights, materialise
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.training.checkpoints.fingerprint import Fingerprint, run_fingerprint
-from qwen3llada.training.checkpoints.folder import TrainerState, collect_remains, describe_others
+from qwen3llada.training.checkpoints.folder import CheckpointError, TrainerState, collect_remains, describe_others
 from qwen3llada.training.checkpoints.resuming import find_checkpoint
 from qwen3llada.training.checkpoints.save_and_restore import restore, restored_data
+from qwen3llada.training.checkpoints.shards import is_sharded
 from qwen3llada.training.cuda.gradient_sum import GradientSum
 from qwen3llada.training.run import Run
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.adapters import add_adapters
 from qwen3llada.training.start.claiming import claim_destinations
 from qwen3llada.training.start.groups_and_schedule import build_optimizer, build_schedule
-from qwen3llada.training.start.memory_estimate import MemoryEstimate, estimate_memory
+from qwen3llada.training.start.memory_estimate import (
+    LEAST,
+    MemoryEstimate,
+    choose_plan,
+    device_memory,
+    estimate_memory,
+    largest_micro_batch,
+    over_budget,
+)
 from qwen3llada.training.start.model_and_processes import (
     compile_layers,
     graph_layers,
@@ -32,6 +43,7 @@ from qwen3llada.training.start.model_and_processes import (
     make_accelerator,
     with_optimizer_that_runs,
 )
+from qwen3llada.training.start.sharding import Sharded, ShardingPlan, mesh_of, model_copies, precision, shard
 from qwen3llada.training.start.task import Task, denoising
 from qwen3llada.training.watch.flops import FlopCounter, flop_counter
 from qwen3llada.training.watch.peak_memory import resident_bytes
@@ -74,8 +86,9 @@ def start(params: RunParams, *, seed: int, template: str, task: Task | None = No
     torch.manual_seed(seed)
     before = 0 if accelerator.device.type == "cuda" else resident_bytes()
     model, adapted = _model(params, accelerator, template, checkpoint, data.settings.mask_token_id)
-    flops, memory = _estimates(params, model, accelerator, before)
-    prepared = _prepare(params, model, accelerator)
+    flops, memory, plan = _estimates(params, model, accelerator, before)
+    weights = checkpoint if checkpoint and adapted is None else params.model
+    prepared = _prepare(params, model, accelerator, plan, weights)
     run = Run(
         **prepared._asdict(),
         params=params,
@@ -120,13 +133,22 @@ def _check_attention(params: RunParams, accelerator: "Accelerator") -> None:
 
 def _checkpoint(params: RunParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:
     """The checkpoint to resume from and its state; None and a new state to start anew. All ranks must call this."""
+    from accelerate.utils import broadcast_object_list
+
+    told: list[Any] = [None, None]  # what was found, and why nothing can be
     if accelerator.is_main_process:
         collect_remains(params.output_dir)
         if others := describe_others(params.output_dir, ours):
             print(others, file=sys.stderr)
-    accelerator.wait_for_everyone()
-    found = find_checkpoint(params.resume_from, params.output_dir, ours)
-    return found or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
+        try:
+            told[0] = find_checkpoint(params.resume_from, params.output_dir, ours)
+        except CheckpointError as error:
+            told[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)  # rank 0 alone hashes the files
+    if told[1] is not None:
+        raise CheckpointError(told[1])
+    return told[0] or (None, TrainerState(fingerprint=ours, processes=accelerator.num_processes))
 
 
 def _model(
@@ -144,13 +166,44 @@ def _model(
 
 def _estimates(
     params: RunParams, model: Any, accelerator: "Accelerator", before: int
-) -> tuple[FlopCounter, MemoryEstimate]:
-    """FLOPs of a step, and the memory estimate, which is printed. `before`: bytes of the process without the model."""
-    shards, device = accelerator.num_processes if accelerator.is_fsdp2 else 1, accelerator.device
-    compiled = is_compiled(params, device)
-    memory = estimate_memory(params, model, shards=shards, device=device.type, compiled=compiled, process=before)
-    accelerator.print(f"estimated memory on each device: {memory}", file=sys.stderr)
-    return flop_counter(model, checkpointed=params.gradient_checkpointing), memory
+) -> tuple[FlopCounter, MemoryEstimate, ShardingPlan | None]:
+    """FLOPs of a step; the memory estimate, which is printed; and what FSDP2 keeps gathered, None without FSDP2.
+
+    before: bytes of the process without the model.
+    """
+    device, sharded = accelerator.device, accelerator.is_fsdp2
+    shards = accelerator.num_processes // model_copies(accelerator) if sharded else 1
+    options: dict[str, Any] = {
+        "shards": shards,
+        "device": device.type,
+        "compiled": is_compiled(params, device),
+        "process": before,
+        "ddp": not sharded and accelerator.num_processes > 1,
+    }
+    usable = device_memory(device)
+    plan = _agreed_plan(accelerator, choose_plan(params, model, usable, **options)) if sharded else None
+    memory = estimate_memory(params, model, plan=plan, **options)
+    more = ""
+    if usable is not None:
+        largest = largest_micro_batch(params, model, usable, plan=plan and LEAST, **options)
+        memory = replace(memory, largest=largest)
+        more = over_budget(params, memory, usable)
+    accelerator.print(f"estimated memory on each device: {memory}{more}", file=sys.stderr)
+    if plan is not None:
+        accelerator.print(f"FSDP2: {plan}", file=sys.stderr)
+    return flop_counter(model, checkpointed=params.gradient_checkpointing), memory, plan
+
+
+def _agreed_plan(accelerator: "Accelerator", plan: ShardingPlan) -> ShardingPlan:
+    """Rank 0's plan, because ranks with other plans would wait for each other's collectives forever."""
+    from accelerate.utils import broadcast_object_list
+
+    if not accelerator.state.fsdp_plugin.reshard_after_forward:
+        plan = replace(plan, gathered=True)  # the launcher asks for it
+    told = [plan]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    return told[0]
 
 
 class _Prepared(NamedTuple):
@@ -161,17 +214,37 @@ class _Prepared(NamedTuple):
     optimizer_name: str
     compiled: bool
     graphs: "LayerGraphs | None"
+    sharded: Sharded | None
 
 
-def _prepare(params: RunParams, model: Any, accelerator: "Accelerator") -> _Prepared:
-    """Compile the layers, build the optimiser, and let Accelerate prepare objective and optimiser."""
+def _prepare(
+    params: RunParams, model: Any, accelerator: "Accelerator", plan: ShardingPlan | None, weights: Path
+) -> _Prepared:
+    """Compile the layers, shard or wrap the objective, and build the optimiser. `weights`: folder of the model."""
     compiled = compile_layers(model, params, accelerator.device)
     # Loading leaves a model in evaluation mode, without dropout and checkpointing. A later change would compile anew.
-    objective = MaskedDiffusionObjective(model).train()
-    if not accelerator.is_fsdp2:
-        objective.to(accelerator.device)
-    optimizer = build_optimizer(objective, params.optim)
-    objective, prepared = accelerator.prepare(objective, optimizer)
+    objective: Any = MaskedDiffusionObjective(model).train()
+    if plan is not None:
+        sharded = _shard(objective, params, accelerator, plan, weights)
+        optimizer = accelerator.prepare_optimizer(build_optimizer(objective, params.optim))
+        return _Prepared(objective, optimizer, params.optim.name, compiled, None, sharded)
+    objective.to(accelerator.device)
+    objective, prepared = accelerator.prepare(objective, build_optimizer(objective, params.optim))
     reduction = GradientSum(objective) if isinstance(objective, DistributedDataParallel) else None
     graphs = graph_layers(model, params, accelerator, reduction) if compiled else None
-    return _Prepared(objective, prepared, params.optim.name, compiled, graphs)
+    return _Prepared(objective, prepared, params.optim.name, compiled, graphs, None)
+
+
+def _shard(
+    objective: MaskedDiffusionObjective, params: RunParams, accelerator: "Accelerator", plan: ShardingPlan, folder: Path
+) -> Sharded:
+    """Shard the objective over all ranks. The weights are read from `folder` group by group, if they have not been."""
+    model, device = objective.model, accelerator.device
+    empty = any(p.is_meta for p in model.parameters())
+    weights = StreamedWeights(folder, model) if empty and not is_sharded(folder) else None
+
+    def make_real(module: nn.Module) -> None:
+        if empty:
+            materialise(model, module, weights, device)
+
+    return shard(objective, mesh_of(accelerator), precision(params), plan, before=make_real)

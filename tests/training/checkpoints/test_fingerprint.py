@@ -39,9 +39,11 @@ DECIDES_NOTHING = {
     *("training/start/claiming.py", "training/start/launcher.py", "training/watch/settings.py"),
     *("evaluation/eval_loss.py", "objective/loss_by_level.py", "evaluation/params.py"),
     *("training/checkpoints/folder.py", "training/checkpoints/fingerprint.py", "training/checkpoints/resuming.py"),
+    "training/checkpoints/background.py",
     *(
         "training/watch/flops.py",
         "training/start/memory_estimate.py",
+        "training/start/out_of_memory.py",
         "training/watch/peak_memory.py",
         "training/watch/monitor.py",
     ),

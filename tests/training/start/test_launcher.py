@@ -34,6 +34,11 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP1 is not supported"),
         (FSDP2 | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "the knob is gradient_checkpointing"),
         (FSDP2 | {"FSDP_IGNORED_MODULES": "lm_head"}, "would not be summed"),
+        (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, "cannot be kept on the host"),
+        (FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "read layer by layer in any case"),
+        (FSDP2 | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "must be TRANSFORMER_BASED_WRAP"),
+        (FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3MLP"}, "must be Qwen3DecoderLayer"),
+        (FSDP2 | {"PARALLELISM_CONFIG_TP_SIZE": "2", "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "are not supported"),
     ],
 )
 def test_what_would_change_the_arithmetic_is_refused_by_name(pretraining, environ, words):
@@ -42,7 +47,7 @@ def test_what_would_change_the_arithmetic_is_refused_by_name(pretraining, enviro
     assert list(environ)[-1] in str(caught.value) or "FSDP_VERSION" in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["ddp", "fsdp2", None])
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "hsdp", None])
 def test_what_accelerate_launch_sets_is_taken(pretraining, monkeypatch, file):
     """The launcher's own functions make the environment, with our files and without any."""
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
@@ -52,7 +57,8 @@ def test_what_accelerate_launch_sets_is_taken(pretraining, monkeypatch, file):
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(argv))
     environ = prepare_multi_gpu_env(args) if file else prepare_simple_launcher_cmd_env(args)[1]
     assert environ["ACCELERATE_MIXED_PRECISION"] == "no"
-    assert ("ACCELERATE_USE_FSDP" in environ) == (file == "fsdp2")
+    assert ("ACCELERATE_USE_FSDP" in environ) == (file in ("fsdp2", "hsdp"))
+    assert ("ACCELERATE_USE_PARALLELISM_CONFIG" in environ) == (file == "hsdp")
     check_launcher(pretraining, environ)
 
 

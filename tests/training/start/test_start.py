@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import changed
 
 from qwen3llada.training.loop import optimiser_step
+from qwen3llada.training.start import start as starting
+from qwen3llada.training.start.memory_estimate import PLANS
 from qwen3llada.training.start.start import start
 from qwen3llada.training.stopping import StopRequest
 
@@ -72,3 +76,13 @@ def test_dropout_and_checkpointing_act_from_the_first_step(pretraining, checkpoi
     step = next(iter(run.data.steps(epoch=0)))
     optimiser_step(run, step, StopRequest())
     assert len(seen) == calls * len(step.micro_batches)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_launcher_may_ask_for_weights_that_stay_gathered(plan):
+    """`fsdp_reshard_after_forward: false`; true leaves it to the memory estimate."""
+    for asked in (False, True):
+        plugin = SimpleNamespace(reshard_after_forward=asked)
+        accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), num_processes=1)
+        agreed = starting._agreed_plan(accelerator, plan)
+        assert agreed == (plan if asked else replace(plan, gathered=True))
