@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qwen3llada.sampling.cuda.attention_tiles import Tiles, attention_tiles
+from qwen3llada.sampling.cuda.attention_tiles import MOST_SPLITS, Tiles, attention_tiles
 from qwen3llada.sampling.cuda.layer_kernels import Heads
 
 NOTHING = tl.constexpr(-1.0e30)  # less than any score; unlike -inf, NOTHING - NOTHING is 0 and not NaN
 LOG2_E = 1.4426950408889634
+FEW_SPLITS = 8
 
 
 class Range(IntEnum):
@@ -111,13 +112,13 @@ def _share(low, high, shares, least, BLOCK_N: tl.constexpr):
     return begin, (part + BLOCK_N - 1) // BLOCK_N * BLOCK_N
 
 
-@triton.jit(do_not_specialize=["units", "queries", "block_length", "window", "shift", "least"])
+@triton.jit(do_not_specialize=["units", "queries", "block_length", "window", "shift", "splits", "least"])
 def _attention(
     qk_ptr, qkv_ptr, keys_ptr, values_ptr, out_ptr, tops_ptr, totals_ptr,
-    ranges_ptr, units, queries, prefix_columns, block_length, window, shift, least, scale,
+    ranges_ptr, units, queries, prefix_columns, block_length, window, shift, splits, least, scale,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PREFIX: tl.constexpr, CAUSAL: tl.constexpr,
-    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one unit, over all heads that share one key/value head, on one split of the prefix.
 
@@ -132,8 +133,8 @@ def _attention(
     head = kv * GROUP + m % GROUP
     e = tl.arange(0, BLOCK_E)
     low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
-    if SPLITS > 1:
-        begin, part = _share(low, high, SPLITS, least, BLOCK_N)
+    if SPLIT:
+        begin, part = _share(low, high, splits, least, BLOCK_N)
         if (split > 0) & (begin + split * part >= high):
             return  # a short prefix has fewer splits
         low, high = tl.maximum(low, begin + split * part), tl.minimum(high, begin + (split + 1) * part)
@@ -176,7 +177,7 @@ def _attention(
             scale, E, BLOCK_E, BLOCK_N, CAUSAL, PRECISION,
         )  # fmt: skip
     token = unit * queries + query
-    if SPLITS > 1:
+    if SPLIT:
         token += split.to(tl.int64) * units * queries
         there = token * HQ + head
         tl.store(tops_ptr + there, top, mask=query < queries)
@@ -187,19 +188,18 @@ def _attention(
     tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-@triton.jit(do_not_specialize=["units", "queries", "tokens", "least"])
+@triton.jit(do_not_specialize=["units", "queries", "tokens", "splits", "least"])
 def _join(
-    parts_ptr, tops_ptr, totals_ptr, out_ptr, ranges_ptr, units, queries, tokens, least,
-    HQ: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    parts_ptr, tops_ptr, totals_ptr, out_ptr, ranges_ptr, units, queries, tokens, splits, least,
+    HQ: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and head."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     unit = token // queries
     low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
-    begin, part = _share(low, high, SPLITS, least, BLOCK_N)
+    begin, part = _share(low, high, splits, least, BLOCK_N)
     split, e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)
-    used = (split == 0) | ((begin + split * part < high) & (split < SPLITS))
+    used = (split == 0) | ((begin + split * part < high) & (split < splits))
     at = (split.to(tl.int64) * tokens + token) * HQ + head
     top = tl.load(tops_ptr + at, mask=used, other=NOTHING)
     weight = tl.where(used, tl.exp2(top - tl.max(top, 0)), 0.0)
@@ -241,16 +241,18 @@ def attention(
     block_e = max(16, triton.next_power_of_2(heads.size))
     _attention[(triton.cdiv(rows, tiles.rows), units * heads.keys, tiles.splits)](
         qk, qkv, keys, values, parts, tops, totals,
-        ranges, units, queries, columns, *(blocks or Blocks(1, 0, 0)), tiles.least, heads.size**-0.5 * LOG2_E,
+        ranges, units, queries, columns, *(blocks or Blocks(1, 0, 0)), tiles.splits, tiles.least,
+        heads.size**-0.5 * LOG2_E,
         HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=block_e,
         BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, PREFIX=prefix is not None, CAUSAL=blocks is not None,
-        SPLITS=tiles.splits, PRECISION="ieee" if qk.dtype == torch.float32 else "tf32",
+        SPLIT=tiles.splits > 1, PRECISION="ieee" if qk.dtype == torch.float32 else "tf32",
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if tiles.splits > 1:
+        few = tiles.splits <= FEW_SPLITS  # two sizes only, so that few kernels are compiled
         _join[(tokens, heads.queries)](
-            parts, tops, totals, out, ranges, units, queries, tokens, tiles.least,
-            HQ=heads.queries, E=heads.size, BLOCK_E=block_e, BLOCK_N=tiles.columns, SPLITS=tiles.splits,
-            BLOCK_S=triton.next_power_of_2(tiles.splits), num_warps=1,
+            parts, tops, totals, out, ranges, units, queries, tokens, tiles.splits, tiles.least,
+            HQ=heads.queries, E=heads.size, BLOCK_E=block_e, BLOCK_N=tiles.columns,
+            BLOCK_S=FEW_SPLITS if few else MOST_SPLITS, num_warps=1 if few else 4,
         )  # fmt: skip
     return out

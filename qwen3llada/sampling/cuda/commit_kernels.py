@@ -49,7 +49,7 @@ def _less_entropy(entropy_ptr, first, value, w, width, BLOCK: tl.constexpr, TILE
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["canvas_stride", "width", "steps"])
 def _commit(
     tokens_ptr, log_probs_ptr, scores_ptr, entropy_ptr, canvas_ptr, masked_ptr, taken_ptr, confidence_ptr,
     column_ptr, counts_ptr, step_ptr, knobs_ptr, canvas_stride, width, steps,
@@ -120,7 +120,7 @@ def commit_proposals(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "width", "queries", "offset", "tokens", "room"])
 def _choose_masked(
     masked_ptr, places_ptr, rows_ptr, column_ptr, positions, width, queries, offset, tokens, room,
     GUIDED: tl.constexpr, BLOCK: tl.constexpr,

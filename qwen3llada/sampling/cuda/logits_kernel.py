@@ -94,7 +94,7 @@ def _logits(logits_ptr, without_ptr, at, seen, guidance, GUIDED: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask_token", "width", "positions"])
 def _read(
     logits_ptr, without_ptr, places_ptr, keys_ptr, step_ptr, knobs_ptr, values_ptr, tokens_ptr,
     vocab, part, mask_token, width, positions,

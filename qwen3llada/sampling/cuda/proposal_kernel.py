@@ -52,7 +52,7 @@ def _score(key, step, position, log_prob, tail, gap, entropy, temperature, REMAS
     return log_prob
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "width"])
 def _propose(
     values_ptr, parts_ptr, masked_ptr, keys_ptr, shares_ptr, step_ptr, knobs_ptr,
     tokens_ptr, log_probs_ptr, scores_ptr, entropy_ptr, positions, width,

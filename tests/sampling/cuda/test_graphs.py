@@ -205,14 +205,16 @@ def interpret():
     import conftest
 
     from qwen3llada.sampling import decoding
+    from qwen3llada.sampling.cuda import program_cache
     from qwen3llada.sampling.cuda.sampler import GraphSampler
 
+    program_cache.COLUMN_BUCKET = 2  # the interpreter is slow
     model = conftest.model.__wrapped__()
     model.config.attention_policy, model.config.window_blocks = "window", 1
-    params = SampleParams(steps=4, gen_length=5, block_length=2, temperature=0.7, cfg_scale=1.0, remasking="margin")
-    eager = generate(model, [[1, 2, 3], [4, 5]], params, seed=3)
+    params = SampleParams(steps=3, gen_length=5, block_length=2, temperature=0.7, remasking="margin")
+    eager = generate(model, [[1, 2, 3]], params, seed=3)
     decoding.choose_sampler = GraphSampler
-    graph = generate(model, [[1, 2, 3], [4, 5]], params, seed=3)
+    graph = generate(model, [[1, 2, 3]], params, seed=3)
     assert graph.backend == "graph"
     assert torch.equal(graph.canvas, eager.canvas)
     assert graph.forward_passes == eager.forward_passes
