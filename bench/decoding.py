@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -185,6 +185,26 @@ def profile(model: Any, name: str) -> Iterator[str]:
         yield f"  {share:6.1%} {event.count / passes:7.1f} a pass {each:9.2f} us each  {event.key[:90]}"
 
 
+def fused(model: Any) -> Iterator[str]:
+    """Small batches with the fused matrix products for up to so many tokens, 0: with none."""
+    from qwen3llada.sampling.cuda import fused_linear
+    from qwen3llada.sampling.cuda.program_cache import Graphs
+
+    kept = fused_linear.MOST_TOKENS
+    try:
+        for name in ("fours1", "batch1", "batch8", "batch64-8steps"):
+            case = CASES[name]
+            case = replace(case, given=case.given | {"gen_length": 64, "steps": case.given["steps"] // 4})
+            for most in (0, 4096):
+                fused_linear.MOST_TOKENS = most
+                Graphs.forget(model)
+                taken, found = run_case(model, case)
+                yield f"  {name:16} up to {most:5} {taken / found.forward_passes * 1e3:8.3f} ms a pass"
+    finally:
+        fused_linear.MOST_TOKENS = kept
+        Graphs.forget(model)
+
+
 def _tiles(model: Any) -> Iterator[str]:
     from bench.attention_tiles import compare_tiles
 
@@ -197,6 +217,7 @@ ROWS: dict[str, Callable[[Any], Iterator[str] | str]] = {
     "policies64": lambda model: policies(model, 64),
     "prefill": prefill,
     "first": lambda model: first_calls(),
+    "fused": fused,
     "tiles": _tiles,
 }
 
