@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qwen3llada.sampling.cuda.attention_kernel import Blocks
 from qwen3llada.sampling.cuda.logits_kernel import Form
@@ -15,6 +16,7 @@ from qwen3llada.sampling.head import Head
 
 COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple
 KEPT_PROGRAMS = 32
+WORTH_A_PASS = 256  # columns of padding that cost more than a pass of their own
 
 
 def bucket_columns(count: int) -> int:
@@ -25,6 +27,22 @@ def bucket_units(count: int) -> int:
     """Round up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 …: at most half more than `count`."""
     power = 1 << (count - 1).bit_length()
     return power // 4 * 3 if power >= 4 and count <= power // 4 * 3 else power
+
+
+def by_length(lengths: Tensor) -> list[Tensor]:
+    """Groups of rows whose prompts are computed together, so that short ones do not pay for the longest: [U] each.
+
+    A group begins where prompts are less than half as long as its longest, and shorter by a tile of tokens.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for row in lengths.argsort(descending=True, stable=True).tolist():
+        length = int(lengths[row])
+        if not groups or (2 * length < longest and longest - length >= WORTH_A_PASS):
+            groups.append([])
+            longest = length
+        groups[-1].append(row)
+    return [torch.tensor(sorted(group)) for group in groups if int(lengths[group[0]])]
 
 
 class Graphs:

@@ -17,7 +17,7 @@ from qwen3llada.modeling.attention import POLICIES, is_causal, plan
 from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
 from qwen3llada.sampling.cuda.logits_kernel import Form, knob_values
 from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
-from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
+from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units, by_length
 from qwen3llada.sampling.cuda.step_programs import (
     FillProgram,
     Places,
@@ -82,14 +82,16 @@ class GraphSampler:
         if not self.whole and self.start + answer:
             self.prefix = self.graphs.prefix(self.rows * (2 if self.guided else 1), self.start + answer)
         if self.prefix is not None and self.start and not self.dual:
-            self._fill_canvas(torch.arange(self.rows), layout.start)
+            for rows in by_length(layout.prompt_lengths):
+                columns = bucket_columns(int(layout.prompt_lengths[rows].max()))
+                self._fill_canvas(rows, self.start - columns, self.start)
 
     @torch.no_grad()
     def open(self, units: Units) -> Units:
         if self.graphs.user is None or self.graphs.user() is not self:
             raise RuntimeError("another generation with this model began before this one had ended")
         if self.dual:
-            self._fill_canvas(units.rows, self.request.layout.width)
+            self._fill_canvas(units.rows, 0, self._columns(self.request.layout.width))
         whole_block = self.request.layout.block_length
         shape = ProgramShape(
             units=bucket_units(len(units.rows)),
@@ -206,17 +208,18 @@ class GraphSampler:
         first = self.start + units.blocks[0] * self.request.layout.block_length
         stored.columns.copy_(first + torch.arange(units.width), non_blocking=True)
 
-    def _fill_canvas(self, rows: Tensor, columns: int) -> None:
-        """Fill the prefix with keys and values of the current canvas's first `columns`, for rows `rows` [U]."""
+    def _fill_canvas(self, rows: Tensor, first: int, last: int) -> None:
+        """Fill the prefix's columns from `first` up to `last` with keys and values of rows [U] of the canvas."""
         canvas, layout = self.request.canvas, self.request.layout
-        at = (rows.to(self.tokens.device), slice(0, columns))
+        added = self.start - layout.start  # columns of padding that the canvas does not have
+        at = (rows.to(self.tokens.device), slice(max(0, first - added), last - added))
         tokens, seen = self._seen_tokens(self.tokens[at], canvas.given[at]), self._seen_rows(rows)
-        shape = ProgramShape(units=bucket_units(len(seen)), queries=self._columns(columns))
+        shape = ProgramShape(units=bucket_units(len(seen)), queries=last - first)
         aligned_to_end = -shape.queries % layout.block_length
         blocks = Blocks(layout.block_length, self.window, aligned_to_end) if self.causal else None
         program = self.graphs.fill(shape, self._store, reads=False, blocks=blocks)
-        program.stored.columns.copy_(torch.arange(shape.queries), non_blocking=True)
-        self._run(program, tokens, seen, None)
+        program.stored.columns.copy_(torch.arange(first, last), non_blocking=True)
+        self._run(program, tokens, seen, None, first)
 
     def _fill_block(self, units: Units) -> None:
         """Fill the prefix with keys and values of a finished block."""
@@ -231,24 +234,25 @@ class GraphSampler:
         assert self.prefix is not None, "only policies with a prefix fill it"
         return self.prefix
 
-    def _run(self, program: FillProgram, tokens: Tensor, rows: Tensor, blocks: Tensor | None) -> None:
+    def _run(self, program: FillProgram, tokens: Tensor, rows: Tensor, blocks: Tensor | None, first: int = 0) -> None:
         program.stored.tokens.zero_()
         program.stored.rows.fill_(program.spare)
         program.stored.fill(0, tokens, rows)
-        self._place(program.places, 0, rows, blocks)
+        self._place(program.places, 0, rows, blocks, first)
         program.replay(FillProgram.VARIANT)
         self.passes += 1
 
-    def _place(self, places: Places, first: int, rows: Tensor, blocks: Tensor | None) -> None:
+    def _place(self, places: Places, first: int, rows: Tensor, blocks: Tensor | None, column: int = 0) -> None:
         """Make seen rows [R] the units of `places` from `first` on: whole rows (`blocks` None) or one block of each."""
         layout, queries = self.request.layout, places.queries
         prompts, lengths = layout.prompt_lengths[rows % self.rows], layout.lengths[rows % self.rows]
         ranges = torch.zeros(len(Range), len(rows), dtype=torch.int32)
         ranges[Range.OWNER], ranges[Range.LOW], ranges[Range.HIGH] = rows, self.start - prompts, self.start
         if blocks is None:
-            ranges[Range.OWN_LOW] = self.start - prompts
-            ranges[Range.OWN_HIGH] = (self.start + lengths).clamp(max=queries)
-            positions = torch.arange(queries) - (self.start - prompts)[:, None]
+            begin = self.start - prompts - column
+            ranges[Range.OWN_LOW] = begin
+            ranges[Range.OWN_HIGH] = (begin + prompts + lengths).clamp(max=queries)
+            positions = torch.arange(queries) - begin[:, None]
         else:
             offset = blocks * layout.block_length
             ranges[Range.OWN_HIGH] = (lengths - offset).clamp(1, queries)

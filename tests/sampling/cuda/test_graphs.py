@@ -119,6 +119,22 @@ class TestOnGpu:
         assert graph.forward_passes == eager.forward_passes
 
     @pytest.mark.parametrize("policy", ["block_causal", "window"])
+    def test_prompts_of_very_different_lengths(self, cuda_model, monkeypatch, policy):
+        """They are computed in groups of like length."""
+        from qwen3llada.sampling.cuda import program_cache
+
+        monkeypatch.setattr(program_cache, "WORTH_A_PASS", 4)
+        monkeypatch.setattr(program_cache, "COLUMN_BUCKET", 4)
+        cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 2
+        params = SampleParams(steps=8, gen_length=8, block_length=4, cfg_scale=0.5)
+        prompts = [[1, 2, 3], list(range(40)), [4] * 9, list(range(38)), [7]]
+        eager = generate(cuda_model, prompts, params.model_copy(update={"backend": "eager"}))
+        graph = generate(cuda_model, prompts, params)
+        assert graph.backend == "graph"
+        assert torch.equal(graph.canvas, eager.canvas)
+        assert graph.forward_passes == eager.forward_passes + 1  # the prompts in two passes
+
+    @pytest.mark.parametrize("policy", ["block_causal", "window"])
     def test_a_finished_block_needs_no_pass_of_its_own(self, cuda_model, policy):
         cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 2
         params = SampleParams(steps=12, gen_length=24, block_length=4)
@@ -198,6 +214,21 @@ class TestOnGpu:
         generate(cuda_model, [[3]], params)
         with pytest.raises(RuntimeError, match="another generation with this model began"):
             list(steps)
+
+
+def test_prompts_are_grouped_by_length(monkeypatch):
+    pytest.importorskip("triton")
+    from qwen3llada.sampling.cuda import program_cache
+
+    monkeypatch.setattr(program_cache, "WORTH_A_PASS", 256)
+
+    def groups(*lengths):
+        return [group.tolist() for group in program_cache.by_length(torch.tensor(lengths))]
+
+    assert groups(128, 3800, 128, 2000) == [[1, 3], [0, 2]]
+    assert groups(100, 300, 0) == [[0, 1]]  # not worth a pass of its own; nothing to compute for an empty prompt
+    assert groups(1000, 400, 150, 0) == [[0], [1, 2]]
+    assert groups(0, 0) == []
 
 
 def interpret():
