@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range, attention
+from qwen3llada.sampling.cuda.attention_kernel import attention
+from qwen3llada.sampling.cuda.attention_ranges import Blocks, Range
 from qwen3llada.sampling.cuda.attention_tiles import Tiles
 from qwen3llada.sampling.cuda.layer_kernels import Heads
 

@@ -5,43 +5,18 @@ CUDA graph. Softmax and sums are in float32. Shapes: U units of Q queries each, 
 key/value heads, E head size, B rows and P columns of a prefix, S splits.
 """
 
-from enum import IntEnum
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.attention_tiles import MOST_SPLITS, Tiles, attention_tiles
 from qwen3llada.sampling.cuda.layer_kernels import Heads
 
 NOTHING = tl.constexpr(-1.0e30)  # less than any score; unlike -inf, NOTHING - NOTHING is 0 and not NaN
 LOG2_E = 1.4426950408889634
 FEW_SPLITS = 8
-
-
-class Range(IntEnum):
-    """Rows of the tensor `ranges` [7, U] int32: the keys that each unit sees. A range ends before its `HIGH`."""
-
-    OWN_LOW = 0  # range of the unit's own keys
-    OWN_HIGH = 1
-    OWNER = 2  # row of the prefix
-    LOW = 3  # range of that row's keys
-    HIGH = 4
-    SKIP_LOW = 5  # range within LOW..HIGH that is hidden
-    SKIP_HIGH = 6
-
-
-class Blocks(NamedTuple):
-    """Units of whole blocks. A query sees the keys of its own block and of the `window` blocks before it.
-
-    Query q of a unit is in block (q + shift) // length; the last block may be shorter.
-    """
-
-    length: int
-    window: int
-    shift: int
 
 
 @triton.jit
@@ -224,7 +199,7 @@ def attention(
     Args:
         qk: [N, (HQ + HK)·E] from `norm_rope`. qkv: [N, (HQ + 2·HK)·E]; only the values are read.
         prefix: keys and values [B, P, HK, E], or None.
-        ranges: [7, U] int32, see `Range`.
+        ranges: [7, U] int32, see `attention_ranges.Range`.
         blocks: for units of whole blocks: which blocks see which.
         tiles: if others than `attention_tiles` chooses.
     """

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.sampling.cuda.attention_kernel import Blocks, attention
+from qwen3llada.sampling.cuda.attention_kernel import attention
+from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.fused_linear import add_linear, fits, norm_gate_up, norm_qkv_rope
 from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Store, gated, norm_rope, rms_norm
 
@@ -159,7 +160,7 @@ class PackedModel:
         """Final hidden states [N, D] of tokens [U, Q] at positions [N] int32. With `rows` [R]: only of those, [R, D].
 
         Args:
-            ranges: [7, U] int32, what each unit sees (see `attention_kernel.Range`).
+            ranges: [7, U] int32, what each unit sees (see `attention_ranges.Range`).
             prefix: keys and values from which `ranges` selects what a unit sees besides its own.
             write: where to store keys and values of the units; None stores nothing.
             blocks: for units of whole blocks (see `attention_kernel.attention`).

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3llada.sampling.cuda.attention_kernel import Blocks
+from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.logits_kernel import Form
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
 from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram, Variant

@@ -5,7 +5,6 @@ existing graph. "Seen" rows are the rows of the model's input: the B rows of the
 rows again with all given tokens masked. Shapes: B rows, R seen rows, U units, Q tokens of a unit, W columns of a block.
 """
 
-import importlib.util
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -14,45 +13,16 @@ import torch
 from torch import Tensor
 
 from qwen3llada.modeling.attention import POLICIES, is_causal, plan
-from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
+from qwen3llada.sampling.cuda.attention_ranges import Blocks, Range
 from qwen3llada.sampling.cuda.logits_kernel import Form, knob_values
-from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
+from qwen3llada.sampling.cuda.packed_model import KeyValues
+from qwen3llada.sampling.cuda.pass_inputs import Places, Stored
 from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units, by_length
-from qwen3llada.sampling.cuda.step_programs import (
-    FillProgram,
-    Places,
-    ProgramShape,
-    StepProgram,
-    Stored,
-    Variant,
-    chunks_for,
-)
+from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram, Variant, chunks_for
 from qwen3llada.sampling.head import make_head
 from qwen3llada.sampling.open_blocks import Units
-from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import Request
 from qwen3llada.sampling.unmasking import UNMASKING
-
-# A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` fills for these
-# policies. A policy that is not here runs eagerly, whatever its comparison is.
-GRAPHED_POLICIES = ("full", "block", "block_causal", "window")
-
-
-def why_not(model: Any, request: Request) -> str | None:
-    """Why a request cannot run as CUDA graphs, in one line; None if it can."""
-    if model.device.type != "cuda":
-        return f"the model is on {model.device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if request.policy not in GRAPHED_POLICIES:
-        return f"attention policy {request.policy} has no graph; {', '.join(GRAPHED_POLICIES)} have one"
-    return unknown_knob(request.params) or unsupported(model)
-
-
-def unknown_knob(params: DecodeParams) -> str | None:
-    """The first knob that the step programs do not have, in one line."""
-    unknown = (name for name in ("edit_threshold", "remask") if getattr(params, name))
-    return next((f"{name}={getattr(params, name)} has no graph; 0 has one" for name in unknown), None)
 
 
 class GraphSampler:

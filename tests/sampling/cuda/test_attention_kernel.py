@@ -46,7 +46,8 @@ def plain(qk, qkv, prefix, ranges, heads, blocks):
 
 
 def compare(device, ranges, queries, *, prefix=0, blocks=None, dtype=torch.float32, size=SIZE, **tiles):
-    from qwen3llada.sampling.cuda.attention_kernel import Blocks, attention
+    from qwen3llada.sampling.cuda.attention_kernel import attention
+    from qwen3llada.sampling.cuda.attention_ranges import Blocks
     from qwen3llada.sampling.cuda.attention_tiles import Tiles
     from qwen3llada.sampling.cuda.layer_kernels import Heads
 

@@ -271,7 +271,7 @@ def test_graphs_asked_for_where_there_is_no_gpu(model):
 @pytest.mark.parametrize("knobs", [{}, {"unmask": "factor"}, {"position_temperature": 1.0}, *UNKNOWN])
 def test_knobs_without_a_graph_are_named(knobs):
     pytest.importorskip("triton")
-    from qwen3llada.sampling.cuda.sampler import unknown_knob
+    from qwen3llada.sampling.cuda.support import unknown_knob
 
     said = unknown_knob(SampleParams(**knobs))
     if knobs in UNKNOWN:
