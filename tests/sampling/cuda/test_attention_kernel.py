@@ -88,22 +88,21 @@ def compare_prefix_and_own(device):
 
 def compare_splits(device):
     """A long prefix over several programs; rows of other lengths have fewer of them, down to none."""
-    rows = [(0, 3, 2, 5, 150, 0, 0), (0, 3, 0, 60, 61, 0, 0), (0, 2, 1, 33, 33, 0, 0), (0, 3, 3, 0, 160, 40, 90)]
-    for splits in (2, 8):
-        compare(device, rows, 3, prefix=160, **SMALL, splits=splits, least=16)
-    compare(device, rows[:2], 3, prefix=160, **SMALL, splits=3, least=128)
+    rows = [(0, 3, 2, 5, 150, 0, 0), (0, 3, 0, 60, 61, 0, 0), (0, 2, 1, 33, 33, 0, 0)]
+    compare(device, rows, 3, prefix=160, **SMALL, splits=6, least=16)
+    compare(device, [(0, 3, 0, 0, 160, 40, 90)], 3, prefix=160, **SMALL, splits=3, least=96)
 
 
 def compare_blocks(device):
     """Whole prompts under block-causal and windowed attention, aligned to the last query, with padding before."""
-    for window in (9, 1):
+    for window in (9, 1) if device != "cpu" else (1,):
         compare(device, [(0, 40, 0, 0, 0, 0, 0), (21, 40, 1, 0, 0, 0, 0)], 40, blocks=(6, window, 2), **SMALL)
         compare(device, [(0, 37, 0, 0, 0, 0, 0)], 37, blocks=(32, window, 0), **SMALL)
 
 
 def compare_two_blocks_and_a_prefix(device):
     """A finished block and a shorter next one behind a prefix: each block sees its own window of blocks."""
-    for window in (20, 1):
+    for window in (20, 1) if device != "cpu" else (1,):
         first = 64 - 6 * window if window < 20 else 1
         rows = [(0, 9, 0, first, 64, 0, 0), (0, 8, 1, max(first, 60), 64, 0, 0)]
         compare(device, rows, 9, prefix=70, blocks=(6, window, 0), **SMALL)

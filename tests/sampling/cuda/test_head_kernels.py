@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
-UNITS, WIDTH, VOCAB, MASK = 3, 5, 300, 299
+UNITS, WIDTH, VOCAB, MASK = 2, 4, 300, 299
 STEP = 2
 REMASKING = ["low_confidence", "random", "random_topk", "entropy", "margin"]
 UNMASK = {"fixed": {}, "threshold": {"confidence_threshold": 0.6}, "factor": {"factor": 1.2}}
@@ -31,7 +31,7 @@ def inputs(vocab=VOCAB, spread=3.0, units=UNITS, width=WIDTH):
     logits[1, MASK % vocab] = 100.0
     logits[2, 3] = 60.0  # a probability next to 1
     masked = torch.rand(units, width, generator=generator) < 0.7
-    masked[0, :3] = True
+    masked[0, : min(3, width)] = True
     keys = torch.randint(-(2**62), 2**62, (units,), generator=generator)
     return logits, without, masked, keys, torch.arange(3, 3 + units)
 
@@ -117,12 +117,11 @@ def compare(given, counts, params, device):
 def compare_all(device):
     from qwen3llada.sampling.params import DecodeParams
 
-    given, counts = inputs(), torch.tensor([2, 0, 3])
-    for setting in SETTINGS if device != "cpu" else SETTINGS[::4]:  # the interpreter is slow
+    given, counts = inputs(), torch.tensor([2, 1])
+    for setting in SETTINGS if device != "cpu" else SETTINGS[4::5]:  # the interpreter is slow
         compare(given, counts, DecodeParams(**setting), device)
     for unmask, knob in UNMASK.items():
-        for setting in ({}, {"temperature": 0.8, "remasking": "margin"}):
-            compare(given, counts, DecodeParams(unmask=unmask, **knob, **setting), device)
+        compare(given, counts, DecodeParams(unmask=unmask, **knob, temperature=0.8, remasking="margin"), device)
         if knob:  # nothing is sure enough: the best by score
             never = {name: 1.0 if name == "confidence_threshold" else 0.0 for name in knob}
             compare(given, counts, DecodeParams(unmask=unmask, remasking="random", **never), device)
@@ -132,11 +131,10 @@ def compare_wide_blocks_and_vocabularies(device):
     """More columns than a program takes, more tokens than a tile."""
     from qwen3llada.sampling.params import DecodeParams
 
-    for vocab, units, width in ((3_000, 1, 3), (40, 1, 80), (7, 4, 1)):
+    for vocab, units, width in ((3_000, 1, 3), (40, 1, 66), (7, 4, 1)):
         given, counts = inputs(vocab, units=units, width=width), torch.full((units,), 70)
-        for setting in ({"temperature": 1.0, "remasking": "entropy"}, {"remasking": "margin", "unmask": "factor"}):
-            compare(given, counts, DecodeParams(**setting), device)
-        compare(given, counts, DecodeParams(unmask="entropy_bound", entropy_bound=9.0), device)
+        for setting in ({"temperature": 1.0, "remasking": "margin", "unmask": "factor"}, {"unmask": "entropy_bound"}):
+            compare(given, counts, DecodeParams(**setting, entropy_bound=9.0), device)
 
 
 def compare_noise(device):
@@ -169,15 +167,15 @@ def compare_chosen(device):
     """The masked positions, and their rows in units of 7 queries, of which the block begins at column 2."""
     from qwen3llada.sampling.cuda.commit_kernels import choose_masked
 
-    masked = torch.rand(700, 3, generator=torch.Generator().manual_seed(0)) < 0.4
+    masked = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) < 0.4
     there = masked.flatten().nonzero()[:, 0]
     column = torch.tensor(1, dtype=torch.int32, device=device)
     for guided in (False, True):
-        places, rows = choose_masked(masked.to(device), column, 1500, queries=7, offset=1, guided=guided)
-        expected = torch.cat([there, torch.zeros(1500 - len(there), dtype=torch.int64)])
+        places, rows = choose_masked(masked.to(device), column, 1100, queries=7, offset=1, guided=guided)
+        expected = torch.cat([there, torch.zeros(1100 - len(there), dtype=torch.int64)])
         assert torch.equal(places.cpu(), expected)
         first = expected // 3 * 7 + 2 + expected % 3
-        assert torch.equal(rows.cpu(), torch.cat([first, first + 4900]) if guided else first)
+        assert torch.equal(rows.cpu(), torch.cat([first, first + 3500]) if guided else first)
 
 
 CHECKS = [compare_all, compare_wide_blocks_and_vocabularies, compare_noise, compare_chosen]
