@@ -49,12 +49,15 @@ def gumbel64(key):
 def gumbel32(key, index):
     """Gumbel numbers `index` (int32, from 0) of a key, float32, from the words of `keyed_gumbel.gumbel_float64`.
 
-    Large numbers, which decide, come from u next to 1. float32 does not resolve u there, but it resolves v = 1 - u,
-    here built from the word's upper 32 and lower 20 bits. -log(u) = -log1p(-v) is a series where v is small.
+    Large numbers, which decide, come from u next to 1, which float32 does not resolve. It resolves the smaller one of u
+    and 1 - u, here x, built from the word's upper 32 and lower 20 bits. log(1 - x) is a series where x is small,
+    because a GPU's fast logarithm is exact to 2^-22 only.
     """
-    word = _mix(key + (index.to(tl.uint64) + 1) * _GOLDEN) ^ 0xFFFFFFFFFFFFFFFF
-    high = (word >> 32).to(tl.uint32).to(tl.float32) * 2.3283064365386963e-10  # 2^-32
-    v = high + (((word >> 12) & 0xFFFFF).to(tl.uint32).to(tl.float32) + 0.5) * 2.220446049250313e-16  # 2^-52
-    series = v * (1.0 + v * (0.5 + v * (0.3333333333 + v * 0.25)))
-    exponential = tl.where(v < 0.015625, series, -tl.log(tl.maximum(1.0 - v, 5.9604645e-08)))  # at least 2^-24
+    word = _mix(key + (index.to(tl.uint64) + 1) * _GOLDEN)
+    low = word < 0x8000000000000000  # u below 1/2
+    word = tl.where(low, word, word ^ 0xFFFFFFFFFFFFFFFF)
+    x = (word >> 32).to(tl.uint32).to(tl.float32) * 2.3283064365386963e-10  # 2^-32
+    x += (((word >> 12) & 0xFFFFF).to(tl.uint32).to(tl.float32) + 0.5) * 2.220446049250313e-16  # 2^-52
+    series = 1.0 + x * (0.5 + x * (0.33333333 + x * (0.25 + x * (0.2 + x * (0.16666667 + x * 0.14285714)))))
+    exponential = tl.where(low, -tl.log(x), tl.where(x < 0.0625, x * series, -tl.log(1.0 - x)))
     return -tl.log(exponential)

@@ -41,15 +41,17 @@ def _log1p(x):
 def _score(key, step, position, log_prob, tail, gap, entropy, temperature, REMASKING: tl.constexpr):
     """The scores of `qwen3llada.sampling.remasking`. gap: second largest logit minus the largest."""
     if REMASKING == "random":
-        return uniform64(step_key(key, step, SCORE, position))
-    if REMASKING == "random_topk":
-        return log_prob + temperature * gumbel64(step_key(key, step, SCORE, position))
-    if REMASKING == "entropy":
-        return -entropy
-    if REMASKING == "margin":
-        return (1.0 - tl.exp(gap)) / (1.0 + tail)
-    tl.static_assert(REMASKING == "low_confidence")
-    return log_prob
+        score = uniform64(step_key(key, step, SCORE, position))
+    elif REMASKING == "random_topk":
+        score = log_prob + temperature * gumbel64(step_key(key, step, SCORE, position))
+    elif REMASKING == "entropy":
+        score = -entropy
+    elif REMASKING == "margin":
+        score = (1.0 - tl.exp(gap)) / (1.0 + tail)
+    else:
+        tl.static_assert(REMASKING == "low_confidence")
+        score = log_prob
+    return score
 
 
 @triton.jit(do_not_specialize=["positions", "width"])
