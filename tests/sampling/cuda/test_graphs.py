@@ -44,6 +44,16 @@ SCORED = [
 ]
 
 
+def watched(model, prompts, params, seed=7):
+    """A generation, and the confidence [B, L] of each token when it was committed."""
+    steps = stream(model, prompts, params, seed=seed)
+    while True:
+        try:
+            confidence = next(steps).confidence.clone()
+        except StopIteration as end:
+            return end.value, confidence
+
+
 @pytest.fixture
 def cuda_model(model):
     yield model.cuda()
@@ -112,11 +122,12 @@ class TestOnGpu:
         cuda_model.config.attention_policy = "block_causal"
         params = SampleParams(steps=12, gen_length=14, block_length=5, **setting)
         prompts = [[1, 2, 3, 4, 5, 6, 7], [4, 5], list(range(20)), [9]]
-        eager = generate(cuda_model, prompts, params.model_copy(update={"backend": "eager"}), seed=7)
-        graph = generate(cuda_model, prompts, params, seed=7)
+        eager, sure = watched(cuda_model, prompts, params.model_copy(update={"backend": "eager"}))
+        graph, just_as_sure = watched(cuda_model, prompts, params)
         assert graph.backend == "graph"
         assert torch.equal(graph.canvas, eager.canvas)
         assert graph.forward_passes == eager.forward_passes
+        torch.testing.assert_close(just_as_sure, sure, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize("policy", ["block_causal", "window"])
     def test_prompts_of_very_different_lengths(self, cuda_model, monkeypatch, policy):
@@ -243,12 +254,13 @@ def interpret():
     model = conftest.model.__wrapped__()
     model.config.attention_policy, model.config.window_blocks = "window", 1
     params = SampleParams(steps=3, gen_length=5, block_length=2, temperature=0.7, remasking="margin")
-    eager = generate(model, [[1, 2, 3]], params, seed=3)
+    eager, sure = watched(model, [[1, 2, 3]], params)
     decoding.choose_sampler = GraphSampler
-    graph = generate(model, [[1, 2, 3]], params, seed=3)
+    graph, just_as_sure = watched(model, [[1, 2, 3]], params)
     assert graph.backend == "graph"
     assert torch.equal(graph.canvas, eager.canvas)
     assert graph.forward_passes == eager.forward_passes
+    torch.testing.assert_close(just_as_sure, sure, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")

@@ -1,6 +1,7 @@
 """The head's kernels against the plain head: in Triton's interpreter, and on a GPU."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 UNITS, WIDTH, VOCAB, MASK = 2, 4, 300, 299
 STEP = 2
@@ -137,6 +138,61 @@ def compare_wide_blocks_and_vocabularies(device):
             compare(given, counts, DecodeParams(**setting, entropy_bound=9.0), device)
 
 
+def compare_several_tiles(device):
+    """Parts of several tiles, so that each lane sees several tokens."""
+    from qwen3llada.sampling.cuda import logits_kernel
+    from qwen3llada.sampling.params import DecodeParams
+
+    kept, logits_kernel.VOCABULARY_TILE = logits_kernel.VOCABULARY_TILE, 16
+    try:
+        given, counts = inputs(1000, units=1, width=3), torch.tensor([2])
+        for setting in ({"remasking": "margin"}, {"remasking": "entropy", "temperature": 1.0}):
+            compare(given, counts, DecodeParams(**setting), device)
+    finally:
+        logits_kernel.VOCABULARY_TILE = kept
+
+
+def unit_key_of(word):
+    """The key of a unit whose first position draws this first word: SplitMix64 and the folds backwards."""
+    from plain_sampler import GOLDEN, splitmix
+
+    def unshifted(x, bits):  # the inverse of x ^ (x >> bits)
+        found = x
+        for _ in range(64 // bits):
+            found = x ^ (found >> bits)
+        return found
+
+    def unmixed(x):
+        x = unshifted(x, 31) * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
+        return unshifted(unshifted(x, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64, 30)
+
+    key = (unmixed(word) - GOLDEN) % 2**64
+    for value in (0, 0, STEP):  # position, stream of the tokens, step
+        key = unmixed(key) ^ int(splitmix((value + GOLDEN) % 2**64))
+    return key - 2**64 if key >= 2**63 else key
+
+
+def compare_extreme_noise(device):
+    """Numbers of the rarest words: u next to 0, 1/2 and 1."""
+    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, knob_values, read_logits
+    from qwen3llada.sampling.params import DecodeParams
+
+    words = [0, 2**20, 2**40, 2**60, 2**63 - 2**12, 2**63, 2**64 - 2**60, 2**64 - 2**58]
+    words += [2**64 - 2**33, 2**64 - 2**24, 2**64 - 2**20, 2**64 - 2**13, 2**64 - 1]
+    keys, params = torch.tensor([unit_key_of(word) for word in words]), DecodeParams(temperature=1.0)
+    logits = torch.tensor([[0.0, -1e20]]).repeat(len(words), 1)
+    parts = Parts.empty(len(words), 2, device)
+    places, step = torch.arange(len(words), device=device), torch.tensor(STEP, dtype=torch.int32, device=device)
+    common = {"form": Form.of(params), "mask_token": -1, "width": 1}
+    read_logits(logits.to(device), None, places, keys.to(device), step, knob_values(params).to(device), parts, **common)
+    exact = []
+    for word in words:
+        below, above = (word >> 12) + 0.5, 2**52 - (word >> 12) - 0.5  # u and 1 - u, times 2^52
+        exact.append(-math.log(-math.log(below / 2**52) if below < above else -math.log1p(-above / 2**52)))
+    found = parts.values[4, :, 0].cpu().double()
+    torch.testing.assert_close(found, torch.tensor(exact, dtype=torch.float64), rtol=2e-6, atol=1e-5)
+
+
 def compare_noise(device):
     """The noise of the kernel is that of the plain sampler, and draws from the softmax."""
     from test_noise import LOGITS, VOCAB, excess, keys_of
@@ -178,7 +234,8 @@ def compare_chosen(device):
         assert torch.equal(rows.cpu(), torch.cat([first, first + 3500]) if guided else first)
 
 
-CHECKS = [compare_all, compare_wide_blocks_and_vocabularies, compare_noise, compare_chosen]
+CHECKS = [compare_all, compare_wide_blocks_and_vocabularies, compare_several_tiles]
+CHECKS += [compare_extreme_noise, compare_noise, compare_chosen]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
