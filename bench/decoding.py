@@ -186,22 +186,23 @@ def profile(model: Any, name: str) -> Iterator[str]:
 
 
 def fused(model: Any) -> Iterator[str]:
-    """Small batches with the fused matrix products for up to so many tokens, 0: with none."""
-    from qwen3llada.sampling.cuda import fused_linear
+    """Small batches with the fused matrix products for up to so many tokens, 0: none, and with overlapping launches."""
+    from qwen3llada.sampling.cuda import fused_linear, overlap
     from qwen3llada.sampling.cuda.program_cache import Graphs
 
-    kept = fused_linear.MOST_TOKENS
+    kept = fused_linear.MOST_TOKENS, overlap.OVERLAP
     try:
         for name in ("fours1", "batch1", "batch8", "batch64-8steps"):
             case = CASES[name]
             case = replace(case, given=case.given | {"gen_length": 64, "steps": case.given["steps"] // 4})
-            for most in (0, 4096):
+            for most, overlap.OVERLAP in ((0, False), (0, True), (4096, False), (4096, True)):
                 fused_linear.MOST_TOKENS = most
                 Graphs.forget(model)
                 taken, found = run_case(model, case)
-                yield f"  {name:16} up to {most:5} {taken / found.forward_passes * 1e3:8.3f} ms a pass"
+                each = taken / found.forward_passes * 1e3
+                yield f"  {name:16} up to {most:5}, overlap {overlap.OVERLAP!s:5} {each:8.3f} ms a pass"
     finally:
-        fused_linear.MOST_TOKENS = kept
+        fused_linear.MOST_TOKENS, overlap.OVERLAP = kept
         Graphs.forget(model)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.attention_tiles import MOST_SPLITS, Tiles, attention_tiles
 from qwen3llada.sampling.cuda.layer_kernels import Heads
+from qwen3llada.sampling.cuda.overlap import begin, overlapped
 
 NOTHING = tl.constexpr(-1.0e30)  # less than any score; unlike -inf, NOTHING - NOTHING is 0 and not NaN
 LOG2_E = 1.4426950408889634
@@ -93,12 +94,13 @@ def _attention(
     ranges_ptr, units, queries, prefix_columns, block_length, window, shift, splits, least, scale,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PREFIX: tl.constexpr, CAUSAL: tl.constexpr,
-    SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one unit, over all heads that share one key/value head, on one split of the prefix.
 
     CAUSAL: the unit consists of whole blocks, see `Blocks`. The unit's own first key follows the prefix's last one.
     """
+    begin(OVERLAP)
     GROUP: tl.constexpr = HQ // HK
     unit = (tl.program_id(1) // HK).to(tl.int64)
     kv = tl.program_id(1) % HK
@@ -109,10 +111,10 @@ def _attention(
     e = tl.arange(0, BLOCK_E)
     low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
     if SPLIT:
-        begin, part = _share(low, high, splits, least, BLOCK_N)
-        if (split > 0) & (begin + split * part >= high):
+        first, part = _share(low, high, splits, least, BLOCK_N)
+        if (split > 0) & (first + split * part >= high):
             return  # a short prefix has fewer splits
-        low, high = tl.maximum(low, begin + split * part), tl.minimum(high, begin + (split + 1) * part)
+        low, high = tl.maximum(low, first + split * part), tl.minimum(high, first + (split + 1) * part)
     keep = (query < queries)[:, None] & (e < E)[None, :]
     q_row = (HQ + HK) * E
     v_row = (HQ + 2 * HK) * E
@@ -167,14 +169,16 @@ def _attention(
 def _join(
     parts_ptr, tops_ptr, totals_ptr, out_ptr, ranges_ptr, units, queries, tokens, splits, least,
     HQ: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and head."""
+    begin(OVERLAP)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     unit = token // queries
     low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
-    begin, part = _share(low, high, splits, least, BLOCK_N)
+    first, part = _share(low, high, splits, least, BLOCK_N)
     split, e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)
-    used = (split == 0) | ((begin + split * part < high) & (split < splits))
+    used = (split == 0) | ((first + split * part < high) & (split < splits))
     at = (split.to(tl.int64) * tokens + token) * HQ + head
     top = tl.load(tops_ptr + at, mask=used, other=NOTHING)
     weight = tl.where(used, tl.exp2(top - tl.max(top, 0)), 0.0)
@@ -221,13 +225,13 @@ def attention(
         HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=block_e,
         BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, PREFIX=prefix is not None, CAUSAL=blocks is not None,
         SPLIT=tiles.splits > 1, PRECISION="ieee" if qk.dtype == torch.float32 else "tf32",
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages, **overlapped(),
     )  # fmt: skip
     if tiles.splits > 1:
         few = tiles.splits <= FEW_SPLITS  # two sizes only, so that few kernels are compiled
         _join[(tokens, heads.queries)](
             parts, tops, totals, out, ranges, units, queries, tokens, tiles.splits, tiles.least,
             HQ=heads.queries, E=heads.size, BLOCK_E=block_e, BLOCK_N=tiles.columns,
-            BLOCK_S=FEW_SPLITS if few else MOST_SPLITS, num_warps=1 if few else 4,
+            BLOCK_S=FEW_SPLITS if few else MOST_SPLITS, num_warps=1 if few else 4, **overlapped(),
         )  # fmt: skip
     return out

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Store
+from qwen3llada.sampling.cuda.overlap import begin, overlapped
 
 DEPTH = 64  # of a tile along D
 MOST_TOKENS = 0  # beyond this, separate matrix products are faster
@@ -38,12 +39,13 @@ def _normed(x_ptr, weight_ptr, token, tokens, k, D: tl.constexpr):
 def _norm_gate_up(
     x_ptr, norm_ptr, weight_ptr, out_ptr, tokens, eps,
     D: tl.constexpr, INNER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """silu(gate)·up of normalised tokens, for BLOCK_N of the I columns."""
     token = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     kind = out_ptr.dtype.element_ty
+    begin(OVERLAP)
     gate, up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, D, BLOCK_K):
@@ -68,7 +70,7 @@ def norm_gate_up(x: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor:
     _norm_gate_up[(inner // width, triton.cdiv(tokens, height))](
         x, norm, weight, out, tokens, eps,
         D=hidden, INNER=inner, BLOCK_M=height, BLOCK_N=width, BLOCK_K=DEPTH, PRECISION=_precision(x),
-        num_warps=4, num_stages=_stages(x),
+        num_warps=4, num_stages=_stages(x), **overlapped(),
     )  # fmt: skip
     return out
 
@@ -78,7 +80,7 @@ def _norm_qkv(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, positions_ptr, cos_ptr, sin_ptr, qk_ptr, qkv_ptr,
     keys_ptr, values_ptr, rows_ptr, columns_ptr, tokens, eps, queries, stored, columns,
     D: tl.constexpr, HQ: tl.constexpr, HK: tl.constexpr, HALF: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr, BIASED: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, BIASED: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One head of normalised tokens, in two halves: a query or key, normalised and rotated, or a value."""
     head = tl.program_id(0)
@@ -86,6 +88,7 @@ def _norm_qkv(
     e = tl.arange(0, HALF)
     kind = qk_ptr.dtype.element_ty
     E: tl.constexpr = 2 * HALF
+    begin(OVERLAP)
     first, second = tl.zeros((BLOCK_M, HALF), tl.float32), tl.zeros((BLOCK_M, HALF), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, D, BLOCK_K):
@@ -162,6 +165,7 @@ def norm_qkv_rope(
         *(store or (qk, qk, positions, positions)), tokens, eps, queries, stored, columns,
         D=hidden, HQ=heads.queries, HK=heads.keys, HALF=heads.size // 2, BLOCK_M=height, BLOCK_K=DEPTH,
         BIASED=bias is not None, STORE=store is not None, PRECISION=_precision(x), num_warps=4, num_stages=_stages(x),
+        **overlapped(),
     )  # fmt: skip
     return qk, qkv
 
@@ -170,8 +174,9 @@ def norm_qkv_rope(
 def _add_linear(
     x_ptr, a_ptr, weight_ptr, tokens,
     D: tl.constexpr, DEPTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    begin(OVERLAP)
     token = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = (token < tokens)[:, None]
@@ -192,7 +197,7 @@ def add_linear(x: Tensor, a: Tensor, weight: Tensor) -> None:
     _add_linear[(hidden // width, triton.cdiv(tokens, height))](
         x, a, weight, tokens,
         D=hidden, DEPTH=depth, BLOCK_M=height, BLOCK_N=width, BLOCK_K=128 if depth % 128 == 0 else DEPTH,
-        PRECISION=_precision(x), num_warps=4, num_stages=_stages(x),
+        PRECISION=_precision(x), num_warps=4, num_stages=_stages(x), **overlapped(),
     )  # fmt: skip
 
 
