@@ -31,8 +31,7 @@ def attention_tiles(rows: int, heads: int, prefix: int, like: Tensor) -> Tiles:
     multiprocessors = torch.cuda.get_device_properties(like.device).multi_processor_count if like.is_cuda else 1
     full = like.dtype == torch.float32  # float32 needs twice the shared memory
     if rows > LONG_QUERIES and not full:
-        many = triton.cdiv(rows, 128) * heads >= multiprocessors
-        return Tiles(128 if many else 64, 128, warps=8)
+        return Tiles(128, 128, warps=8)
     height = min(32 if full else 64, fitting)
     programs = triton.cdiv(rows, height) * heads
     splits = min(2 * multiprocessors // programs, prefix // LEAST_COLUMNS, MOST_SPLITS)

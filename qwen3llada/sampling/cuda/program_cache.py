@@ -101,10 +101,6 @@ class Graphs:
             variants,
         )
 
-    def capture(self, program: StepProgram, variant: Variant) -> None:
-        """Capture a variant if it is missing, during a generation: one of a kind that the program has run before."""
-        program.record({variant}, self._pool)
-
     def _program(self, key: Hashable, make: Callable[[], Any], variants: set[Any]) -> Any:
         """The program of a cache key. A missing program or variant is captured, which overwrites its memory."""
         program = self._programs.get(key) or make()

@@ -77,16 +77,12 @@ class GraphSampler:
         elif finished is not None:
             self._variants[0] = self._variants[0]._replace(joined=True)
         blocks = Blocks(whole_block, self.window, shift=0) if self.causal else None
-        # The first two variants may be new kinds, which run once when they are captured; later ones are captured when a
-        # step comes to them, because an answer may be finished before.
-        first = set(self._variants[:2])
-        self._program = self.graphs.step(shape, self.prefix, self.head, self.form, first, blocks=blocks)
+        self._program = self.graphs.step(shape, self.prefix, self.head, self.form, set(self._variants), blocks=blocks)
         if finished is not None and self._variants:
             self._load_finished(self._program, finished)
         return self._load(self._program, units)
 
     def step(self, units: Units, number: int) -> None:
-        self.graphs.capture(self._program, self._variants[number])
         self._program.replay(self._variants[number])
         self.passes += 1
 
@@ -107,16 +103,16 @@ class GraphSampler:
         )  # fmt: skip
 
     def _chunks_of_steps(self, units: Units, shape: ProgramShape) -> list[int]:
-        """Chunks of logits that each step needs, until everything is committed.
-
-        If the steps' shares are not planned, each step commits at least one position of every unit that has masks.
-        """
-        everything, masked = shape.units * shape.width, units.counts.sum(1)
-        if UNMASKING[self.request.params.unmask].knob is None:
-            left = [int(masked.sum()), *(masked.sum() - units.counts.sum(0).cumsum(0)).tolist()]
-        else:
-            left = [int((masked - step).clamp(min=0).sum()) for step in range(units.width)]
-        return [chunks_for(count, everything) for count in left if count]  # steps after the last commit are never run
+        """Chunks of logits that each step needs until everything is committed; all chunks if that is not planned."""
+        everything = shape.units * shape.width
+        left, chunks = int(units.counts.sum()), list[int]()
+        if UNMASKING[self.request.params.unmask].knob is not None:
+            return [chunks_for(everything, everything)] * units.width if left else []
+        for committed in units.counts.sum(0).tolist():
+            if left:  # steps after the last commit are never run
+                chunks.append(chunks_for(left, everything))
+            left -= committed
+        return chunks
 
     def _columns(self, columns: int) -> int:
         """Width of the canvas's first `columns` columns in a program, where the left padding is rounded up."""

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,23 +240,6 @@ def test_prompts_are_grouped_by_length(monkeypatch):
     assert groups(100, 300, 0) == [[0, 1]]  # not worth a pass of its own; nothing to compute for an empty prompt
     assert groups(1000, 400, 150, 0) == [[0], [1, 2]]
     assert groups(0, 0) == []
-
-
-@pytest.mark.parametrize(
-    ("knobs", "expected"),
-    [
-        ({}, [4, 2]),  # chunks of 256 positions; 800 and 400 are masked before the steps
-        ({"unmask": "threshold"}, [4, 3, 2, 1]),  # at most 800, 600, 400, 200: a step commits one of each unit or more
-    ],
-)
-def test_only_positions_that_may_be_masked_are_projected(knobs, expected):
-    pytest.importorskip("triton")
-    from qwen3llada.sampling.cuda.sampler import GraphSampler
-    from qwen3llada.sampling.cuda.step_programs import ProgramShape
-
-    units = SimpleNamespace(counts=torch.tensor([[2, 2, 0]]).repeat(200, 1), width=4)
-    sampler = SimpleNamespace(request=SimpleNamespace(params=SampleParams(**knobs)))
-    assert GraphSampler._chunks_of_steps(sampler, units, ProgramShape(units=200, queries=4, width=4)) == expected
 
 
 def interpret():
