@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -185,27 +185,6 @@ def profile(model: Any, name: str) -> Iterator[str]:
         yield f"  {share:6.1%} {event.count / passes:7.1f} a pass {each:9.2f} us each  {event.key[:90]}"
 
 
-def fused(model: Any) -> Iterator[str]:
-    """Small batches with the fused matrix products for up to so many tokens, 0: none, and with overlapping launches."""
-    from qwen3llada.sampling.cuda import fused_linear, overlap
-    from qwen3llada.sampling.cuda.program_cache import Graphs
-
-    kept = fused_linear.MOST_TOKENS, overlap.OVERLAP
-    try:
-        for name in ("fours1", "batch1", "batch8", "batch64-8steps"):
-            case = CASES[name]
-            case = replace(case, given=case.given | {"gen_length": 64, "steps": case.given["steps"] // 4})
-            for most, overlap.OVERLAP in ((0, False), (0, True), (4096, False), (4096, True)):
-                fused_linear.MOST_TOKENS = most
-                Graphs.forget(model)
-                taken, found = run_case(model, case)
-                each = taken / found.forward_passes * 1e3
-                yield f"  {name:16} up to {most:5}, overlap {overlap.OVERLAP!s:5} {each:8.3f} ms a pass"
-    finally:
-        fused_linear.MOST_TOKENS, overlap.OVERLAP = kept
-        Graphs.forget(model)
-
-
 def _tiles(model: Any) -> Iterator[str]:
     from bench.attention_tiles import compare_tiles
 
@@ -218,7 +197,6 @@ ROWS: dict[str, Callable[[Any], Iterator[str] | str]] = {
     "policies64": lambda model: policies(model, 64),
     "prefill": prefill,
     "first": lambda model: first_calls(),
-    "fused": fused,
     "tiles": _tiles,
 }
 

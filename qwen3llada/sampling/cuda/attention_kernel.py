@@ -13,7 +13,6 @@ from torch import Tensor
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.attention_tiles import MOST_SPLITS, Tiles, attention_tiles
 from qwen3llada.sampling.cuda.layer_kernels import Heads
-from qwen3llada.sampling.cuda.overlap import begin, overlapped
 
 NOTHING = tl.constexpr(-1.0e30)  # less than any score; unlike -inf, NOTHING - NOTHING is 0 and not NaN
 LOG2_E = 1.4426950408889634
@@ -94,13 +93,12 @@ def _attention(
     ranges_ptr, units, queries, prefix_columns, block_length, window, shift, splits, least, scale,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PREFIX: tl.constexpr, CAUSAL: tl.constexpr,
-    SPLIT: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one unit, over all heads that share one key/value head, on one split of the prefix.
 
     CAUSAL: the unit consists of whole blocks, see `Blocks`. The unit's own first key follows the prefix's last one.
     """
-    begin(OVERLAP)
     GROUP: tl.constexpr = HQ // HK
     unit = (tl.program_id(1) // HK).to(tl.int64)
     kv = tl.program_id(1) % HK
@@ -169,10 +167,8 @@ def _attention(
 def _join(
     parts_ptr, tops_ptr, totals_ptr, out_ptr, ranges_ptr, units, queries, tokens, splits, least,
     HQ: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Join the splits of one query and head."""
-    begin(OVERLAP)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     unit = token // queries
     low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
@@ -225,13 +221,13 @@ def attention(
         HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=block_e,
         BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, PREFIX=prefix is not None, CAUSAL=blocks is not None,
         SPLIT=tiles.splits > 1, PRECISION="ieee" if qk.dtype == torch.float32 else "tf32",
-        num_warps=tiles.warps, num_stages=tiles.stages, **overlapped(),
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if tiles.splits > 1:
         few = tiles.splits <= FEW_SPLITS  # two sizes only, so that few kernels are compiled
         _join[(tokens, heads.queries)](
             parts, tops, totals, out, ranges, units, queries, tokens, tiles.splits, tiles.least,
             HQ=heads.queries, E=heads.size, BLOCK_E=block_e, BLOCK_N=tiles.columns,
-            BLOCK_S=FEW_SPLITS if few else MOST_SPLITS, num_warps=1 if few else 4, **overlapped(),
+            BLOCK_S=FEW_SPLITS if few else MOST_SPLITS, num_warps=1 if few else 4,
         )  # fmt: skip
     return out

@@ -1,8 +1,7 @@
 """Qwen3's body as few, large operations, which the sampler's CUDA graphs capture.
 
 The weights and the arithmetic are those of the model's own layers. One matrix product gives queries, keys and values,
-another gives gate and up. One kernel each does the work between the products; for few tokens, the products' own
-kernels do it. Shapes: U units of Q tokens (N = U·Q),
+another gives gate and up. One kernel each does the work between the products. Shapes: U units of Q tokens (N = U·Q),
 D hidden size, HQ query heads, HK key/value heads, E head size, B rows and P columns of a prefix.
 """
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from qwen3llada.sampling.cuda.attention_kernel import attention
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
-from qwen3llada.sampling.cuda.fused_linear import add_linear, fits, norm_gate_up, norm_qkv_rope
 from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Store, gated, norm_rope, rms_norm
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
@@ -168,34 +166,19 @@ class PackedModel:
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
         last = len(self.layers) - 1
-        fused = fits(len(x), x.shape[1], self.layers[0].down.shape[1], self.heads)
         for i, layer in enumerate(self.layers):
+            qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
             store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.rows, write.columns)
-            qk, qkv = self._project(layer, x, positions, store, fused)
+            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads, store)
             if i == last and not states:
                 return None
             past = None if prefix is None else (prefix.keys[i], prefix.values[i])
             mixed = attention(qk, qkv, past, ranges, self.heads, blocks)
             if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]
-            if layer.out_bias is not None:  # rounded to the model's type before the residual is added, as in the layer
-                x += nn.functional.linear(mixed, layer.out, layer.out_bias)
-            elif fused:
-                add_linear(x, mixed, layer.out)
-            else:
+            if layer.out_bias is None:
                 x.addmm_(mixed, layer.out.T)
-            if fused:
-                add_linear(x, norm_gate_up(x, layer.post_norm, layer.gate_up, self.eps), layer.down)
-            else:
-                x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)
+            else:  # rounded to the model's type before the residual is added, as in the layer itself
+                x += nn.functional.linear(mixed, layer.out, layer.out_bias)
+            x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)
         return rms_norm(x, self.norm, self.eps)
-
-    def _project(
-        self, layer: Layer, x: Tensor, positions: Tensor, store: Store | None, fused: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Normalised, rotated queries and keys of a layer, and its values among the last columns of a second tensor."""
-        norms = layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads, store
-        if fused:
-            return norm_qkv_rope(x, layer.input_norm, layer.qkv, layer.qkv_bias, *norms)
-        qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
-        return norm_rope(qkv, *norms), qkv

@@ -63,11 +63,6 @@ class Graphs:
             graphs = _of_models[model] = cls(model)
         return graphs
 
-    @classmethod
-    def forget(cls, model: Any) -> None:
-        """Drop the graphs of a model; the next generation captures its own."""
-        _of_models.pop(model, None)
-
     def prefix(self, rows: int, columns: int) -> KeyValues:
         """Memory for the keys and values of at least `rows` rows. Its content is undefined."""
         shape = bucket_units(rows), columns
