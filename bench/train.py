@@ -4,6 +4,7 @@
     python -m bench.train --only default plain  some of the candidates
     python -m bench.train --only plain "plain blocks" default block_causal "two views" "sft full" "sft block_causal"
     python -m bench.train --profile NAME        where the time of the step of a candidate goes
+    python -m bench.train --config FOLDER/config.json      the shapes of another Qwen3 model
 
 The plain step is that of the published training scripts for this model family: an eager model, a dense additive
 attention mask, float32 logits at all positions, cross-entropy at the masked ones, AdamW on bf16 weights. Ours is
@@ -67,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=["plain", "default", "bf16 weights", "whole loop"])
     parser.add_argument("--shapes", nargs="*", default=["16x1024", "8x4096"] if DEVICE.type == "cuda" else ["32x64"])
+    parser.add_argument("--config", type=Path, help="config.json of a Qwen3 model whose shapes to take instead")
     parser.add_argument("--profile", metavar="NAME", choices=OURS, help="print the kernels of this candidate by time")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no candidate after this time")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
@@ -74,6 +76,9 @@ def main() -> None:
     began, results = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
         config = QWEN3_0_6B if DEVICE.type == "cuda" else TINY
+        if args.config:
+            given = json.loads(args.config.read_text())
+            config = {name: given[name] for name in (*config, "attention_bias") if name in given}
         write_model(Path(folder), config)
         for shape in args.shapes:
             rows, length = map(int, shape.split("x"))

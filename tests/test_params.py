@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from flows.graph import Policy
-from qwen3llada.commandline import ParamsError, merge, read_yaml, validated
+from qwen3llada.commandline import ParamsError, merge, put_values, read_yaml, validated
 from qwen3llada.evaluation.harness_request import HarnessRequest
 from qwen3llada.params import Params, load, load_stage, run_as_stage, use
 from qwen3llada.sampling.dialogue.ask import SampleRequest
@@ -372,6 +372,40 @@ def test_values_that_are_there_already_change_no_line(tmp_path):
     """For any notation in the set: 1.0e-8, 1e-8, a list in brackets, null."""
     text = "pretrain: {optim: {eps: 1e-8, betas: [0.9, 0.95]}, noise: {reweight_cap: null}, max_grad_norm: 1}"
     assert with_use(tmp_path / "params.yaml", text) == FILE.read_text(encoding="utf-8")
+
+
+LISTS = re.findall(r"^( +)(\w+): *(#.*)?\n\1- ", FILE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("indent", "key"), sorted({(indent, key) for indent, key, _ in LISTS}))
+def test_a_list_with_a_comment_can_be_emptied(tmp_path, indent, key):
+    """ruamel.yaml would join lines further down, here `sample:` and its first knob."""
+    path = tmp_path / "params.yaml"
+    line = f"{indent}{key}:    # of the list\n"
+    path.write_text(re.sub(rf"^{indent}{key}:.*\n(?={indent}- )", line, FILE.read_text(), flags=re.MULTILINE))
+    before = read_yaml(path)
+    over = emptied(before, key)
+    put_values(path, over)
+    assert over
+    assert read_yaml(path) == merge(before, over)
+    assert path.read_text().count("# of the list\n") == path.read_text().count(f"{indent}{key}:")
+
+
+def emptied(tree: dict, name: str) -> dict:
+    """The lists under `name` in `tree`, as a parameter set that makes them empty."""
+    over = {key: emptied(value, name) for key, value in tree.items() if isinstance(value, dict)}
+    over |= {key: [] for key, value in tree.items() if key == name and isinstance(value, list)}
+    return {key: value for key, value in over.items() if value != {}}
+
+
+def test_a_list_that_may_be_empty_has_no_comment_on_its_line():
+    """`dvc exp run -S KEY=[]` would make params.yaml unreadable; DVC calls ruamel.yaml itself."""
+    good = read_yaml(FILE)
+    commented = {key for _, key, comment in LISTS if comment}
+    assert commented >= {"t_range", "rewards"}
+    for key in commented:
+        with pytest.raises(ParamsError):
+            validated(Params, merge(good, emptied(good, key)), "p.yaml")
 
 
 SETS = {path.stem: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*.yaml"))}

@@ -78,6 +78,23 @@ assert scipy.optimize.linear_sum_assignment
     assert "qwen3llada" in imported_by(code)
 
 
+def test_what_cannot_do_without_a_hidden_package_is_imported_as_usual():
+    code = """
+import contextlib, io, sys
+from qwen3llada.sampling import lean_import
+lean_import.UNNEEDED = (*lean_import.UNNEEDED, "huggingface_hub")
+said = io.StringIO()
+with contextlib.redirect_stderr(said):
+    lean_import.import_model_code()
+assert "all packages are imported, which takes longer: " in said.getvalue(), said.getvalue()
+from transformers import AutoModelForMaskedLM
+from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+assert AutoModelForMaskedLM._model_mapping[Qwen3LLadaConfig] is Qwen3LLadaForMaskedLM
+import accelerate, scipy.optimize
+"""
+    assert "huggingface_hub" in imported_by(code)
+
+
 def test_an_end_at_once_loses_no_output():
     code = """
 import atexit, sys

@@ -58,4 +58,16 @@ def _put(tree: dict[str, Any], over: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(there, dict):
             _put(there, value)
         elif there != value or isinstance(there, bool) != isinstance(value, bool):
+            _forget_comments_before_value(tree, key)
             tree[key] = value
+
+
+def _forget_comments_before_value(tree: Any, key: str) -> None:
+    """Remove the note that there are no comment lines between `key` and its value.
+
+    ruamel.yaml makes it where a list on lines of its own follows a comment on the line of its key. If `[]` takes the
+    place of that list, the note makes ruamel.yaml join later lines, and the file is no longer YAML.
+    """
+    comments = tree.ca.items.get(key, ())  # before key, after key, after value, [before value]
+    if len(comments) == 4 and comments[3] == []:
+        comments[3] = None

@@ -107,22 +107,15 @@ def run_tasks(request: HarnessRequest, model: Path, *, seed: int) -> dict[str, A
     try:
         from lm_eval import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
-        from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
     except ImportError as error:
         raise InputError(f"the harness needs lm-eval (pip install qwen3llada[harness]): {error}") from error
     from qwen3llada.evaluation.harness import HarnessModel
 
-    folders = [str(TASKS), *([str(request.include_path)] if request.include_path else [])]
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if not set(request.tasks) <= set(manager.all_tasks):  # reading all of lm-eval's own takes half a minute
-        manager = TaskManager(include_path=folders)
-    if unknown := [name for name in request.tasks if name not in manager.all_tasks]:
-        raise InputError(f"tasks={unknown[0]} is no task of lm-eval or of --include_path")
+    manager = _task_manager(request)
     tracker = EvaluationTracker(output_path=str(request.out))
     options: dict[str, Any] = {"rounds": request.rounds, "seed": seed, "dtype": request.dtype}
-    if request.steps is not None:
-        options["steps"] = request.steps
+    options |= {} if request.steps is None else {"steps": request.steps}
     results = simple_evaluate(
         model=HarnessModel(str(model), batch_size=request.batch_size, **options),
         model_args={"pretrained": str(model)} | options,
@@ -144,3 +137,16 @@ def run_tasks(request: HarnessRequest, model: Path, *, seed: int) -> dict[str, A
         tracker.save_results_samples(task_name=name, samples=samples[name])
     print(make_table(results))
     return results["results"]
+
+
+def _task_manager(request: HarnessRequest) -> Any:
+    """lm-eval's index of the tasks. Raises InputError if it lacks one that is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(TASKS), *([str(request.include_path)] if request.include_path else [])]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if not set(request.tasks) <= set(manager.all_tasks):  # reading all of lm-eval's own takes half a minute
+        manager = TaskManager(include_path=folders)
+    if unknown := [name for name in request.tasks if name not in manager.all_tasks]:
+        raise InputError(f"tasks={unknown[0]} is no task of lm-eval or of --include_path")
+    return manager

@@ -134,13 +134,7 @@ def estimate(
     attention = _attention(model.config, policy, block_length)
     given = [0] * len(sequences) if prompt_lengths is None else list(prompt_lengths)
     check_sequences(sequences, given, model.config, "sequences")
-    mask = model.config.mask_token_id
-    if rows := [number for number, sequence in enumerate(sequences) if mask in sequence]:
-        raise InputError(f"sequences[{rows[0]}] holds the mask token {mask}, which no text has")
-    if rounds < 1:
-        raise InputError(f"{rounds=} must be at least 1")
-    if not 0 <= seed < 2**63:
-        raise InputError(f"{seed=} must be in [0, 2^63)")
+    _check(sequences, model.config.mask_token_id, rounds, seed)
     blockwise = "full" not in plan(attention.policy, model.config.num_hidden_layers)
     exact = blockwise and attention.block_length == 1
     passes = MaskedPasses(
@@ -150,13 +144,23 @@ def estimate(
         attention=attention,
         rounds=1 if exact else rounds,
         seed=seed,
-        mask_token_id=mask,
+        mask_token_id=model.config.mask_token_id,
     )
     nats, levels = passes.run(model, batch_tokens, share)
     if not np.isfinite(nats).all():
         number = int(np.argmin(np.isfinite(nats).all(1)))
         raise InputError(f"sequences[{number}]: its likelihood bound is {nats[number].sum()}, not a finite number")
     return Estimates(nats, passes.predicted(), levels, exact)
+
+
+def _check(sequences: Sequence[Sequence[int]], mask: int, rounds: int, seed: int) -> None:
+    """Raises InputError for a sequence that holds the mask token, and for a number outside its range."""
+    if rows := [number for number, sequence in enumerate(sequences) if mask in sequence]:
+        raise InputError(f"sequences[{rows[0]}] holds the mask token {mask}, which no text has")
+    if rounds < 1:
+        raise InputError(f"{rounds=} must be at least 1")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"{seed=} must be in [0, 2^63)")
 
 
 def _attention(config: Any, policy: Policy, block_length: int | None) -> KernelParams:

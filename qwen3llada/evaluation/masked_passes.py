@@ -16,6 +16,7 @@ from torch import Tensor
 from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.diffusion.corruption import Noised
 from qwen3llada.diffusion.losses import MaskedLoss
+from qwen3llada.evaluation.fast_body import fast_body
 from qwen3llada.evaluation.mask_counts import MaskRounds, mask_rounds
 from qwen3llada.evaluation.token_batches import token_batches
 from qwen3llada.modeling.attention import STORED_ATTENTION, plan
@@ -71,7 +72,7 @@ class MaskedPasses:
         levels = np.zeros((*nats.shape, 2, BUCKETS))
         batches = token_batches(np.repeat(self.columns(), self.rounds), batch_tokens)[share[0] :: share[1]]
         pending: tuple[NDArray[np.int64], LossSum] | None = None
-        with evaluated_with(model, self.attention), torch.no_grad():
+        with evaluated_with(model, self.attention), fast_body(model), torch.no_grad():
             objective, loss = MaskedDiffusionObjective(model), self._loss(model)
             for rows in batches:
                 found = loss(objective, self._batch(rows, model.config.num_hidden_layers))
@@ -91,7 +92,8 @@ class MaskedPasses:
             config=model.config,
             implementation=model.config._attn_implementation,
             document_end=None,
-            pad_to_multiple_of=1,
+            # On a GPU attention reads rows of masks of these lengths without copying them first.
+            pad_to_multiple_of=8 if model.device.type == "cuda" else 1,
             device=model.device,
         )
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen3llada.commandline import validated
 from qwen3llada.errors import InputError
-from qwen3llada.evaluation.likelihood import estimate
+from qwen3llada.evaluation.likelihood import Bound, estimate
 from qwen3llada.evaluation.params import EvaluateParams
 from qwen3llada.evaluation.processes import Processes
 from qwen3llada.modeling.attention import is_causal
@@ -143,19 +143,7 @@ def _at(
         compared(text.decode(answer), reference, sample.extract)["match"]
         for answer, reference in zip(answers, references, strict=True)
     ]
-    bound = (
-        estimate(
-            text.model,
-            [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)],
-            rounds=params.answer_rounds,
-            seed=params.seed,
-            prompt_lengths=[len(prompt) for prompt in prompts],
-            batch_tokens=params.batch_tokens,
-            share=processes.share,
-        )
-        .reduced(processes.sum)
-        .per_token()
-    )
+    bound = _bound(text, prompts, answers, params, processes)
     count, rows = sum(map(len, answers)), np.bincount(np.arange(len(prompts)) // sample.batch_size)
     quality = Quality(
         unmask=setting.unmask,
@@ -169,6 +157,26 @@ def _at(
     )
     total = float(seconds.sum())
     return quality, Speed(setting.unmask, setting.value, round(total, 3), round(count / total, 1), backend)
+
+
+def _bound(
+    text: TextModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    params: EvaluateParams,
+    processes: Processes,
+) -> Bound:
+    """The model's own bound of its answers, per token."""
+    estimates = estimate(
+        text.model,
+        [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)],
+        rounds=params.answer_rounds,
+        seed=params.seed,
+        prompt_lengths=[len(prompt) for prompt in prompts],
+        batch_tokens=params.batch_tokens,
+        share=processes.share,
+    )
+    return estimates.reduced(processes.sum).per_token()
 
 
 def _answers(

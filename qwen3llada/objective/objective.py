@@ -67,16 +67,11 @@ class MaskedDiffusionObjective(nn.Module):
         Raises:
             ValueError: the projection's weight is sharded while `forward` runs (see the class).
         """
-        embedded = self._embedded(noisy)
-        fewer = {} if last_layer_mask is None else {"kept": targets.shape[1], "kept_mask": last_layer_mask}
-        body = self.model.model(
-            inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids, **fewer
-        )
         if positions is None:
             positions = token_weights.flatten().nonzero().squeeze(1)
         positions = positions.to(noisy.device, non_blocking=True)
-        hidden = body.last_hidden_state[:, : targets.shape[1]].flatten(0, 1)  # [B·L, D]
-        predicted, true = hidden.index_select(0, positions), targets.flatten().index_select(0, positions)
+        predicted = self._states(noisy, targets.shape[1], positions, attention_mask, last_layer_mask, position_ids)
+        true = targets.flatten().index_select(0, positions)
         if return_log_probs:
             return token_log_probs(predicted, self._projection(), true, chunk_size=self.chunk_size)
         return fused_cross_entropy(
@@ -88,6 +83,29 @@ class MaskedDiffusionObjective(nn.Module):
             chunk_size=self.chunk_size,
             return_per_token=return_per_token,
         )
+
+    def _states(
+        self,
+        noisy: Tensor,
+        length: int,
+        positions: Tensor,
+        attention_mask: Any,
+        last_layer_mask: Any,
+        position_ids: Tensor | None,
+    ) -> Tensor:
+        """Final hidden states [N, D] at `positions` of the first `length` columns of `noisy` [B, S]."""
+        embedded = self._embedded(noisy)
+        predict_states = getattr(self.model, "predict_states", None)  # see `evaluation.fast_body`
+        if predict_states is not None:
+            chosen = positions // length * noisy.shape[1] + positions % length
+            states = predict_states(embedded, attention_mask, position_ids, chosen)
+            if states is not None:
+                return states
+        fewer = {} if last_layer_mask is None else {"kept": length, "kept_mask": last_layer_mask}
+        body = self.model.model(
+            inputs_embeds=embedded, attention_mask=attention_mask, position_ids=position_ids, **fewer
+        )
+        return body.last_hidden_state[:, :length].flatten(0, 1).index_select(0, positions)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """Embeddings [B, S, D], under autocast in its dtype, so that the residual stream has that dtype.

@@ -18,7 +18,7 @@ from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.keyed_gumbel import fold
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import generate
-from qwen3llada.sampling.trace.recording import TraceRecorder
+from qwen3llada.sampling.trace.recording import Decided, TraceRecorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,29 +116,28 @@ def _decoded(text: TextModel, asked: Sequence[Asked], decode: AnswerParams, *, s
     if watch.again is not None and watch.again.any():
         raise InputError("rl.method=trace needs rollouts that commit each token once: rl.rollout revises tokens")
     start = max(map(len, prompts))
-    rollouts = []
-    for number, (row, answer) in enumerate(zip(asked, generation.tokens, strict=True)):
-        decided = recorder.row(number, start)
-        # The recorder counts the passes of the whole batch. Numbered anew, the steps do not depend on other rows.
-        steps = np.unique([position.step for position in decided], return_inverse=True)[1] + 1
-        tokens = answer.tolist()
-        rollouts.append(
-            Rollout(
-                prompt=row.prompt,
-                sample=row.sample,
-                key=row.key,
-                prompt_text=text.decode(row.tokens),
-                answer=text.decode(tokens),
-                reference=row.reference,
-                prompt_tokens=list(row.tokens),
-                tokens=[position.token for position in decided],
-                steps=steps.tolist(),
-                confidence=[round(position.confidence, 4) for position in decided],
-                answer_tokens=len(tokens),
-                ended=bool(tokens) and tokens[-1] in text.ends,
-            )
-        )
-    return rollouts
+    answers = zip(asked, generation.tokens, strict=True)
+    return [_rollout(text, row, answer.tolist(), recorder.row(i, start)) for i, (row, answer) in enumerate(answers)]
+
+
+def _rollout(text: TextModel, row: Asked, tokens: list[int], decided: Sequence[Decided]) -> Rollout:
+    """One answer, with what was `decided` at each of its positions."""
+    # The recorder counts the passes of the whole batch. Numbered anew, the steps do not depend on other rows.
+    steps = np.unique([position.step for position in decided], return_inverse=True)[1] + 1
+    return Rollout(
+        prompt=row.prompt,
+        sample=row.sample,
+        key=row.key,
+        prompt_text=text.decode(row.tokens),
+        answer=text.decode(tokens),
+        reference=row.reference,
+        prompt_tokens=list(row.tokens),
+        tokens=[position.token for position in decided],
+        steps=steps.tolist(),
+        confidence=[round(position.confidence, 4) for position in decided],
+        answer_tokens=len(tokens),
+        ended=bool(tokens) and tokens[-1] in text.ends,
+    )
 
 
 def _rewarded(rollout: Rollout, rewards: RewardSum) -> Rollout:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qwen3llada.batches.source import Source, Step
 from qwen3llada.batches.step_plan import step_plan
@@ -105,6 +106,8 @@ class RolloutSource(Source):
     def _roll_out(self, epoch: int, batch: int) -> None:
         """Make the rollouts of a batch of prompts. All ranks make their share, and get all."""
         run, params = self._run, self.params
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)  # the last update may still run, and is not a part of the rollouts
         began = time.perf_counter()
         assert self.work.copy is not None
         text = self.work.copy.refresh(run)
@@ -191,6 +194,7 @@ class RolloutSource(Source):
             micro_batch_size=params.micro_batch_size,
             num_processes=run.accelerator.num_processes,
             process_index=run.accelerator.process_index,
+            filled=run.compiled,
         )
 
 

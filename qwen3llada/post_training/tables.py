@@ -32,6 +32,7 @@ class Layout:
     micro_batch_size: int
     num_processes: int
     process_index: int
+    filled: bool = False  # every micro-batch has micro_batch_size rows: compiled layers take seconds for a new shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Table:
 
     rows: Sequence[Row]
     loss_tokens: int
+    idle: Row  # nothing of it is predicted: it stands where a rank has no row, and fills micro-batches
 
     @property
     def computed_tokens(self) -> int:
@@ -78,7 +80,17 @@ def make_table(
         if advantage != 0 or all_rows:
             rows += [_row(rollout, advantage, one) for one in passes]
     rows.sort(key=lambda row: len(row.rollout.prompt_tokens))  # stable
-    return Table(rows=rows, loss_tokens=tokens)
+    return Table(rows=rows, loss_tokens=tokens, idle=_idle(rollouts[0]))
+
+
+def _idle(rollout: Rollout) -> Row:
+    """A row that is computed and has no part in the loss.
+
+    It is a real rollout rather than padding. Attention kernels differ in what they give where no key is seen at all,
+    and a NaN there would reach the gradients of the weights.
+    """
+    nothing = np.zeros(len(rollout.tokens), bool)
+    return Row(rollout=rollout, advantage=0.0, masked=~nothing, predicted=nothing)
 
 
 def _row(rollout: Rollout, advantage: float, one: Pass) -> Row:
@@ -111,7 +123,7 @@ def step_of_table(
             micro_batches=micro_batches,
             samples=samples,
             tokens=sum(lengths),
-            longest=max(lengths, default=1),
+            longest=max(lengths, default=_length(table.idle, layout)),
             sft=True,
             block_length=layout.block_length,
         )
@@ -129,11 +141,14 @@ def _length(row: Row, layout: Layout) -> int:
 def _batch(
     table: Table, numbers: np.ndarray, layout: Layout, facts: StepFacts, *, first: bool, scale: float
 ) -> PolicyBatch:
-    """The rows of these numbers as tensors. Without rows: one row of padding, as long as the step's longest."""
+    """The rows of these numbers as tensors, with idle rows behind them where they are too few."""
     rows = [table.rows[number] for number in numbers]
-    lengths = [_length(row, layout) for row in rows] or [facts.longest]
+    # The same prompt as in the row before it: an idle row then adds no columns.
+    idle = _idle(rows[-1].rollout) if rows else table.idle
+    rows += [idle] * ((layout.micro_batch_size if layout.filled else 1) - len(rows))
+    lengths = [_length(row, layout) for row in rows]
     columns = -(-max(lengths) // layout.pad_to_multiple_of) * layout.pad_to_multiple_of
-    shape = (max(1, len(rows)), columns)
+    shape = (len(rows), columns)
     clean, noisy = np.full(shape, PADDING_TOKEN), np.full(shape, PADDING_TOKEN)
     valid, masked, predicted = (np.zeros(shape, bool) for _ in range(3))
     prompts, levels = np.zeros(shape[0], np.int64), np.ones(shape[0], np.float32)
@@ -157,8 +172,8 @@ def _batch(
         padded=not valid.all(),
         step=facts,
         predicted=torch.from_numpy(predicted).float(),
-        rows=torch.from_numpy(np.array([*numbers] or [0], np.int64)),
-        advantages=torch.tensor([row.advantage for row in rows] or [0.0], dtype=torch.float32),
+        rows=torch.from_numpy(np.pad(np.asarray(numbers, np.int64), (0, len(rows) - len(numbers)))),
+        advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         first=first,
         figure_scale=scale,
     )

@@ -79,7 +79,24 @@ def write_report(
         "replay": record_answers(model, heldout, sample, count=params.played, seed=seed),
     }
     run = {"revision": revision(), "parameters": dict(leaves), "metrics": flat_numbers(numbers)}
-    circumstances = {
+    circumstances = _circumstances(reports, runs, run, numbers, post_training)
+    _write(reports / SHORT, _render(f"{SHORT}.jinja", results))
+    page = _render(f"{PAGE}.jinja", results)
+    identity = text_digest(page)[:16]
+    _write(reports / BESIDE, _script(identity, _render("report_run.html.jinja", circumstances)))
+    _write(reports / PAGE, page.replace(IDENTITY, identity))
+    return reports / PAGE
+
+
+def _circumstances(
+    reports: Path,
+    runs: Mapping[str, tuple[Path, str]],
+    run: dict[str, Any],
+    numbers: dict[str, Any],
+    post_training: Path | None,
+) -> dict[str, Any]:
+    """What report_run.js shows: what depends on the machine or on other runs. Adds `run` to the history."""
+    return {
         "phases": PHASES,
         "revision": run["revision"],
         "hardware": hardware(),
@@ -89,12 +106,6 @@ def write_report(
         "post_training": None if post_training is None else read_post_training(post_training),
         "sweep": read_sweep(reports / "sweep.json", _named_by_file(numbers)),
     }
-    _write(reports / SHORT, _render(f"{SHORT}.jinja", results))
-    page = _render(f"{PAGE}.jinja", results)
-    identity = text_digest(page)[:16]
-    _write(reports / BESIDE, _script(identity, _render("report_run.html.jinja", circumstances)))
-    _write(reports / PAGE, page.replace(IDENTITY, identity))
-    return reports / PAGE
 
 
 RESULTS = {

@@ -53,19 +53,9 @@ def export_checkpoint(
     Raises: InputError before anything is written if the destination is not this project's to replace, or naming what
     about the model the format cannot express; OSError when the disk is full.
     """
-    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-
     source, destination, kind = Path(model), Path(destination), FORMATS[format]
     check_destinations({"dst": (destination, EXPORT)}, {"model": source})
-    check_is_ours(source)
-    if is_adapters_alone(source):
-        raise InputError(f"{source}: holds adapters alone; train with adapter.merge=true, which gives a whole model")
-    with files_blamed(source):
-        config = Qwen3LLadaConfig.from_pretrained(source, trust_remote_code=False)
-    kind.check(config, source)
-    shards = find_shards(source)
-    check_dtypes(shards)
-    check_tensors(shards, Qwen3LLadaForMaskedLM, config)
+    config, shards = _checked(source, kind)
     tokenizer = load_any_tokenizer(source)
     ends = _ends(config, tokenizer, source)
     written = DTYPES[dtype] or shards.tensors[EMBEDDING].dtype
@@ -86,6 +76,22 @@ def export_checkpoint(
         eos_token_id=ends[0],
         template=config.prompt_template,
     )
+
+
+def _checked(source: Path, kind: Format) -> tuple[Any, Shards]:
+    """The config and the tensor files of a whole model that the format can express. Raises InputError."""
+    from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
+
+    check_is_ours(source)
+    if is_adapters_alone(source):
+        raise InputError(f"{source}: holds adapters alone; train with adapter.merge=true, which gives a whole model")
+    with files_blamed(source):
+        config = Qwen3LLadaConfig.from_pretrained(source, trust_remote_code=False)
+    kind.check(config, source)
+    shards = find_shards(source)
+    check_dtypes(shards)
+    check_tensors(shards, Qwen3LLadaForMaskedLM, config)
+    return config, shards
 
 
 def _ends(config: Any, tokenizer: Any, folder: Path) -> list[int]:

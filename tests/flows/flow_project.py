@@ -43,7 +43,7 @@ class Workspace:
                     found.append(process.pid)
         return found
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 600) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 600) -> None:
         """Poll every 20 ms, but at most a tenth of the time, because listing all processes costs time."""
         end = time.monotonic() + seconds
         while True:

@@ -62,6 +62,16 @@ class Service:
         with self.client() as client:
             return {task.name: task for task in client.read_task_runs(flow_run_filter=one)}
 
+    def ended_task(self, run, name: str):
+        """The run's task run of that name, once it has a final state, which the server records after the run's own."""
+
+        def is_final() -> bool:
+            task = self.task_runs(run).get(name)
+            return task is not None and task.state is not None and task.state.is_final()
+
+        self.project.wait_until(is_final, PATIENCE)
+        return self.task_runs(run)[name]
+
     def artifacts(self, run) -> dict:
         """Content of the run's artifacts by key, the newest one, because a retried stage makes new ones."""
         from prefect.client.schemas.filters import FlowRunFilter

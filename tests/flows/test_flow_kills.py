@@ -10,7 +10,7 @@ import psutil
 import pytest
 from flow_kills import MONTHLY, ONCE, cancel, deploy, kill_service, next_life, tracebacks_of_runs, training
 from flow_project import Project
-from flow_service import Service
+from flow_service import PATIENCE, Service
 
 from flows.environment import ROOT
 
@@ -57,10 +57,10 @@ def test_a_cancelled_run_saves_and_says_so_and_the_next_one_resumes_through_kill
     assert not [line for line in said.splitlines() if "Crash" in line or "ERROR: " in line]
     assert not tracebacks_of_runs(said)
     assert served.ended(cancelled).is_cancelled()
-    state = served.task_runs(cancelled)["train"].state
+    state = served.ended_task(cancelled, "train").state
     assert state.is_cancelled()
     assert state.message.startswith(message)
-    assert f"Finished in state Cancelled('{state.message}')" in served.said()
+    project.wait_until(lambda: f"Finished in state Cancelled('{state.message}')" in served.said(), PATIENCE)
 
     next_life(project, psutil.Process(project.lives()[1]).kill)
     steps = project.saved_step() + 2000  # the attempt after the next kill reads this, and ends
@@ -69,7 +69,7 @@ def test_a_cancelled_run_saves_and_says_so_and_the_next_one_resumes_through_kill
     next(parent for parent in trainer.parents() if "repro" in parent.cmdline()).kill()
     assert served.ended(resumed).is_completed(), served.state(resumed)
     assert served.state(resumed).message == "prepare unchanged, train ran, measure ran"
-    assert served.task_runs(resumed)["train"].run_count == 3
+    assert served.ended_task(resumed, "train").run_count == 3
     assert len(project.lives()) == 4
     assert f"resuming after step {saved}" in served.said()
     assert project.model() == project.undisturbed_model(steps)

@@ -211,3 +211,41 @@ def test_rollouts_without_advantage_are_left_out_and_change_nothing():
     (more, expected), (fewer, found) = results
     assert fewer < more
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("policy", ["full", "block_causal"])
+def test_filled_micro_batches_have_the_same_rows_and_change_nothing(policy):
+    """Also on a rank without rows, and where no rollout has a gradient."""
+    model, method, found = make_model(0, policy), METHODS["trace"], {}
+    for advantages, processes, filled in (
+        (ADVANTAGES, 1, False),
+        (ADVANTAGES, 1, True),
+        (ADVANTAGES, 30, True),
+        ([0.0] * 4, 2, True),
+    ):
+        loss, total, figures = loss_of(model, policy), 0, 0
+        for rank in range(processes):
+            layout = layout_of(policy, 4, num_processes=processes, process_index=rank, filled=filled)
+            table = make_table(ROLLOUTS, advantages, method, PassKnobs(), layout, all_rows=False)
+            loss.remembered.forget(max(1, len(table.rows)), GEN, loss.device, reference=False)
+            step = step_of_table(table, layout, number=0, first=True, samples=4, figures={})
+            sizes = [len(batch.tokens) for batch in step.micro_batches]
+            assert (set(sizes) == {4}) == filled
+            assert step.tokens == sum(rows_of(table, policy))
+            assert all(batch.valid.any(1).all() for batch in step.micro_batches)
+            gradients, own_figures = run_step(loss, model, table, layout, first=True)
+            total, figures = total + gradients["model.layers.0.mlp.up_proj.weight"], figures + own_figures
+        found[max(advantages), processes, filled] = torch.cat([total.flatten(), figures])
+    expected = found[2.0, 1, False]
+    assert expected.abs().max() > 1e-3
+    assert not found[0.0, 2, True].any()
+    for key in ((2.0, 1, True), (2.0, 30, True)):
+        torch.testing.assert_close(found[key], expected, rtol=0, atol=1e-6)
+
+
+def rows_of(table, policy):
+    """Real columns of each row."""
+    return [
+        len(row.rollout.prompt_tokens) + (len(row.rollout.tokens) if policy == "block_causal" else GEN)
+        for row in table.rows
+    ]

@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import signal
-import time
 
 import pytest
 import torch
 from runs import changed, checkpoint, curves, start_process, train_together, weights
+from waiting import newest, wait_until
 
 from qwen3llada.artifacts import read_json, read_jsonl
 from qwen3llada.errors import InputError
@@ -194,12 +194,18 @@ def test_killed_runs_end_as_one_run(params, tmp_path):
     whole = tracked(params)
     for folder in (params.dst, params.output_dir, params.reports):
         shutil.rmtree(folder)
-    for pause in (0.3, 0.9, 0.5):
+    rollouts = params.output_dir / "rollouts"
+    # With the first rollouts; after a checkpoint; with the rollouts of a later step.
+    for begun in (
+        lambda: list(rollouts.glob("batch-*")),
+        lambda: newest(params) >= 3,
+        lambda: len(list(rollouts.glob("batch-*"))) > 3,
+    ):
         child = start_process(run, params)
-        time.sleep(pause)
+        wait_until(begun, child)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-    (params.output_dir / "rollouts" / ".batch-000000.jsonl.01234567.partial").write_text("half")
+    (rollouts / ".batch-000000.jsonl.01234567.partial").write_text("half")
     (params.reports / ".heldout.jsonl.89e3e010.partial").write_text("half")
     run(params)
     assert tracked(params) == whole

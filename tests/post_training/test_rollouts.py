@@ -127,3 +127,26 @@ def test_the_copy_has_the_trained_weights_and_sampling_changes_nothing(params, a
     tokens = torch.arange(6)[None]
     with torch.no_grad():
         torch.testing.assert_close(copy.model(tokens).logits, run.model(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_stay_where_graphs_read_them(params):
+    """What the sampler's graphs were captured with is the copy itself, after each change of the trained weights."""
+    pytest.importorskip("triton")
+    from qwen3llada.post_training.task import Rewarded
+    from qwen3llada.sampling.cuda.packed_model import PackedModel
+
+    run = start(params, seed=1, template="plain", task=Rewarded(params))
+    copy = SamplingCopy(run)
+    packed = PackedModel(copy.refresh(run).model)
+    with torch.no_grad():
+        for parameter in run.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    copy.refresh(run)
+    assert not packed.stale
+    for own, layer in zip(packed.layers, run.model.model.layers, strict=True):
+        heads, mlp = layer.self_attn, layer.mlp
+        assert torch.equal(own.qkv, torch.cat([p.weight for p in (heads.q_proj, heads.k_proj, heads.v_proj)]))
+        assert torch.equal(own.gate_up, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+        assert torch.equal(own.input_norm, layer.input_layernorm.weight)
+        assert torch.equal(own.down, mlp.down_proj.weight)
+    assert torch.equal(packed.embedding, run.model.get_input_embeddings().weight)

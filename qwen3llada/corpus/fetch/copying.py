@@ -67,13 +67,18 @@ def land(sources: list[Files], train: Path, heldout: Path | None, selection: Sel
                     position += len(block)
                     for folder, sink in sinks.items():
                         rows[folder] += sink.write(block, [side == folder for side in sides], selection.columns)
+    _check_rows(rows, sources, selection)
+    return dropped
+
+
+def _check_rows(rows: dict[Path, int], sources: list[Files], selection: Selection) -> None:
+    """Raises InputError if a folder got no row."""
     for folder, count in rows.items():
         if not count:
             what = f"heldout_fraction={selection.heldout_fraction}" if len(rows) > 1 else "split"
             raise InputError(
                 f"{sources[0].paths[0]}: no row for {folder.name} is left by {what}{unit_hint(sources, selection)}"
             )
-    return dropped
 
 
 def unit_hint(sources: Sequence[Files], selection: Selection) -> str:

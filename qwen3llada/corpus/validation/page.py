@@ -88,18 +88,7 @@ def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]
     for split in splits:
         facts = report[split]
         body.append(f"<h2>{split}: {facts['records']:,} records, {facts['invalid']:,} invalid</h2>")
-        rules = [
-            (
-                name,
-                _state(rule),
-                f"{rule['broken']:,}",
-                f"{rule['judged']:,}",
-                f"{100 * rule['mostly']:g} %",
-                rule["severity"],
-            )
-            for name, rule in facts["rules"].items()
-        ]
-        body.append(_table(("rule", "result", "broken", "judged", "must keep it", "severity"), rules))
+        body.append(_rules(facts["rules"]))
     if report["drift"]:
         body.append("<h2>Divergence from the baseline (bits)</h2>")
         body.append(_table(("distribution", "divergence"), [(k, f"{v:.4f}") for k, v in report["drift"].items()]))
@@ -118,6 +107,21 @@ def write_page(path: Path, report: dict[str, Any], offenders: Sequence[Offender]
         body.append(f"<p>Results in Great Expectations' own form: {shown}</p>")
     with new_file(path) as temporary:
         temporary.write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")
+
+
+def _rules(rules: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            _state(rule),
+            f"{rule['broken']:,}",
+            f"{rule['judged']:,}",
+            f"{100 * rule['mostly']:g} %",
+            rule["severity"],
+        )
+        for name, rule in rules.items()
+    ]
+    return _table(("rule", "result", "broken", "judged", "must keep it", "severity"), rows)
 
 
 def _state(rule: dict[str, Any]) -> str:

@@ -35,17 +35,7 @@ def build_report(
         records = len(facts[split].table)
         invalid = int(invalid_records(results[split], records).sum())
         fraction = invalid / records if records else 0.0
-        rules = {
-            name: {
-                "severity": result.severity,
-                "mostly": result.mostly,
-                "passed": result.passed,
-                "judged": result.judged,
-                "broken": len(result.broken),
-                "error": result.error,
-            }
-            for name, result in results[split].items()
-        }
+        rules = {name: _described(result) for name, result in results[split].items()}
         report[split] = {"records": records, "invalid": invalid, "invalid_fraction": round(fraction, 6), "rules": rules}
         unused = unused_fields(facts[split])
         report[split]["unused_fields"] = unused
@@ -63,6 +53,17 @@ def build_report(
         report["warnings"].append(f"train: drifted from the baseline: {', '.join(far)}")
     report["passed"] = not report["problems"]
     return report
+
+
+def _described(result: RuleResult) -> dict[str, Any]:
+    return {
+        "severity": result.severity,
+        "mostly": result.mostly,
+        "passed": result.passed,
+        "judged": result.judged,
+        "broken": len(result.broken),
+        "error": result.error,
+    }
 
 
 def unused_fields(facts: SplitFacts) -> dict[str, int]:

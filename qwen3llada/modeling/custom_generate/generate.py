@@ -39,19 +39,9 @@ def generate(
     Raises ValueError for any other argument of Transformers' `generate`, and for values that cannot be.
     """
     prompts = input_ids if input_ids is not None else inputs
-    if prompts is None or prompts.dim() != 2:
-        raise ValueError("input_ids must be given, as token ids [B, P]")
-    unknown = sorted(name for name, value in others.items() if value not in (None, False))
-    if generation_config is not None:
-        unknown.append("generation_config")
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: not used when a model generates by unmasking; leave it out")
-    if max_new_tokens < 1 or temperature < 0:
-        raise ValueError(f"{max_new_tokens=} must be at least 1 and {temperature=} at least 0")
     config = model.config
-    policy, block_length = config.attention_policy, block_length or config.block_length
-    if policy not in POLICIES:
-        raise ValueError(f"attention policy {policy} is not one of {', '.join(POLICIES)}: use the package qwen3llada")
+    check_arguments(prompts, generation_config, others, max_new_tokens, temperature, config.attention_policy)
+    block_length = block_length or config.block_length
     ends = config.eos_token_id if eos_token_id is None else eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     rows = []
@@ -70,6 +60,21 @@ def generate(
         )
         rows.append(torch.cat([prompts[number], answer]))
     return torch.stack(rows)
+
+
+def check_arguments(prompts, generation_config, others, max_new_tokens, temperature, policy):
+    """Raises ValueError for arguments of `generate` that cannot be, and for a policy that only the package has."""
+    if prompts is None or prompts.dim() != 2:
+        raise ValueError("input_ids must be given, as token ids [B, P]")
+    unknown = sorted(name for name, value in others.items() if value not in (None, False))
+    if generation_config is not None:
+        unknown.append("generation_config")
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not used when a model generates by unmasking; leave it out")
+    if max_new_tokens < 1 or temperature < 0:
+        raise ValueError(f"{max_new_tokens=} must be at least 1 and {temperature=} at least 0")
+    if policy not in POLICIES:
+        raise ValueError(f"attention policy {policy} is not one of {', '.join(POLICIES)}: use the package qwen3llada")
 
 
 def answer_one(model, prompt, new, steps, block_length, temperature, threshold, ends):

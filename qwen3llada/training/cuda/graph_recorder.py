@@ -26,29 +26,29 @@ class LayerGraph:
 
 
 class Inputs(NamedTuple):
-    """What the first layer of a pass gets beside hidden states: rotary cos and sin [B or 1, L, d], and a mask that
-    broadcasts to [B, 1, L, L]."""
+    """What the first layer of a pass gets beside hidden states: rotary cos and sin [B or 1, L, d], and its mask: a
+    tensor that broadcasts to [B, 1, L, L], a BlockMask, or None."""
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None
+    mask: Any
 
 
 @dataclass
 class StaticMask:
-    """The memory from which graphs read a mask; None where they were captured without one."""
+    """The mask that graphs read: a tensor in memory of its own, a BlockMask, or None."""
 
-    static: Tensor | None
+    static: Any
     given: Any  # the mask of this pass, once a layer has handed it over
 
     def take(self, mask: Any) -> bool:
-        """Whether graphs may be replayed for `mask`, which the first layer of a pass to hand it over has copied.
+        """Whether graphs may be replayed for `mask`. The first layer of a pass that hands over a tensor has it copied.
 
         Backward graphs read the mask again, so another mask of the same pass must not replace it.
         """
-        if self.static is None or not isinstance(mask, Tensor):
+        if not isinstance(self.static, Tensor):
             return mask is self.static
-        if (mask.shape, mask.dtype) != (self.static.shape, self.static.dtype):
+        if not isinstance(mask, Tensor) or (mask.shape, mask.dtype) != (self.static.shape, self.static.dtype):
             return False
         if self.given is None:
             self.static.copy_(mask)
@@ -84,7 +84,7 @@ class GraphShape:
         """Whether the graphs of layer `number` may be replayed, or captured, for `mask`."""
         if number not in self.masks:
             handed_over = [known for known in self.masks.values() if known.given is mask]
-            own = mask.clone() if isinstance(mask, Tensor) else None
+            own = mask.clone() if isinstance(mask, Tensor) else mask
             self.masks[number] = handed_over[0] if handed_over else StaticMask(own, mask)
         return self.masks[number].take(mask)
 

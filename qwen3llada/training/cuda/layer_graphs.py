@@ -11,11 +11,13 @@ copies: the output memory of a layer is the input memory of the next layer's gra
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3llada.training.cuda.gradient_sum import GradientSum
 from qwen3llada.training.cuda.graph_recorder import GraphRecorder, GraphShape, Inputs, LayerGraph, Pair
@@ -29,10 +31,10 @@ MOST_SHAPES = 8
 class LayerGraphs:
     """Replaces `forward` of each layer in `layers`, in place. Each pass runs by graphs or as before.
 
-    These run without graphs: passes without gradients, layers whose mask is a BlockMask, and shapes that have not come
-    often. So does a second forward pass before the first one's backward pass, because it would overwrite activations
-    that this backward pass needs. Parameters must all be trained and must keep their memory, which optimisers and
-    `load_state_dict` guarantee.
+    These run without graphs: passes without gradients, shapes that have not come often, and layers with a BlockMask
+    that was built for one batch. So does a second forward pass before the first one's backward pass, because it would
+    overwrite activations that this backward pass needs. Parameters must all be trained and must keep their memory,
+    which optimisers and `load_state_dict` guarantee.
 
     Layers may have different masks, as they do under layered attention policies.
 
@@ -48,6 +50,8 @@ class LayerGraphs:
         self.replayed: GraphShape | None = None  # graphs of the pass that is under way
         self.awaits_backward = False
         self._seen: Counter[Any] = Counter()
+        # One BlockMask object serves all batches of a shape. One that was built for a batch does not come again.
+        self._seen_with: WeakKeyDictionary[BlockMask, Counter[Any]] = WeakKeyDictionary()
         self.layers = [GraphedLayer(number, layer, self) for number, layer in enumerate(layers)]
         for layer, graphed in zip(layers, self.layers, strict=True):
             layer.forward = graphed
@@ -55,15 +59,14 @@ class LayerGraphs:
     def begin(self, hidden: Tensor, inputs: Inputs) -> None:
         """Choose graphs or plain layers for the forward pass whose first layer receives `hidden` and `inputs`."""
         self.replayed = None
-        fits = hidden.requires_grad and (inputs.mask is None or isinstance(inputs.mask, Tensor))
-        if not torch.is_grad_enabled() or not fits or self.awaits_backward:
+        if not torch.is_grad_enabled() or not hidden.requires_grad or self.awaits_backward:
             return
-        key = tuple(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in (hidden, *inputs))
-        self._seen[key] += 1
+        key, seen = self._key(hidden, inputs)
+        seen[key] += 1
         shape = self.shapes.get(key)
         if shape is not None:
             shape.begin_pass(inputs.cos, inputs.sin)
-        elif self._seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES or not self._places_known():
+        elif seen[key] < RECORDED_AT or len(self.shapes) == MOST_SHAPES or not self._places_known():
             self._make_room(hidden.numel())
             return
         else:
@@ -71,6 +74,15 @@ class LayerGraphs:
             shape = self.shapes[key] = GraphShape(inputs.cos, inputs.sin)
         self._keep_gradients()
         self.replayed = shape
+
+    def _key(self, hidden: Tensor, inputs: Inputs) -> tuple[Any, Counter[Any]]:
+        """What tells the graphs of this pass from others, and the counter of passes in which such keys are counted."""
+        given = (x for x in (hidden, *inputs) if not isinstance(x, BlockMask))
+        form = tuple(None if x is None else (x.shape, x.dtype) for x in given)
+        if not isinstance(inputs.mask, BlockMask):
+            return form, self._seen
+        # The graphs of this key keep the mask alive, so no other mask gets its id.
+        return (*form, id(inputs.mask)), self._seen_with.setdefault(inputs.mask, Counter())
 
     def release(self) -> None:
         """Drop all graphs and their memory. The next pass of a shape that has come often is captured anew."""

@@ -166,7 +166,8 @@ class _Prepared(NamedTuple):
 def _prepare(params: RunParams, model: Any, accelerator: "Accelerator") -> _Prepared:
     """Compile the layers, build the optimiser, and let Accelerate prepare objective and optimiser."""
     compiled = compile_layers(model, params, accelerator.device)
-    objective = MaskedDiffusionObjective(model)
+    # Loading leaves a model in evaluation mode, without dropout and checkpointing. A later change would compile anew.
+    objective = MaskedDiffusionObjective(model).train()
     if not accelerator.is_fsdp2:
         objective.to(accelerator.device)
     optimizer = build_optimizer(objective, params.optim)

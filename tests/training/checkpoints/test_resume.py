@@ -16,16 +16,15 @@ from runs import (
     drawn_steps,
     elsewhere,
     leave_after,
-    saved_steps,
     start_training,
 )
+from waiting import DEADLINE, newest, wait_until
 
 from qwen3llada.artifacts import read_json, read_jsonl
 from qwen3llada.training.loop import train
 from qwen3llada.training.stopping import RESUMABLE
 
 STEPS = 14  # two epochs and a half
-DEADLINE = 120  # seconds that a child may take for what is waited for
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "fine_tuning"])
@@ -111,7 +110,7 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
         if len(progress) % 2:
             wait_until(lambda: list(params.output_dir.glob("checkpoints/*/.step-*")), child)
         else:
-            time.sleep(moments.uniform(0.0, 0.5))
+            time.sleep(moments.uniform(0.0, time_between_checkpoints(params, child)))
         if len(progress) < 6:
             os.kill(child.pid, signal.SIGKILL)
         child.join(DEADLINE)
@@ -119,6 +118,16 @@ def test_killed_runs_end_as_one_run(uninterrupted, tmp_path):
     assert len(progress) > 4, f"killed too seldom to show anything: {progress}"
     assert_same_run(uninterrupted, params, 40)
     assert not list(params.output_dir.glob("checkpoints/*/.*"))  # leftovers of a killed save are gone
+
+
+def time_between_checkpoints(params, child) -> float:
+    """Seconds between the next two checkpoints."""
+    seen = []
+    for _ in range(2):
+        before = newest(params)
+        wait_until(lambda before=before: newest(params) > before, child)
+        seen.append(time.monotonic())
+    return seen[1] - seen[0]
 
 
 @pytest.mark.slow
@@ -136,15 +145,3 @@ def test_stop_signal_saves_and_exits_resumable(uninterrupted, tmp_path, number, 
     assert not params.dst.exists()
     train(params, seed=1)
     assert_same_run(uninterrupted, params, 40)
-
-
-def newest(params) -> int:
-    return max(saved_steps(params.output_dir), default=0)
-
-
-def wait_until(condition, child) -> None:
-    """Wait until the condition holds or the child has ended."""
-    end = time.monotonic() + DEADLINE
-    while child.is_alive() and not condition():
-        assert time.monotonic() < end, "the child did not get there in time"
-        time.sleep(0.005)

@@ -8,6 +8,7 @@ import torch
 from runs import assert_same_run, changed, elsewhere
 from tiny_settings import write_model
 from torch import distributed as dist
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.parallel import DistributedDataParallel
 
 from qwen3llada import Qwen3LLadaForMaskedLM
@@ -36,11 +37,11 @@ def deterministic(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def load(folder, *, graphed):
+def load(folder, *, graphed, implementation="sdpa"):
     """The model with compiled layers, and their graphs."""
     from qwen3llada.training.cuda.fused_attention import fuse_attention
 
-    model = Qwen3LLadaForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").cuda().train()
+    model = Qwen3LLadaForMaskedLM.from_pretrained(folder, attn_implementation=implementation).cuda().train()
     fuse_attention(model)
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)  # the same kernels regardless of earlier calls
@@ -91,8 +92,8 @@ def steps_with(model, masks, length):
         model.zero_grad()
 
 
-def assert_same_steps(folder, masks, length):
-    (plain, _), (graphed, graphs) = load(folder, graphed=False), load(folder, graphed=True)
+def assert_same_steps(folder, masks, length, **given):
+    (plain, _), (graphed, graphs) = load(folder, graphed=False, **given), load(folder, graphed=True, **given)
     pairs = zip(steps_with(plain, masks, length), steps_with(graphed, masks, length), strict=True)
     for number, ((hidden, gradients), (other, others)) in enumerate(pairs):
         assert torch.equal(hidden, other), number
@@ -110,6 +111,11 @@ def test_layers_of_two_policies_are_replayed_with_their_own_masks(tmp_path):
         for _ in range(7)
     ]
     assert_same_steps(tmp_path / "model", masks, 16)
+
+
+def test_a_block_mask_of_all_batches_of_a_shape_is_replayed(folder):
+    blocks = create_block_mask(lambda b, h, q, k: q // 4 >= k // 4, None, None, 256, 256, device="cuda")
+    assert_same_steps(folder, [blocks] * 7, 256, implementation="flex_attention")
 
 
 def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
@@ -212,7 +218,14 @@ def test_gradients_are_written_where_ddp_sends_them_from(folder, monkeypatch, sh
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"gradient_accumulation_steps": 1}, {"bf16": False, "fp16": True}, {"param_dtype": "bfloat16"}]
+    "changes",
+    [
+        {},
+        {"gradient_accumulation_steps": 1},
+        {"bf16": False, "fp16": True},
+        {"param_dtype": "bfloat16"},
+        {"attention": {"policy": "block_causal", "block_length": 4}},
+    ],
 )
 def test_training_gives_the_same_bits(pretraining, folder, tmp_path, changes):
     settings = {"model": folder, "max_steps": 5, "save_steps": 5, "logging_steps": 1, "bf16": True}

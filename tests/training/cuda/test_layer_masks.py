@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.training.cuda import layer_graphs
-from qwen3llada.training.cuda.graph_recorder import GraphShape
+from qwen3llada.training.cuda.graph_recorder import GraphShape, Inputs
 from qwen3llada.training.cuda.layer_graphs import RECORDED_AT, LayerGraphs
 
 ROWS, LENGTH, LAYERS = 2, 8, 4
@@ -102,10 +102,30 @@ def test_the_last_layers_mask_of_fewer_queries_is_that_of_the_pass(twins):
     assert replays(graphs) == [5] * LAYERS
 
 
-def test_a_block_mask_is_never_replayed():
-    shape = GraphShape(*torch.zeros(2, 1))
-    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 128, 128, device="cpu")
+def block_mask():
+    return create_block_mask(lambda b, h, q, k: q >= k, None, None, 128, 128, device="cpu")
+
+
+def test_a_block_mask_is_replayed_where_it_is_the_same_object():
+    shape, kept = GraphShape(*torch.zeros(2, 1)), block_mask()
     for _ in range(2):
+        assert shape.take_mask(0, kept)
         shape.begin_pass(*torch.zeros(2, 1))
-        assert not shape.take_mask(1, mask)
-    assert shape.take_mask(1, None)
+    assert not shape.take_mask(0, block_mask())
+    assert not shape.take_mask(0, None)
+    assert not shape.take_mask(0, torch.ones(1, 1, 128, 128, dtype=torch.bool))
+
+
+def test_only_block_masks_that_come_again_are_captured(twins, monkeypatch):
+    _, _, graphs = twins
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    hidden, angles = torch.zeros(1, 128, 16, requires_grad=True), torch.zeros(2, 1, 128, 8)
+
+    def begin(mask):
+        graphs.begin(hidden, Inputs(*angles, mask))
+        return graphs.replayed is not None
+
+    kept = block_mask()
+    assert not any(begin(block_mask()) for _ in range(2 * RECORDED_AT))
+    assert not graphs._seen_with
+    assert [begin(kept) for _ in range(RECORDED_AT + 1)] == [False] * (RECORDED_AT - 1) + [True, True]

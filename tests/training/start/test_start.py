@@ -1,4 +1,4 @@
-"""Inputs that are missing or do not fit together give one line, before anything is written."""
+"""Inputs that do not fit together give one line, before anything is written. A run starts in training mode."""
 
 import json
 import shutil
@@ -7,7 +7,9 @@ import pytest
 import torch
 from runs import changed
 
+from qwen3llada.training.loop import optimiser_step
 from qwen3llada.training.start.start import start
+from qwen3llada.training.stopping import StopRequest
 
 
 def refused(params, message):
@@ -58,3 +60,15 @@ def test_prompts_of_another_template(fine_tuning, tmp_path):
 def test_flex_attention_without_a_gpu(pretraining):
     attention = pretraining.attention.model_dump() | {"implementation": "flex_attention"}
     refused(changed(pretraining, attention=attention), "attention.implementation=flex_attention needs a CUDA device")
+
+
+@pytest.mark.parametrize(("checkpointed", "calls"), [(False, 1), (True, 2)])
+def test_dropout_and_checkpointing_act_from_the_first_step(pretraining, checkpointed, calls):
+    """A checkpointed layer runs once more in the backward pass. Loading leaves the layers in evaluation mode."""
+    run = start(changed(pretraining, gradient_checkpointing=checkpointed), seed=1, template="plain")
+    assert all(module.training for module in run.objective.modules())
+    seen = []
+    run.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(1))
+    step = next(iter(run.data.steps(epoch=0)))
+    optimiser_step(run, step, StopRequest())
+    assert len(seen) == calls * len(step.micro_batches)
