@@ -1,6 +1,8 @@
 """Sampling: LLaDA's published algorithm and this project's sampler on the same weights.
 
     python -m bench.sample [--device cpu|cuda] [--repeats N]
+    python -m bench.sample --only batch8 long8 policies8    rows of ours alone on a GPU; without names, all of them
+    python -m bench.sample --profile long8                  where the time of a row, or of a policy at batch 8, goes
 
 Weights and prompts are random, and no answer ends early. Every step of the published algorithm takes the same time, so
 only its first steps are timed and the total is extrapolated. Ours is timed from prompts to answers. The two take turns.
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.decoding import CASES, POLICIES, ROWS, run_profile, run_rows
 from bench.measure import MIB, cuda_peak, seconds, synchronize
 from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 from qwen3llada.sampling.sampler import Generation, SampleParams, generate
@@ -175,10 +178,22 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are printed")
     parser.add_argument("--agreement", action="store_true", help="also run the published algorithm to its end")
+    parser.add_argument("--only", nargs="*", metavar="ROW", help=f"on a GPU: {', '.join(ROWS)}")
+    parser.add_argument("--profile", choices=[*CASES, *POLICIES], metavar="NAME", help="a row or a policy")
     given = parser.parse_args()
+    unknown = set(given.only or ()) - set(ROWS)
+    if unknown:
+        parser.error(f"--only has no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if given.device == "cpu" and (given.only is not None or given.profile):
+        parser.error("--only and --profile need a GPU")
     model = make_model(given.device, torch.bfloat16 if given.device == "cuda" else torch.float32)
-    for setting in SETTINGS[given.device]:
-        compare(model, setting, given.repeats)
+    if given.only is not None:
+        run_rows(model, given.only or list(ROWS))
+    elif given.profile:
+        run_profile(model, given.profile)
+    else:
+        for setting in SETTINGS[given.device]:
+            compare(model, setting, given.repeats)
     if given.agreement:
         agreement(model, SETTINGS[given.device][0])
 

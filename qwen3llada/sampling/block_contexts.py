@@ -4,14 +4,13 @@ A context is opened for some units (a unit is one block of one row), asked for t
 closed with their final tokens. Shapes: B rows, L columns, U units, W columns of a block, D hidden size.
 """
 
-from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from qwen3llada.modeling.attention import POLICIES, PROMPT, is_causal, keeps_prompt, mask_of_each_kind
-from qwen3llada.sampling.canvas import Canvas
+from qwen3llada.sampling.canvas import Block, Canvas
 from qwen3llada.sampling.prefix_cache import PrefixCache
 from qwen3llada.sampling.session import Rules, Session
 
@@ -146,9 +145,8 @@ class PrefixContext:
         self._blocks = rule.blocks(canvas, device)
         self._numbers = self._blocks[: canvas.start]  # block numbers of the prefix
         self._rows = torch.arange(len(canvas.tokens), device=device)
-        self._finished: Tensor | None = None  # tokens of the block closed last, until they join the prefix
-        nothing = torch.zeros(len(canvas.tokens), 0, dtype=torch.int64, device=device)
-        self._opened = Block(positions=nothing, own=nothing.bool(), numbers=nothing[0])
+        # Closed blocks that are not in the prefix yet: the last one, and those before it that needed no pass.
+        self._finished: tuple[Block, Tensor] | None = None
         self._session, self._tokens = session if rule.causal else None, canvas.tokens[:, : canvas.start]
         self._rules = Rules(
             policy=rule.policy,
@@ -178,11 +176,11 @@ class PrefixContext:
         if len(rows) < len(self._rows):  # some rows have ended and never come back
             self._prefix, self._visible, self._rows = self._prefix.take(index), self._visible[index], rows
             if self._finished is not None:
-                self._finished, self._opened = self._finished[index], self._opened.take(index)
+                done, finished = self._finished
+                self._finished = done.take(index), finished[index]
             index = torch.arange(len(rows), device=rows.device)
         offsets = blocks[:, None] * self.canvas.block_length + torch.arange(width, device=rows.device)
         columns = self.canvas.start + offsets  # of the first unit; the same for every unit if all are in one block
-        self._before = self._opened
         self._opened = Block(
             positions=self.canvas.prompt_lengths[rows][:, None] + offsets,
             own=self.canvas.valid[rows[:, None], columns],
@@ -200,11 +198,11 @@ class PrefixContext:
     def hidden(self, tokens: Tensor) -> Tensor:
         self.passes += 1
         if self._finished is not None:
-            return self._join(self._before, self._finished, tokens)
+            return self._join(*self._finished, tokens)
         return body(self.model, tokens, self._opened.positions, self._mask, self._cache)
 
-    def _join(self, done: "Block", finished: Tensor, tokens: Tensor) -> Tensor:
-        """One pass over two blocks: keys and values of the finished one, and the first step of the opened one."""
+    def _join(self, done: Block, finished: Tensor, tokens: Tensor) -> Tensor:
+        """One pass: keys and values of the finished blocks, and the first step of the opened one."""
         self._finished, block, width = None, self._opened, finished.shape[1]
         queries = torch.cat([done.numbers, block.numbers])
         keys = torch.cat([self._numbers, queries])
@@ -221,21 +219,13 @@ class PrefixContext:
         return states[:, width:]
 
     def close(self, tokens: Tensor) -> None:
-        if self.rule.causal:
-            self._finished = tokens.clone()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Position of one block in each of U rows."""
-
-    positions: Tensor  # [U, W] int64
-    own: Tensor  # [U, W] bool, False at padding
-    numbers: Tensor  # [W], block numbers
-
-    def take(self, index: Tensor) -> "Block":
-        """The block for the rows `index` only."""
-        return replace(self, positions=self.positions[index], own=self.own[index])
+        if not self.rule.causal:
+            return
+        if self._finished is None:
+            self._finished = self._opened, tokens.clone()
+        else:  # the block had no masks, so no pass that the earlier one could have joined
+            done, finished = self._finished
+            self._finished = done.followed_by(self._opened), torch.cat([finished, tokens], 1)
 
 
 def open_context(model: Any, canvas: Canvas, policy: Policy, cache: str, session: Session | None = None) -> Context:

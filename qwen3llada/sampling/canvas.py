@@ -69,6 +69,27 @@ class Canvas:
         return replace(self, **moved)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Position of one block, or of several neighbouring ones, in each of U rows."""
+
+    positions: Tensor  # [U, W] int64
+    own: Tensor  # [U, W] bool, False at padding
+    numbers: Tensor  # [W], block numbers
+
+    def take(self, index: Tensor) -> "Block":
+        """The block for the rows `index` only."""
+        return replace(self, positions=self.positions[index], own=self.own[index])
+
+    def followed_by(self, other: "Block") -> "Block":
+        """Both blocks as one."""
+        return Block(
+            positions=torch.cat([self.positions, other.positions], 1),
+            own=torch.cat([self.own, other.own], 1),
+            numbers=torch.cat([self.numbers, other.numbers]),
+        )
+
+
 def lay_out(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],

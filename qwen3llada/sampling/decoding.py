@@ -108,7 +108,8 @@ def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
     wanted = request.params.backend
     if wanted == "eager" or (wanted == "auto" and model.device.type != "cuda"):
         return EagerSampler(model, request)
-    from qwen3llada.sampling.cuda.sampler import GraphSampler, why_not
+    from qwen3llada.sampling.cuda.sampler import GraphSampler
+    from qwen3llada.sampling.cuda.support import why_not
 
     reason = why_not(model, request)
     if reason is None:

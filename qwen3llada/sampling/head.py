@@ -43,17 +43,6 @@ class Head:
     position_temperature: float = 0.0
     entropy: bool = False  # whether the way of unmasking reads it
 
-    def __call__(
-        self,
-        hidden: Tensor,
-        unconditional: Tensor | None,
-        token_keys: Tensor,
-        score_keys: Tensor,
-        remasking_temperature: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, scores and log probabilities of `propose`, without `position_temperature`."""
-        return self.propose(hidden, unconditional, token_keys, score_keys, score_keys, remasking_temperature)[:3]
-
     def propose(
         self,
         hidden: Tensor,

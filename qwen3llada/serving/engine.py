@@ -74,7 +74,7 @@ class Engine:
             return False
         if model.device.type != "cuda" or params.backend == "eager":
             return True
-        from qwen3llada.sampling.cuda.sampler import why_not
+        from qwen3llada.sampling.cuda.support import why_not
 
         try:
             return why_not(model, self._request([job])) is not None

@@ -45,7 +45,9 @@ def test_no_temperature_proposes_the_mask_token(temperature, remasking):
         remasking=remasking,
     )
     keys = noise.row_keys(0, range(64))
-    tokens, scores, log_probs = head(logits, None, keys, keys, torch.full((64,), 1e6, dtype=torch.float64))
+    tokens, scores, log_probs, *_ = head.propose(
+        logits, None, keys, keys, keys, torch.full((64,), 1e6, dtype=torch.float64)
+    )
     assert not (tokens == MASK).any()
     assert scores.isfinite().all()
     assert log_probs.isfinite().all()
@@ -64,7 +66,7 @@ def test_the_largest_temperature_draws_all_tokens_alike():
         remasking="low_confidence",
     )
     keys = noise.row_keys(1, range(rows))
-    tokens, _, _ = head(logits, None, keys, keys, torch.zeros(rows, dtype=torch.float64))
+    tokens = head.propose(logits, None, keys, keys, keys, torch.zeros(rows, dtype=torch.float64)).tokens
     counts = torch.bincount(tokens, minlength=VOCAB).double()
     expected = rows / (VOCAB - 1)
     others = torch.arange(VOCAB) != MASK

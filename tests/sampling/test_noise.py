@@ -58,7 +58,9 @@ def test_the_sampler_draws_from_the_softmax_at_its_temperature(temperature):
         remasking="low_confidence",
     )
     keys = keys_of(2)
-    tokens, _, log_probs = head(logits.expand(DRAWS, -1), None, keys, keys, torch.zeros(DRAWS, dtype=torch.float64))
+    tokens, _, log_probs, *_ = head.propose(
+        logits.expand(DRAWS, -1), None, keys, keys, keys, torch.zeros(DRAWS, dtype=torch.float64)
+    )
     allowed = logits.double().index_fill(0, torch.tensor([MASK]), -torch.inf)
     assert excess(tokens, torch.softmax(allowed / temperature, -1)) < 4
     assert torch.allclose(log_probs, torch.log_softmax(allowed, -1)[tokens], atol=1e-5)  # without the temperature

@@ -344,3 +344,16 @@ def test_other_wrong_requests(model):
 def test_wrong_parameters_say_so(given_, message):
     with pytest.raises(ValueError, match=message):
         SampleParams(**given_)
+
+
+@pytest.mark.parametrize("policy", ["block_causal", "window"])
+def test_a_block_that_is_given_is_seen_by_later_ones_with_those_before_it(model, policy):
+    """A block without masks needs no pass, which the block before it could have joined."""
+    params = SampleParams(steps=9, block_length=4)
+    for seed in (3, 10, 38):
+        text = torch.randint(0, 46, (16,), generator=torch.Generator().manual_seed(seed))
+        text[2:4] = text[9:] = MASK
+        text[4:8] = torch.randint(0, 46, (4,), generator=torch.Generator().manual_seed(seed + 100))
+        ours = infill(with_policy(model, policy), [text.tolist()], params).tokens[0].tolist()
+        common = {"params": params, "policy": policy, "block_length": 4, "window": 1}
+        assert ours == sample(model, text.tolist()[:2], text.tolist()[2:], **common)[0]

@@ -43,10 +43,10 @@ def test_all_that_can_share_passes_does_on_a_cpu(text, knobs, shares):
     ids=str,
 )
 def test_on_a_gpu_what_has_a_graph_forms_groups(text, monkeypatch, knobs, reason, shares):
-    from qwen3llada.sampling.cuda import sampler
+    from qwen3llada.sampling.cuda import support
 
     asked = []
-    monkeypatch.setattr(sampler, "why_not", lambda model, request: asked.append(request) or reason)
+    monkeypatch.setattr(support, "why_not", lambda model, request: asked.append(request) or reason)
     one, own = job(**knobs), engine(text)
     monkeypatch.setattr(own, "_request", lambda jobs: jobs)
     monkeypatch.setattr(own, "text", SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="cuda"))))

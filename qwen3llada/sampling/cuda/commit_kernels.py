@@ -1,7 +1,7 @@
-"""Triton kernels of greedy decoding: find the likeliest token of each row of logits, and commit the most confident.
+"""Triton kernels that choose the masked positions of a step: which are projected, and which are committed.
 
-They read the logits once, where argmax, log-sum-exp and comparison read them several times. Safe to capture in a CUDA
-graph. Shapes: R rows of logits, V vocabulary, U units (a unit is one block of one row) of W columns, S steps.
+Safe to capture in a CUDA graph. Shapes: U units (a unit is one block of one row) of W columns, N = U·W positions, S
+steps, Q tokens of a unit on the canvas.
 """
 
 import torch
@@ -9,97 +9,89 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NOTHING = tl.constexpr(-1.0e30)  # less than any logit; unlike -inf, NOTHING - NOTHING is 0 and not NaN
-VOCABULARY_TILE = 1024
-VOCABULARY_SPLITS = 16  # programs per row of logits, so that a few rows already occupy all SMs
+from qwen3llada.sampling.cuda.proposal_kernel import Proposals
+
+COLUMNS_TILE = 64  # columns of a program, and columns that they are compared with at a time
+MASKED_TILE = 1024
 
 
 @triton.jit
-def _likeliest(
-    logits_ptr, rows_ptr, top_ptr, index_ptr, tail_ptr, vocab, part, mask_token,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """For one part of a row: the largest logit, its token, and the sum of exp(logit - largest) over the others."""
-    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    lane = tl.arange(0, BLOCK)
-    end = tl.minimum((split + 1) * part, vocab)
-    # Each lane keeps its own maximum and sum; they are merged at the end.
-    top = tl.full((BLOCK,), NOTHING, tl.float32)
-    tail = tl.zeros((BLOCK,), tl.float32)
-    index = tl.zeros((BLOCK,), tl.int32)
-    for start in range(split * part, end, BLOCK):
-        v = start + lane
-        x = tl.load(logits_ptr + row * vocab + v, mask=v < end, other=NOTHING).to(tl.float32)
-        x = tl.where(v == mask_token, NOTHING, x)
-        wins = x > top
-        decay = tl.exp(-tl.abs(x - top))
-        lost = tl.where(wins, tl.where(top > NOTHING, 1.0, 0.0), tl.where(x > NOTHING, decay, 0.0))
-        tail = tl.where(wins, (tail + lost) * decay, tail + lost)
-        index = tl.where(wins, v, index)
-        top = tl.maximum(top, x)
-    best = tl.max(top, 0)
-    token = tl.min(tl.where(top == best, index, vocab), 0)  # the lowest token id wins a tie
-    others = tl.where((top > NOTHING) & (index != token), 1.0, 0.0)
-    at = tl.load(rows_ptr + row) * SPLITS + split
-    tl.store(top_ptr + at, best)
-    tl.store(index_ptr + at, token)
-    tl.store(tail_ptr + at, tl.sum((tail + others) * tl.exp(top - best), 0))
-
-
-def likeliest(logits: Tensor, rows: Tensor, mask_token: int, parts: tuple[Tensor, Tensor, Tensor]) -> None:
-    """For each part of each row of logits [R, V]: the largest, its token, the sum of exp(logit - largest) of the rest.
-
-    Results go to rows `rows` [R] int64 of `parts` (float32, int32, float32, each [·, VOCABULARY_SPLITS]). The mask
-    token counts as -inf.
-    """
-    part = triton.cdiv(logits.shape[1], VOCABULARY_SPLITS)
-    _likeliest[(logits.shape[0], VOCABULARY_SPLITS)](
-        logits, rows, *parts, logits.shape[1], part, mask_token,
-        SPLITS=VOCABULARY_SPLITS, BLOCK=min(VOCABULARY_TILE, triton.next_power_of_2(part)), num_warps=4,
-    )  # fmt: skip
+def _ahead(values_ptr, first, value, w, width, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """How many columns of a unit have a larger value, or the same further to the left: [BLOCK] int32."""
+    count = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, width, TILE):
+        o = start + tl.arange(0, TILE)
+        other = tl.load(values_ptr + first + o, mask=o < width, other=float("-inf"))[None, :]
+        ahead = (other > value[:, None]) | ((other == value[:, None]) & (o[None, :] < w[:, None]))
+        count += tl.sum(ahead.to(tl.int32), 1)
+    return count
 
 
 @triton.jit
-def _commit_likeliest(
-    top_ptr, index_ptr, tail_ptr, canvas_ptr, masked_ptr, taken_ptr, confidence_ptr,
-    column_ptr, counts_ptr, step_ptr, threshold_ptr,
-    canvas_stride, width, steps, FIXED: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+def _largest(values_ptr, first, width, TILE: tl.constexpr):
+    """The largest value of a unit's columns."""
+    most = tl.full((TILE,), float("-inf"), tl.float64)
+    for start in range(0, width, TILE):
+        o = start + tl.arange(0, TILE)
+        most = tl.maximum(most, tl.load(values_ptr + first + o, mask=o < width, other=float("-inf")))
+    return tl.max(most, 0)
+
+
+@triton.jit
+def _less_entropy(entropy_ptr, first, value, w, width, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """The summed entropy of a unit's columns with less, or with the same further to the left: [BLOCK] float64."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, width, TILE):
+        o = start + tl.arange(0, TILE)
+        other = tl.load(entropy_ptr + first + o, mask=o < width, other=float("inf"))[None, :]
+        before = (other < value[:, None]) | ((other == value[:, None]) & (o[None, :] < w[:, None]))
+        total += tl.sum(tl.where(before, other, 0.0), 1)
+    return total
+
+
+@triton.jit(do_not_specialize=["canvas_stride", "width", "steps"])
+def _commit(
+    tokens_ptr, log_probs_ptr, scores_ptr, entropy_ptr, canvas_ptr, masked_ptr, taken_ptr, confidence_ptr,
+    column_ptr, counts_ptr, step_ptr, knobs_ptr, canvas_stride, width, steps,
+    UNMASK: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of a unit's logits, rank the masked positions and commit the best."""
+    """Choose among some of the masked positions of a unit, as `qwen3llada.sampling.unmasking`, and commit."""
     unit = tl.program_id(0).to(tl.int64)
-    w = tl.arange(0, BLOCK)
-    split = tl.arange(0, SPLITS)
+    w = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     keep = w < width
-    at = (unit * width + w)[:, None] * SPLITS + split[None, :]
-    part = tl.load(top_ptr + at, mask=keep[:, None], other=NOTHING)
-    top, winner = tl.max(part, 1, return_indices=True)
-    first = split[None, :] == winner[:, None]
-    token = tl.sum(tl.where(first, tl.load(index_ptr + at, mask=keep[:, None], other=0), 0), 1)
-    tails = tl.load(tail_ptr + at, mask=keep[:, None], other=0.0) + tl.where(first | (part <= NOTHING), 0.0, 1.0)
-    # Odds against the token, used as the score: a smaller tail is a larger probability, so no logarithm is needed.
-    tail = tl.sum(tails * tl.exp(part - top[:, None]), 1)
-    masked = tl.load(masked_ptr + unit * width + w, mask=keep, other=0) != 0
-    score = tl.where(masked, -tail, float("-inf"))
-    # Rank each position by comparing all pairs of scores.
-    tl.static_assert(BLOCK <= 1024)
-    ahead = (score[None, :] > score[:, None]) | ((score[None, :] == score[:, None]) & (w[None, :] < w[:, None]))
-    rank = tl.sum(ahead.to(tl.int32), 1)
-    confidence = 1.0 / (1.0 + tail)
-    if FIXED:
+    first = unit * width
+    masked = tl.load(masked_ptr + first + w, mask=keep, other=0) != 0
+    log_prob = tl.load(log_probs_ptr + first + w, mask=keep, other=float("-inf"))
+    score = tl.load(scores_ptr + first + w, mask=keep, other=float("-inf"))
+    confidence = tl.exp(log_prob)
+    rank = _ahead(scores_ptr, first, score, w, width, BLOCK, TILE)
+    bound = tl.load(knobs_ptr + 4)
+    if UNMASK == "fixed":
         step = tl.load(step_ptr)
-        count = tl.load(counts_ptr + unit * steps + step, mask=step < steps, other=0)
-        taken = masked & (rank < count)
+        taken = masked & (rank < tl.load(counts_ptr + unit * steps + step, mask=step < steps, other=0))
+    elif UNMASK == "threshold":
+        taken = masked & ((rank < 1) | (confidence > bound))
     else:
-        taken = masked & ((rank < 1) | (confidence > tl.load(threshold_ptr)))
-    column = tl.load(column_ptr)
-    tl.store(canvas_ptr + unit * canvas_stride + column + w, token.to(tl.int64), mask=taken)
-    tl.store(masked_ptr + unit * width + w, (masked & ~taken).to(tl.uint8), mask=keep)
-    tl.store(taken_ptr + unit * width + w, taken.to(tl.uint8), mask=keep)
-    tl.store(confidence_ptr + unit * width + w, confidence, mask=taken)
+        if UNMASK == "factor":
+            # The left side grows with the rank, so the positions that fit are the first ones.
+            sure = _ahead(log_probs_ptr, first, log_prob, w, width, BLOCK, TILE)
+            fits = masked & ((sure + 2).to(tl.float64) * (1.0 - confidence) < bound)
+            none = 2.0 * (1.0 - tl.exp(_largest(log_probs_ptr, first, width, TILE))) >= bound
+        else:
+            tl.static_assert(UNMASK == "entropy_bound")
+            entropy = tl.load(entropy_ptr + first + w, mask=keep, other=float("inf"))
+            fits = masked & (_less_entropy(entropy_ptr, first, entropy, w, width, BLOCK, TILE) < bound)
+            none = bound <= 0.0
+        taken = fits | (masked & (rank < tl.where(none, 1, 0)))
+    token = tl.load(tokens_ptr + first + w, mask=keep, other=0).to(tl.int64)
+    tl.store(canvas_ptr + unit * canvas_stride + tl.load(column_ptr) + w, token, mask=taken)
+    tl.store(masked_ptr + first + w, (masked & ~taken).to(tl.uint8), mask=keep)
+    tl.store(taken_ptr + first + w, taken.to(tl.uint8), mask=keep)
+    tl.store(confidence_ptr + first + w, confidence.to(tl.float32), mask=taken)
 
 
-def commit_likeliest(
-    parts: tuple[Tensor, Tensor, Tensor],
+def commit_proposals(
+    proposals: Proposals,
     canvas: Tensor,
     masked: Tensor,
     taken: Tensor,
@@ -107,22 +99,72 @@ def commit_likeliest(
     column: Tensor,
     counts: Tensor,
     step: Tensor,
-    threshold: Tensor,
+    knobs: Tensor,
     *,
-    fixed: bool,
+    unmask: str,
 ) -> None:
-    """Commit the likeliest tokens of each unit, in place: greedy decoding with the score `low_confidence`.
+    """Commit the proposed tokens that the way of unmasking chooses, in place.
 
     Args:
-        parts: results of `likeliest`, each [U·W, VOCABULARY_SPLITS].
         canvas: [U, Q] int64. The block starts at `column`, a scalar on the device.
         masked, taken: [U, W] bool. confidence: [U, W] float32, set at the committed positions.
         counts: [U, S] int32, positions to commit in each step. step: number of this step, a scalar on the device.
-        threshold: unless `fixed`, every position with a higher confidence is committed.
+        knobs: [5] float64 on the device, see `logits_kernel.Knob`.
     """
     units, width = masked.shape
-    _commit_likeliest[(units,)](
-        *parts, canvas, masked.view(torch.uint8), taken.view(torch.uint8), confidence,
-        column, counts, step, threshold, canvas.shape[1], width, counts.shape[1],
-        FIXED=fixed, SPLITS=VOCABULARY_SPLITS, BLOCK=triton.next_power_of_2(width), num_warps=4,
+    block = min(COLUMNS_TILE, triton.next_power_of_2(width))
+    _commit[(units, triton.cdiv(width, block))](
+        *proposals, canvas, masked.view(torch.uint8), taken.view(torch.uint8), confidence,
+        column, counts, step, knobs, canvas.shape[1], width, counts.shape[1],
+        UNMASK=unmask, BLOCK=block, TILE=block, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["positions", "width", "queries", "offset", "tokens", "room"])
+def _choose_masked(
+    masked_ptr, places_ptr, rows_ptr, column_ptr, positions, width, queries, offset, tokens, room,
+    GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The masked positions in order, and their rows among the tokens of the model's input."""
+    column = tl.load(column_ptr) + offset
+    lane = tl.arange(0, BLOCK)
+    before = 0
+    for start in range(0, positions, BLOCK):
+        n = start + lane
+        masked = (tl.load(masked_ptr + n, mask=n < positions, other=0) != 0).to(tl.int32)
+        target = before + tl.cumsum(masked, 0) - 1
+        keep = (masked != 0) & (target < room)
+        row = (n // width * queries + column + n % width).to(tl.int64)
+        tl.store(places_ptr + target, n.to(tl.int64), mask=keep)
+        tl.store(rows_ptr + target, row, mask=keep)
+        if GUIDED:
+            tl.store(rows_ptr + room + target, tokens + row, mask=keep)
+        before += tl.sum(masked, 0)
+    for start in range(0, room, BLOCK):  # unused slots repeat position 0
+        n = start + lane
+        unused = (n >= before) & (n < room)
+        tl.store(places_ptr + n, tl.zeros((BLOCK,), tl.int64), mask=unused)
+        tl.store(rows_ptr + n, column + tl.zeros((BLOCK,), tl.int64), mask=unused)
+        if GUIDED:
+            tl.store(rows_ptr + room + n, tokens + column + tl.zeros((BLOCK,), tl.int64), mask=unused)
+
+
+def choose_masked(
+    masked: Tensor, column: Tensor, room: int, *, queries: int, offset: int, guided: bool
+) -> tuple[Tensor, Tensor]:
+    """The positions to project to the vocabulary: places [room] among N, and rows [room or 2·room] among all tokens.
+
+    Args:
+        masked: [U, W] bool, at most `room` of them true. column: of the block in a unit's queries, a scalar on the
+            device. offset: is added to it.
+        queries: tokens of a unit in the model's input.
+        guided: the rows of the pass with the prompt masked follow.
+    """
+    units, width = masked.shape
+    places = torch.empty(room, dtype=torch.int64, device=masked.device)
+    rows = torch.empty(room * (2 if guided else 1), dtype=torch.int64, device=masked.device)
+    _choose_masked[(1,)](
+        masked.view(torch.uint8), places, rows, column, masked.numel(), width, queries, offset, units * queries, room,
+        GUIDED=guided, BLOCK=MASKED_TILE, num_warps=4,
+    )  # fmt: skip
+    return places, rows

@@ -47,10 +47,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "stored", "columns"])
 def _norm_rope(
     qkv_ptr, q_weight_ptr, k_weight_ptr, positions_ptr, cos_ptr, sin_ptr, out_ptr, eps,
-    HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, HEADS: tl.constexpr, BLOCK_E: tl.constexpr,
+    keys_ptr, values_ptr, rows_ptr, columns_ptr, queries, stored, columns,
+    HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr,
+    BLOCK_E: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     kind = out_ptr.dtype.element_ty
@@ -71,20 +73,55 @@ def _norm_rope(
     angle = tl.load(positions_ptr + token).to(tl.int64) * (E // 2) + e % (E // 2)
     cos = tl.load(cos_ptr + angle, mask=e < E, other=0.0)
     sin = tl.load(sin_ptr + angle, mask=e < E, other=0.0)
-    rotated = x * cos + tl.where(e < E // 2, -y, y) * sin
-    tl.store(out_ptr + token * (HQ + HK) * E + head * E + e, rotated.to(kind), mask=keep)
+    rotated = (x * cos + tl.where(e < E // 2, -y, y) * sin).to(kind)
+    tl.store(out_ptr + token * (HQ + HK) * E + head * E + e, rotated, mask=keep)
+    if STORE:
+        unit, place = token // queries, token % queries
+        if place < stored:
+            column = tl.load(rows_ptr + unit) * columns + tl.load(columns_ptr + place)
+            to = column * HK * E
+            tl.store(keys_ptr + to + (head - HQ) * E + e, rotated, mask=key)
+            key_head = tl.arange(0, KEY_HEADS)[:, None]
+            there = (key_head < HK) & (e < E)
+            value_row = qkv_ptr + token * (HQ + 2 * HK) * E + (HQ + HK + key_head) * E
+            value = tl.load(value_row + e, mask=there, other=0.0)
+            tl.store(values_ptr + to + key_head * E + e, value, mask=there)
+
+
+class Store(NamedTuple):
+    """Where keys and values of a unit's first C tokens are stored: column `columns` [C] of row `rows` [U], int64."""
+
+    keys: Tensor  # [B, P, HK, E]
+    values: Tensor
+    rows: Tensor
+    columns: Tensor
 
 
 def norm_rope(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor, angles: Angles, eps: float, heads: Heads
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    positions: Tensor,
+    angles: Angles,
+    eps: float,
+    heads: Heads,
+    store: Store | None = None,
 ) -> Tensor:
-    """Normalised and rotated queries and keys [N, (HQ + HK)·E] of qkv [N, (HQ + 2·HK)·E] at positions [N] int32."""
+    """Normalised and rotated queries and keys [N, (HQ + HK)·E] of qkv [N, (HQ + 2·HK)·E] at positions [N] int32.
+
+    With `store`, these keys and the values are also stored there.
+    """
     out = torch.empty(qkv.shape[0], (heads.queries + heads.keys) * heads.size, dtype=qkv.dtype, device=qkv.device)
+    queries, stored, columns = 1, 0, 0
+    if store is not None:
+        queries, stored = qkv.shape[0] // len(store.rows), len(store.columns)
+        columns = store.keys.shape[1]
     _norm_rope[(qkv.shape[0],)](
         qkv, q_weight, k_weight, positions, angles.cos, angles.sin, out, eps,
-        HQ=heads.queries, HK=heads.keys, E=heads.size,
-        HEADS=triton.next_power_of_2(heads.queries + heads.keys), BLOCK_E=triton.next_power_of_2(heads.size),
-        num_warps=4,
+        *(store or (out, out, positions, positions)), queries, stored, columns,
+        HQ=heads.queries, HK=heads.keys, E=heads.size, HEADS=triton.next_power_of_2(heads.queries + heads.keys),
+        KEY_HEADS=triton.next_power_of_2(heads.keys), BLOCK_E=triton.next_power_of_2(heads.size),
+        STORE=store is not None, num_warps=4,
     )  # fmt: skip
     return out
 

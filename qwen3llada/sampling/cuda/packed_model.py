@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.sampling.cuda.attention_kernel import Blocks, attention
-from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, gated, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.attention_kernel import attention
+from qwen3llada.sampling.cuda.attention_ranges import Blocks
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Store, gated, norm_rope, rms_norm
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
 
@@ -99,11 +100,11 @@ class KeyValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """Where a pass stores its keys and values."""
+    """Where a pass stores keys and values of the first C tokens of its units."""
 
     to: KeyValues
     rows: Tensor  # [U] int64
-    columns: Tensor  # [Q] int64
+    columns: Tensor  # [C] int64
 
 
 class PackedModel:
@@ -157,9 +158,9 @@ class PackedModel:
         """Final hidden states [N, D] of tokens [U, Q] at positions [N] int32. With `rows` [R]: only of those, [R, D].
 
         Args:
-            ranges: [7, U] int32, what each unit sees (see `attention_kernel.Range`).
+            ranges: [7, U] int32, what each unit sees (see `attention_ranges.Range`).
             prefix: keys and values from which `ranges` selects what a unit sees besides its own.
-            write: where to store the units' keys and values; None stores nothing.
+            write: where to store keys and values of the units; None stores nothing.
             blocks: for units of whole blocks (see `attention_kernel.attention`).
             states: whether to return hidden states. If not, the pass ends after the last layer's keys and values.
         """
@@ -167,9 +168,8 @@ class PackedModel:
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
-            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads)
-            if write is not None:
-                self._store(write, i, qk, qkv)
+            store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.rows, write.columns)
+            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads, store)
             if i == last and not states:
                 return None
             past = None if prefix is None else (prefix.keys[i], prefix.values[i])
@@ -182,10 +182,3 @@ class PackedModel:
                 x += nn.functional.linear(mixed, layer.out, layer.out_bias)
             x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)
         return rms_norm(x, self.norm, self.eps)
-
-    def _store(self, write: Write, layer: int, qk: Tensor, qkv: Tensor) -> None:
-        at = write.rows[:, None], write.columns[None]
-        shape = (len(write.rows), len(write.columns), self.heads.keys, self.heads.size)
-        size = self.heads.keys * self.heads.size
-        write.to.keys[layer][at] = qk[:, -size:].reshape(shape)
-        write.to.values[layer][at] = qkv[:, -size:].reshape(shape)

@@ -6,17 +6,17 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from qwen3llada.sampling.cuda.attention_kernel import Blocks
+from qwen3llada.sampling.cuda.attention_ranges import Blocks
+from qwen3llada.sampling.cuda.logits_kernel import Form
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
-from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram
+from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram, Variant
 from qwen3llada.sampling.head import Head
-from qwen3llada.sampling.params import DecodeParams
 
 COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple
 KEPT_PROGRAMS = 32
-# Parameters left out of a step program's cache key: they change its content, or what the sampler does around it.
-NOT_IN_KEY = {"steps": 1, "gen_length": 1, "block_length": None, "block_attention": None, "parallel_blocks": False}
+WORTH_A_PASS = 256  # columns of padding that cost more than a pass of their own
 
 
 def bucket_columns(count: int) -> int:
@@ -27,6 +27,22 @@ def bucket_units(count: int) -> int:
     """Round up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24 …: at most half more than `count`."""
     power = 1 << (count - 1).bit_length()
     return power // 4 * 3 if power >= 4 and count <= power // 4 * 3 else power
+
+
+def by_length(lengths: Tensor) -> list[Tensor]:
+    """Groups of rows whose prompts are computed together, so that short ones do not pay for the longest: [U] each.
+
+    A group begins where prompts are less than half as long as its longest, and shorter by a tile of tokens.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for row in lengths.argsort(descending=True, stable=True).tolist():
+        length = int(lengths[row])
+        if not groups or (2 * length < longest and longest - length >= WORTH_A_PASS):
+            groups.append([])
+            longest = length
+        groups[-1].append(row)
+    return [torch.tensor(sorted(group)) for group in groups if int(lengths[group[0]])]
 
 
 class Graphs:
@@ -60,23 +76,30 @@ class Graphs:
         return self._program(
             ("fill", shape, id(store), reads, blocks),
             lambda: FillProgram(self.packed, shape, store, reads=reads, blocks=blocks, device=self.device),
-            {0},
+            {FillProgram.VARIANT},
         )
 
     def step(
-        self, shape: ProgramShape, prefix: KeyValues | None, head: Head, params: DecodeParams, chunks: set[int]
+        self,
+        shape: ProgramShape,
+        prefix: KeyValues | None,
+        head: Head,
+        form: Form,
+        variants: set[Variant],
+        *,
+        blocks: Blocks | None = None,
     ) -> StepProgram:
-        """The program of a step for this shape and these parameters, captured for each number of chunks in `chunks`."""
+        """The program of a step (see `StepProgram`), captured for each of `variants`."""
         return self._program(
-            ("step", shape, id(prefix), head.mask_token_id, params.model_copy(update=NOT_IN_KEY)),
-            lambda: StepProgram(self.packed, shape, prefix, head, params, self.device),
-            chunks,
+            ("step", shape, id(prefix), head.mask_token_id, form, blocks),
+            lambda: StepProgram(self.packed, shape, prefix, head, form, blocks=blocks, device=self.device),
+            variants,
         )
 
-    def _program(self, key: Hashable, make: Callable[[], Any], variants: set[int]) -> Any:
+    def _program(self, key: Hashable, make: Callable[[], Any], variants: set[Any]) -> Any:
         """The program of a cache key. A missing program or variant is captured, which overwrites its memory."""
         program = self._programs.get(key) or make()
-        program.record(variants, self.device, self._pool)
+        program.record(variants, self._pool)
         self._programs[key] = program
         self._programs.move_to_end(key)
         if len(self._programs) > KEPT_PROGRAMS:

@@ -5,7 +5,6 @@ existing graph. "Seen" rows are the rows of the model's input: the B rows of the
 rows again with all given tokens masked. Shapes: B rows, R seen rows, U units, Q tokens of a unit, W columns of a block.
 """
 
-import importlib.util
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -14,38 +13,16 @@ import torch
 from torch import Tensor
 
 from qwen3llada.modeling.attention import POLICIES, is_causal, plan
-from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
-from qwen3llada.sampling.cuda.packed_model import KeyValues, unsupported
-from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units
-from qwen3llada.sampling.cuda.step_programs import FillProgram, Program, ProgramShape, StepProgram, chunks_for
+from qwen3llada.sampling.cuda.attention_ranges import Blocks, Range
+from qwen3llada.sampling.cuda.logits_kernel import Form, knob_values
+from qwen3llada.sampling.cuda.packed_model import KeyValues
+from qwen3llada.sampling.cuda.pass_inputs import Places, Stored
+from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units, by_length
+from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram, Variant, chunks_for
 from qwen3llada.sampling.head import make_head
 from qwen3llada.sampling.open_blocks import Units
-from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import Request
-
-# A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` fills for these
-# policies. A policy that is not here runs eagerly, whatever its comparison is.
-GRAPHED_POLICIES = ("full", "block", "block_causal", "window")
-GRAPHED_UNMASKING = ("fixed", "threshold")  # what the kernels and `StepProgram` commit by
-
-
-def why_not(model: Any, request: Request) -> str | None:
-    """Why a request cannot run as CUDA graphs, in one line; None if it can."""
-    if model.device.type != "cuda":
-        return f"the model is on {model.device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if request.policy not in GRAPHED_POLICIES:
-        return f"attention policy {request.policy} has no graph; {', '.join(GRAPHED_POLICIES)} have one"
-    return unknown_knob(request.params) or unsupported(model)
-
-
-def unknown_knob(params: DecodeParams) -> str | None:
-    """The first knob that the step programs do not have, in one line."""
-    if params.unmask not in GRAPHED_UNMASKING:
-        return f"unmask={params.unmask} has no graph; {', '.join(GRAPHED_UNMASKING)} have one"
-    unknown = (name for name in ("position_temperature", "edit_threshold", "remask") if getattr(params, name))
-    return next((f"{name}={getattr(params, name)} has no graph; 0 has one" for name in unknown), None)
+from qwen3llada.sampling.unmasking import UNMASKING
 
 
 class GraphSampler:
@@ -62,51 +39,75 @@ class GraphSampler:
         self.positions = model.config.max_position_embeddings
         layout = request.layout
         self.rows = len(tokens)
-        everything = layout.tokens.shape[1] // layout.block_length  # number of blocks on the canvas
         (policy,) = plan(request.policy)  # only requests of one policy get here
-        windowed = POLICIES[policy].windowed
-        self.window = min(everything, model.config.window_blocks) if windowed else everything
         self.start = bucket_columns(layout.start)  # prompts are left-padded to this
+        everything = self.start // layout.block_length + 1 + layout.blocks  # at least the number of blocks
+        self.window = min(everything, model.config.window_blocks) if POLICIES[policy].windowed else everything
         self.causal, self.dual = is_causal(request.policy), request.params.cache == "dual"
         self.whole = request.policy == "full" and not self.dual  # each pass runs the whole canvas
+        self.form, self.knobs = Form.of(request.params), knob_values(request.params)
         self.finished: Units | None = None
         answer = layout.blocks * layout.block_length if self.causal or self.dual else 0
         self.prefix: KeyValues | None = None
         if not self.whole and self.start + answer:
             self.prefix = self.graphs.prefix(self.rows * (2 if self.guided else 1), self.start + answer)
         if self.prefix is not None and self.start and not self.dual:
-            self._fill_canvas(torch.arange(self.rows), layout.start)
+            for rows in by_length(layout.prompt_lengths):
+                columns = bucket_columns(int(layout.prompt_lengths[rows].max()))
+                self._fill_canvas(rows, self.start - columns, self.start)
 
     @torch.no_grad()
     def open(self, units: Units) -> Units:
         if self.graphs.user is None or self.graphs.user() is not self:
             raise RuntimeError("another generation with this model began before this one had ended")
         if self.dual:
-            self._fill_canvas(units.rows, self.request.layout.width)
-        elif self.causal and self.finished is not None:
-            self._fill_block(self.finished)
-        queries = self._columns(self.request.layout.width) if self.whole else units.width
+            self._fill_canvas(units.rows, 0, self._columns(self.request.layout.width))
+        whole_block = self.request.layout.block_length
         shape = ProgramShape(
-            units=bucket_units(len(units.rows)), queries=queries, width=units.width, guided=self.guided
+            units=bucket_units(len(units.rows)),
+            queries=self._columns(self.request.layout.width) if self.whole else units.width,
+            width=units.width,
+            guided=self.guided,
+            before=whole_block if self.causal else 0,
         )
-        self._chunks = self._chunks_of_steps(units, shape)
-        self._program = self.graphs.step(shape, self.prefix, self.head, self.request.params, set(self._chunks))
+        self._variants = [Variant(chunks) for chunks in self._chunks_of_steps(units, shape)]
+        finished = self._take_finished(units.rows)
+        if finished is not None and not self._variants:  # a block without masks has no step to join
+            self._fill_block(finished)
+        elif finished is not None:
+            self._variants[0] = self._variants[0]._replace(joined=True)
+        blocks = Blocks(whole_block, self.window, shift=0) if self.causal else None
+        self._program = self.graphs.step(shape, self.prefix, self.head, self.form, set(self._variants), blocks=blocks)
+        if finished is not None and self._variants:
+            self._load_finished(self._program, finished)
         return self._load(self._program, units)
 
     def step(self, units: Units, number: int) -> None:
-        self._program.replay(self._chunks[number])
+        self._program.replay(self._variants[number])
         self.passes += 1
 
     def close(self, units: Units) -> None:
         if self.causal:
             self.finished = replace(units, tokens=units.tokens.clone())
 
+    def _take_finished(self, rows: Tensor) -> Units | None:
+        """The block that was finished last, of those rows that go on: `rows` [U]."""
+        finished, self.finished = self.finished, None
+        if finished is None or len(finished.rows) == len(rows):
+            return finished
+        kept = torch.searchsorted(finished.rows, rows)  # both ascending
+        there = kept.to(finished.tokens.device)
+        return replace(
+            finished, rows=rows, blocks=finished.blocks[kept], tokens=finished.tokens[there],
+            given=finished.given[there],
+        )  # fmt: skip
+
     def _chunks_of_steps(self, units: Units, shape: ProgramShape) -> list[int]:
-        """Chunks of logits that each step needs until everything is committed; all chunks under threshold unmasking."""
+        """Chunks of logits that each step needs until everything is committed; all chunks if that is not planned."""
         everything = shape.units * shape.width
-        if self.request.params.unmask == "threshold":
-            return [chunks_for(everything, everything)] * units.width
-        left, chunks = int(units.counts.sum()), []
+        left, chunks = int(units.counts.sum()), list[int]()
+        if UNMASKING[self.request.params.unmask].knob is not None:
+            return [chunks_for(everything, everything)] * units.width if left else []
         for committed in units.counts.sum(0).tolist():
             if left:  # steps after the last commit are never run
                 chunks.append(chunks_for(left, everything))
@@ -146,12 +147,13 @@ class GraphSampler:
             (program.counts.zero_()[:, :steps], units.counts[:, :steps].int()),
         ):
             buffer[:count].copy_(value, non_blocking=True)
+        program.knobs.copy_(self.knobs, non_blocking=True)
         program.column.fill_(first)
         program.step.zero_()
         program.confidence.zero_()
         for half in range(2 if self.guided else 1):
             rows, blocks = units.rows + half * self.rows, None if self.whole else units.blocks
-            self._place(program, half * program.shape.units, rows, blocks)
+            self._place(program.places, half * program.shape.units, rows, blocks)
         return replace(
             units,
             tokens=program.canvas[:count, first : first + width],
@@ -160,49 +162,67 @@ class GraphSampler:
             confidence=program.confidence[:count],
         )
 
-    def _fill_canvas(self, rows: Tensor, columns: int) -> None:
-        """Fill the prefix with keys and values of the current canvas's first `columns`, for rows `rows` [U]."""
+    def _load_finished(self, program: StepProgram, units: Units) -> None:
+        """Let the block that was finished before join the program's first pass."""
+        assert program.joined is not None
+        (places, stored), half = program.joined, program.shape.units
+        tokens, rows = self._seen_tokens(units.tokens, units.given), self._seen_rows(units.rows)
+        stored.rows.fill_(stored.spare)
+        for i in range(2 if self.guided else 1):
+            part = slice(i * len(units.rows), (i + 1) * len(units.rows))
+            stored.fill(i * half, tokens[part], rows[part])
+            self._place(places, i * half, rows[part], units.blocks)
+        self._store_columns(stored, units)
+
+    def _store_columns(self, stored: Stored, units: Units) -> None:
+        first = self.start + units.blocks[0] * self.request.layout.block_length
+        stored.columns.copy_(first + torch.arange(units.width), non_blocking=True)
+
+    def _fill_canvas(self, rows: Tensor, first: int, last: int) -> None:
+        """Fill the prefix's columns from `first` up to `last` with keys and values of rows [U] of the canvas."""
         canvas, layout = self.request.canvas, self.request.layout
-        at = (rows.to(self.tokens.device), slice(0, columns))
+        added = self.start - layout.start  # columns of padding that the canvas does not have
+        at = (rows.to(self.tokens.device), slice(max(0, first - added), last - added))
         tokens, seen = self._seen_tokens(self.tokens[at], canvas.given[at]), self._seen_rows(rows)
-        shape = ProgramShape(units=bucket_units(len(seen)), queries=self._columns(columns))
-        blocks = Blocks(layout.block_length, self.window) if self.causal else None
+        shape = ProgramShape(units=bucket_units(len(seen)), queries=last - first)
+        aligned_to_end = -shape.queries % layout.block_length
+        blocks = Blocks(layout.block_length, self.window, aligned_to_end) if self.causal else None
         program = self.graphs.fill(shape, self._store, reads=False, blocks=blocks)
-        program.tokens.zero_()[: len(seen), self.start - canvas.start :] = tokens
-        program.columns.copy_(torch.arange(shape.queries), non_blocking=True)
-        self._run(program, seen, None)
+        program.stored.columns.copy_(torch.arange(first, last), non_blocking=True)
+        self._run(program, tokens, seen, None, first)
 
     def _fill_block(self, units: Units) -> None:
         """Fill the prefix with keys and values of a finished block."""
         rows, blocks = self._seen_rows(units.rows), units.blocks.repeat(2 if self.guided else 1)
         shape = ProgramShape(units=bucket_units(len(rows)), queries=units.width)
         program = self.graphs.fill(shape, self._store, reads=True)
-        program.tokens.zero_()[: len(rows)] = self._seen_tokens(units.tokens, units.given)
-        first = self.start + blocks[0] * self.request.layout.block_length
-        program.columns.copy_(first + torch.arange(units.width), non_blocking=True)
-        self._run(program, rows, blocks)
+        self._store_columns(program.stored, units)
+        self._run(program, self._seen_tokens(units.tokens, units.given), rows, blocks)
 
     @property
     def _store(self) -> KeyValues:
         assert self.prefix is not None, "only policies with a prefix fill it"
         return self.prefix
 
-    def _run(self, program: FillProgram, rows: Tensor, blocks: Tensor | None) -> None:
-        self._place(program, 0, rows, blocks)
-        program.rows.fill_(program.spare)[: len(rows)].copy_(rows, non_blocking=True)
-        program.replay()
+    def _run(self, program: FillProgram, tokens: Tensor, rows: Tensor, blocks: Tensor | None, first: int = 0) -> None:
+        program.stored.tokens.zero_()
+        program.stored.rows.fill_(program.spare)
+        program.stored.fill(0, tokens, rows)
+        self._place(program.places, 0, rows, blocks, first)
+        program.replay(FillProgram.VARIANT)
         self.passes += 1
 
-    def _place(self, program: Program, first: int, rows: Tensor, blocks: Tensor | None) -> None:
-        """Make seen rows [R] the program's units from `first` on: whole rows (`blocks` None) or one block of each."""
-        layout, queries = self.request.layout, program.shape.queries
+    def _place(self, places: Places, first: int, rows: Tensor, blocks: Tensor | None, column: int = 0) -> None:
+        """Make seen rows [R] the units of `places` from `first` on: whole rows (`blocks` None) or one block of each."""
+        layout, queries = self.request.layout, places.queries
         prompts, lengths = layout.prompt_lengths[rows % self.rows], layout.lengths[rows % self.rows]
         ranges = torch.zeros(len(Range), len(rows), dtype=torch.int32)
         ranges[Range.OWNER], ranges[Range.LOW], ranges[Range.HIGH] = rows, self.start - prompts, self.start
         if blocks is None:
-            ranges[Range.OWN_LOW] = self.start - prompts
-            ranges[Range.OWN_HIGH] = (self.start + lengths).clamp(max=queries)
-            positions = torch.arange(queries) - (self.start - prompts)[:, None]
+            begin = self.start - prompts - column
+            ranges[Range.OWN_LOW] = begin
+            ranges[Range.OWN_HIGH] = (begin + prompts + lengths).clamp(max=queries)
+            positions = torch.arange(queries) - begin[:, None]
         else:
             offset = blocks * layout.block_length
             ranges[Range.OWN_HIGH] = (lengths - offset).clamp(1, queries)
@@ -214,4 +234,4 @@ class GraphSampler:
                 ranges[Range.HIGH] += lengths
                 ranges[Range.SKIP_LOW], ranges[Range.SKIP_HIGH] = (self.start + offset + n for n in (0, queries))
             positions = (prompts + offset)[:, None] + torch.arange(queries)
-        program.place(first, positions.clamp(0, self.positions - 1).int(), ranges)
+        places.fill(first, positions.clamp(0, self.positions - 1).int(), ranges)

@@ -1,26 +1,28 @@
 """Programs that the sampler runs as CUDA graphs: a whole step with its commits, or a pass that fills a prefix.
 
 A program owns the memory that it reads and writes. It is captured once for its shape and replayed for any content.
-Shapes: U units of Q tokens, of which W are the block; S steps (at most W); N = U·W positions of the blocks.
+Shapes: U units of Q tokens, of which W are the block; R rows of the model's input (units, twice under guidance); S
+steps (at most W); N = U·W positions of the blocks.
 """
 
 import functools
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qwen3llada.sampling import keyed_gumbel as noise
-from qwen3llada.sampling.cuda.attention_kernel import Blocks, Range
+from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.captured_function import CapturedFunction
-from qwen3llada.sampling.cuda.commit_kernels import VOCABULARY_SPLITS, commit_likeliest, likeliest
-from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel, Write
+from qwen3llada.sampling.cuda.commit_kernels import choose_masked, commit_proposals
+from qwen3llada.sampling.cuda.logits_kernel import Form, Knob, Parts, read_logits
+from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
+from qwen3llada.sampling.cuda.pass_inputs import Places, Stored
+from qwen3llada.sampling.cuda.proposal_kernel import Proposals, propose
 from qwen3llada.sampling.head import Head
-from qwen3llada.sampling.params import DecodeParams
-from qwen3llada.sampling.remasking import annealed, commit
+from qwen3llada.sampling.remasking import SCORES
 
-WARMUP_RUNS = 2  # before a capture: compiles kernels and lets libraries allocate workspaces
 ROWS_OF_LOGITS = 256  # projected at a time: enough to fill a GPU; no more logits are ever held
 MOST_VARIANTS = 8  # of a step program, by the number of positions that are still masked
 
@@ -39,6 +41,7 @@ class ProgramShape:
     queries: int
     width: int = 0
     guided: bool = False
+    before: int = 0  # tokens of the finished block that may join a step's pass
 
     @property
     def rows(self) -> int:
@@ -46,37 +49,39 @@ class ProgramShape:
         return self.units * (2 if self.guided else 1)
 
 
+class Variant(NamedTuple):
+    """A form of a step: chunks of logits, and whether the block that was finished before joins the pass."""
+
+    chunks: int
+    joined: bool = False
+
+
 class Program:
-    """Input memory of a pass: the units' positions and what they see."""
+    """What is captured, in one or several variants."""
 
     def __init__(self, model: PackedModel, shape: ProgramShape, store: KeyValues | None, device: torch.device) -> None:
-        self.model, self.shape, self.store = model, shape, store
+        self.model, self.shape, self.store, self.device = model, shape, store, device
         self.spare = len(store.keys[0]) - 1 if store is not None else 0  # the prefix's row for padding units
-        self.positions = torch.zeros(shape.rows, shape.queries, dtype=torch.int32, device=device)
-        self.ranges = torch.zeros(len(Range), shape.rows, dtype=torch.int32, device=device)
-        self.ranges[Range.OWN_HIGH] = shape.queries  # padding units see themselves, so that softmax stays finite
-        self.ranges[Range.OWNER] = self.spare
-        self._recorded: dict[int, CapturedFunction] = {}
+        self.places = Places(shape.rows, shape.queries, self.spare, device)
+        self._recorded: dict[Hashable, CapturedFunction] = {}
 
-    def run(self, variant: int) -> None:
+    def run(self, variant: Any) -> None:
         raise NotImplementedError
 
-    def record(self, variants: set[int], device: torch.device, pool: Any) -> None:
+    def warm_up(self, variants: Iterable[Any]) -> list[Any]:
+        """Those of the new variants that run kernels which no recorded one runs: they run once before the capture."""
+        return [] if self._recorded else list(variants)[:1]
+
+    def record(self, variants: Iterable[Any], pool: Any) -> None:
         """Capture those of `variants` that are missing. A new capture overwrites the program's memory."""
-        for variant in sorted(variants - self._recorded.keys()):
-            warmup = 0 if self._recorded else WARMUP_RUNS  # all variants use the same kernels, so one warm-up is enough
-            self._recorded[variant] = CapturedFunction(
-                functools.partial(self.run, variant), device, pool, warmup=warmup
-            )
+        missing = sorted(set(variants) - self._recorded.keys())
+        warm_up = self.warm_up(missing)
+        for variant in missing:
+            function = functools.partial(self.run, variant)
+            self._recorded[variant] = CapturedFunction(function, self.device, pool, warmup=int(variant in warm_up))
 
-    def replay(self, variant: int = 0) -> None:
+    def replay(self, variant: Hashable) -> None:
         self._recorded[variant]()
-
-    def place(self, first: int, positions: Tensor, ranges: Tensor) -> None:
-        """Copy positions [R, Q] and ranges [7, R], both int32 on the CPU, to the program's units from `first` on."""
-        at = slice(first, first + len(positions))
-        self.positions[at].copy_(positions, non_blocking=True)
-        self.ranges[:, at].copy_(ranges, non_blocking=True)
 
 
 class FillProgram(Program):
@@ -84,6 +89,8 @@ class FillProgram(Program):
 
     reads: whether the units see keys and values stored earlier. blocks: for units of whole blocks, see `Blocks`.
     """
+
+    VARIANT = 0
 
     def __init__(
         self,
@@ -96,27 +103,27 @@ class FillProgram(Program):
         device: torch.device,
     ) -> None:
         super().__init__(model, shape, store, device)
-        self.tokens = torch.zeros(shape.rows, shape.queries, dtype=torch.int64, device=device)
-        self.rows = torch.full((shape.rows,), self.spare, dtype=torch.int64, device=device)
-        self.columns = torch.arange(shape.queries, device=device)
-        self.write = Write(to=store, rows=self.rows, columns=self.columns)
+        self.stored = Stored(shape.rows, shape.queries, store, device)
         self.prefix, self.blocks = store if reads else None, blocks
 
-    def run(self, variant: int) -> None:
-        positions = self.positions.flatten()
+    def run(self, variant: Any) -> None:
         self.model(
-            self.tokens,
-            positions,
-            self.ranges,
+            self.stored.tokens,
+            self.places.positions.flatten(),
+            self.places.ranges,
             prefix=self.prefix,
-            write=self.write,
+            write=self.stored.write,
             blocks=self.blocks,
             states=False,
         )
 
 
 class StepProgram(Program):
-    """One step: the forward pass, a proposal for every masked position of the block, and the commits."""
+    """One step: the forward pass, a proposal for every masked position of the block, and the commits.
+
+    Where the shape has tokens `before`, a variant computes the keys and values of the finished block in the same pass.
+    blocks: of that pass, see `Blocks`.
+    """
 
     def __init__(
         self,
@@ -124,11 +131,13 @@ class StepProgram(Program):
         shape: ProgramShape,
         prefix: KeyValues | None,
         head: Head,
-        params: DecodeParams,
+        form: Form,
+        *,
+        blocks: Blocks | None,
         device: torch.device,
     ) -> None:
         super().__init__(model, shape, prefix, device)
-        self.head, self.params, units, width = head, params, shape.units, shape.width
+        self.head, self.form, self.blocks, units, width = head, form, blocks, shape.units, shape.width
 
         def zeros(*size: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -138,83 +147,78 @@ class StepProgram(Program):
         self.confidence = zeros(units, width, dtype=torch.float32)
         self.counts, self.shares, self.keys = zeros(units, width, dtype=torch.int32), zeros(units), zeros(units)
         self.column, self.step = zeros(dtype=torch.int32), zeros(dtype=torch.int32)
-        self.threshold = torch.tensor(params.confidence_threshold, device=device)
-        size = units * width, VOCABULARY_SPLITS
-        self.parts = (
-            zeros(*size, dtype=torch.float32),
-            zeros(*size, dtype=torch.int32),
-            zeros(*size, dtype=torch.float32),
-        )
+        self.knobs = zeros(len(Knob), dtype=torch.float64)
+        self.parts = Parts.empty(units * width, head.vocab_size, device)
+        self.proposals = Proposals.empty(units * width, device)
+        self._everything = torch.arange(units * width, device=device)
+        self.joined: tuple[Places, Stored] | None = None
+        if shape.before and prefix is not None:
+            places = Places(shape.rows, shape.before + shape.queries, self.spare, device)
+            self.joined = places, Stored(shape.rows, shape.before, prefix, device)
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the fused kernels cover this step: likeliest tokens, most confident first, no guidance."""
-        return self.params.temperature == 0 and self.params.remasking == "low_confidence" and not self.shape.guided
+    def warm_up(self, variants: Iterable[Variant]) -> list[Variant]:
+        known = {variant.joined for variant in self._recorded if isinstance(variant, Variant)}
+        new = {variant.joined: variant for variant in variants if variant.joined not in known}
+        if self.joined is not None and True in new:
+            self.joined[1].rows.fill_(self.spare)  # so that the warm-up stores nothing that is read
+        return list(new.values())
 
-    def run(self, variant: int) -> None:
-        """Run the step. At most `variant` · ROWS_OF_LOGITS positions may still be masked."""
-        seen = self.canvas
-        if self.shape.guided:
-            seen = torch.cat([seen, seen.masked_fill(self.given, self.head.mask_token_id)])
-        chosen = self._chosen(variant)
-        states = self.model(seen, self.positions.flatten(), self.ranges, prefix=self.store, rows=self._rows(chosen))
-        assert states is not None
-        if self.greedy:
-            self._commit_greedy(states, chosen)
-        else:
-            self._commit_any(states, chosen)
+    def run(self, variant: Variant) -> None:
+        """Run the step. At most `variant.chunks` · ROWS_OF_LOGITS positions may still be masked."""
+        chosen, rows = self._chosen(variant)
+        states = self._states(variant, rows)
+        count = len(chosen)
+        for first in range(0, count, ROWS_OF_LOGITS):
+            part = slice(first, min(first + ROWS_OF_LOGITS, count))
+            logits, without = self.head.project(states[part]), None
+            if self.form.guided:
+                without = self.head.project(states[part.start + count : part.stop + count])
+            read_logits(
+                logits, without, chosen[part], self.keys, self.step, self.knobs, self.parts,
+                form=self.form, mask_token=self.head.mask_token_id, width=self.shape.width,
+            )  # fmt: skip
+        propose(
+            self.parts, self.masked, self.keys, self.shares, self.step, self.knobs, self.proposals,
+            form=self.form, logarithmic=SCORES[self.form.remasking].logarithmic,
+        )  # fmt: skip
+        commit_proposals(
+            self.proposals, self.canvas, self.masked, self.taken, self.confidence,
+            self.column, self.counts, self.step, self.knobs, unmask=self.form.unmask,
+        )  # fmt: skip
         self.step.add_(1)
 
-    def _chosen(self, chunks: int) -> Tensor:
-        """Positions to project to the vocabulary: all N, or the masked ones padded to whole chunks."""
-        everything, room = self.masked.numel(), chunks * ROWS_OF_LOGITS
-        positions = torch.arange(everything, device=self.masked.device)
-        if room >= everything:
-            return positions
-        masked = self.masked.flatten()
-        # Unmasked positions go to the extra last slot, which is cut off. Unused slots repeat position 0.
-        target = torch.where(masked, masked.cumsum(0) - 1, everything)
-        return torch.zeros(everything + 1, dtype=torch.int64, device=masked.device).scatter_(0, target, positions)[
-            :room
-        ]
-
-    def _rows(self, chosen: Tensor) -> Tensor | None:
-        """Indices of the `chosen` positions among all tokens of the model's input; None if they are all of them."""
-        units, queries, width = self.shape.units, self.shape.queries, self.shape.width
-        if queries == width and len(chosen) == units * width:
-            return None
-        rows = chosen // width * queries + self.column + chosen % width
-        return torch.cat([rows, rows + units * queries]) if self.shape.guided else rows
-
-    def _commit_greedy(self, states: Tensor, chosen: Tensor) -> None:
-        for first in range(0, len(states), ROWS_OF_LOGITS):
-            rows = slice(first, first + ROWS_OF_LOGITS)
-            likeliest(self.head.project(states[rows]), chosen[rows], self.head.mask_token_id, self.parts)
-        commit_likeliest(
-            self.parts, self.canvas, self.masked, self.taken, self.confidence,
-            self.column, self.counts, self.step, self.threshold, fixed=self.params.unmask == "fixed",
-        )  # fmt: skip
-
-    def _commit_any(self, states: Tensor, chosen: Tensor) -> None:
-        (units, width), count = self.masked.shape, len(chosen)
-        temperature = annealed(self.params.remasking_temperature, self.step, self.shares)
-        proposal = self.head(
-            states[:count],
-            states[count:] if self.shape.guided else None,
-            noise.step_keys(self.keys, self.step, width, "token").flatten()[chosen],
-            noise.step_keys(self.keys, self.step, width, "score").flatten()[chosen],
-            temperature[chosen // width],
+    def _states(self, variant: Variant, rows: Tensor | None) -> Tensor:
+        """Final hidden states of the rows `rows` of the model's input, or of all."""
+        seen, places, write, blocks = self.canvas, self.places, None, None
+        if self.form.guided:
+            seen = torch.cat([seen, seen.masked_fill(self.given, self.head.mask_token_id)])
+        if variant.joined:
+            assert self.joined is not None
+            places, stored = self.joined
+            seen, write, blocks = torch.cat([stored.tokens, seen], 1), stored.write, self.blocks
+        states = self.model(
+            seen,
+            places.positions.flatten(),
+            places.ranges,
+            prefix=self.store,
+            write=write,
+            blocks=blocks,
+            rows=rows,
         )
-        tokens, score, log_prob = (
-            value.new_zeros(units * width).index_copy(0, chosen, value).view(units, width) for value in proposal
+        assert states is not None
+        return states
+
+    def _chosen(self, variant: Variant) -> tuple[Tensor, Tensor | None]:
+        """Positions to project, and their rows in the model's input: all N, or the masked ones in whole chunks."""
+        everything, room = self.masked.numel(), variant.chunks * ROWS_OF_LOGITS
+        if room >= everything and self.shape.queries == self.shape.width and not variant.joined:
+            return self._everything, None
+        before = self.shape.before if variant.joined else 0
+        return choose_masked(
+            self.masked,
+            self.column,
+            min(room, everything),
+            queries=before + self.shape.queries,
+            offset=before,
+            guided=self.form.guided,
         )
-        certainty = log_prob.exp()
-        threshold = None if self.params.unmask == "fixed" else self.params.confidence_threshold
-        counts = self.counts.gather(1, self.step.clamp(max=width - 1).long().expand(units, 1))[:, 0]
-        taken = commit(score, self.masked, counts, certainty, threshold)
-        columns = (self.column + torch.arange(width, device=chosen.device)).expand(units, width)
-        block = self.canvas.gather(1, columns)
-        self.canvas.scatter_(1, columns, torch.where(taken, tokens, block))
-        self.confidence.copy_(torch.where(taken, certainty.float(), self.confidence))
-        self.masked.logical_and_(~taken)
-        self.taken.copy_(taken)

@@ -1,27 +1,57 @@
 """CUDA graphs give the tokens of the eager sampler."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from vocabulary import MASK
 
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import POLICIES
+from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.sampling.sampler import SampleParams, generate, infill, stream
 
+ROOT = Path(__file__).parents[3]
 SETTINGS = [
     {},
     {"cfg_scale": 1.5},
     {"temperature": 0.7, "remasking": "random_topk"},
     {"unmask": "threshold", "confidence_threshold": 0.4},
-    {"remasking": "entropy"},
-    {"remasking": "margin", "cfg_scale": 1.0, "unmask": "threshold", "confidence_threshold": 0.4},
+    {"remasking": "entropy", "position_temperature": 0.5},
+    {"remasking": "margin", "cfg_scale": 1.0, "unmask": "factor", "factor": 1.5},
+    {"remasking": "random", "temperature": 1.0, "unmask": "entropy_bound", "entropy_bound": 2.0},
 ]
 CASES = [(policy, setting) for policy in POLICIES for setting in SETTINGS]
 CASES += [("full", {"cache": "dual"}), ("full", {"cache": "dual", "cfg_scale": 1.0})]
 CASES += [("block", setting | {"parallel_blocks": True}) for setting in SETTINGS]
 
-UNKNOWN = [{"unmask": "factor"}, {"unmask": "entropy_bound"}]
-UNKNOWN += [{"position_temperature": 0.5}, {"edit_threshold": 0.5}, {"remask": 1}]
+UNKNOWN = [{"edit_threshold": 0.5}, {"remask": 1}]
+# Each knob and policy of the head, alone and together with others.
+SCORED = [
+    {"remasking": remasking, "temperature": temperature, "position_temperature": position, **unmasking}
+    for remasking in SCORES
+    for temperature in (0.0, 1.0)
+    for position, unmasking in (
+        (0.0, {}),
+        (0.6, {}),
+        (0.0, {"unmask": "threshold", "confidence_threshold": 0.2}),
+        (0.0, {"unmask": "factor", "factor": 2.0}),
+        (0.0, {"unmask": "entropy_bound", "entropy_bound": 3.0}),
+    )
+]
+
+
+def watched(model, prompts, params, seed=7):
+    """A generation, and the confidence [B, L] of each token when it was committed."""
+    steps = stream(model, prompts, params, seed=seed)
+    while True:
+        try:
+            confidence = next(steps).confidence.clone()
+        except StopIteration as end:
+            return end.value, confidence
 
 
 @pytest.fixture
@@ -87,6 +117,67 @@ class TestOnGpu:
             assert torch.equal(graph.canvas, eager.canvas)
             assert [a.tolist() for a in graph.tokens] == [a.tolist() for a in eager.tokens]
 
+    @pytest.mark.parametrize("setting", SCORED)
+    def test_every_score_and_way_of_unmasking(self, cuda_model, setting):
+        cuda_model.config.attention_policy = "block_causal"
+        params = SampleParams(steps=12, gen_length=14, block_length=5, **setting)
+        prompts = [[1, 2, 3, 4, 5, 6, 7], [4, 5], list(range(20)), [9]]
+        eager, sure = watched(cuda_model, prompts, params.model_copy(update={"backend": "eager"}))
+        graph, just_as_sure = watched(cuda_model, prompts, params)
+        assert graph.backend == "graph"
+        assert torch.equal(graph.canvas, eager.canvas)
+        assert graph.forward_passes == eager.forward_passes
+        torch.testing.assert_close(just_as_sure, sure, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("policy", ["block_causal", "window"])
+    def test_prompts_of_very_different_lengths(self, cuda_model, monkeypatch, policy):
+        """They are computed in groups of like length."""
+        from qwen3llada.sampling.cuda import program_cache
+
+        monkeypatch.setattr(program_cache, "WORTH_A_PASS", 4)
+        monkeypatch.setattr(program_cache, "COLUMN_BUCKET", 4)
+        cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 2
+        params = SampleParams(steps=8, gen_length=8, block_length=4, cfg_scale=0.5)
+        prompts = [[1, 2, 3], list(range(40)), [4] * 9, list(range(38)), [7]]
+        eager = generate(cuda_model, prompts, params.model_copy(update={"backend": "eager"}))
+        graph = generate(cuda_model, prompts, params)
+        assert graph.backend == "graph"
+        assert torch.equal(graph.canvas, eager.canvas)
+        assert graph.forward_passes == eager.forward_passes + 1  # the prompts in two passes
+
+    @pytest.mark.parametrize("policy", ["block_causal", "window"])
+    def test_a_finished_block_needs_no_pass_of_its_own(self, cuda_model, policy):
+        cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 2
+        params = SampleParams(steps=12, gen_length=24, block_length=4)
+        prompts = [[1, 2, 3, 4, 5], [4] * 8]
+        steps = len(list(stream(cuda_model, prompts, params, eos_token_ids=())))
+        graph = generate(cuda_model, prompts, params, eos_token_ids=())
+        assert graph.backend == "graph"
+        assert graph.forward_passes == 1 + steps  # one more for the prompts
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_a_block_that_is_given(self, cuda_model, policy):
+        """No step for its predecessor's clean pass to join."""
+        cuda_model.config.attention_policy, cuda_model.config.window_blocks = policy, 1
+        text = [1, 2, MASK, MASK, 4, 5, 6, 7, 3, *[MASK] * 7]
+        params = SampleParams(steps=9, block_length=4)
+        for setting in ({}, {"cfg_scale": 1.5, "unmask": "threshold", "confidence_threshold": 0.3}):
+            params = params.model_copy(update=setting)
+            eager = infill(cuda_model, [text, text[1:]], params.model_copy(update={"backend": "eager"}))
+            assert torch.equal(infill(cuda_model, [text, text[1:]], params).canvas, eager.canvas)
+
+    def test_other_values_of_a_knob_need_no_other_graph(self, cuda_model):
+        from qwen3llada.sampling.cuda.program_cache import Graphs
+
+        cuda_model.config.attention_policy = "full"
+        params = SampleParams(steps=8, gen_length=8, block_length=4, temperature=0.5)
+        generate(cuda_model, [[1, 2]], params)
+        programs = len(Graphs.of(cuda_model)._programs)
+        other = params.model_copy(update={"temperature": 1.5})
+        eager = generate(cuda_model, [[1, 2]], other.model_copy(update={"backend": "eager"}))
+        assert torch.equal(generate(cuda_model, [[1, 2]], other).canvas, eager.canvas)
+        assert len(Graphs.of(cuda_model)._programs) == programs
+
     @pytest.mark.parametrize("knobs", UNKNOWN)
     def test_knobs_without_a_graph_are_decoded_eagerly(self, cuda_model, knobs):
         cuda_model.config.attention_policy = "full"
@@ -136,6 +227,52 @@ class TestOnGpu:
             list(steps)
 
 
+def test_prompts_are_grouped_by_length(monkeypatch):
+    pytest.importorskip("triton")
+    from qwen3llada.sampling.cuda import program_cache
+
+    monkeypatch.setattr(program_cache, "WORTH_A_PASS", 256)
+
+    def groups(*lengths):
+        return [group.tolist() for group in program_cache.by_length(torch.tensor(lengths))]
+
+    assert groups(128, 3800, 128, 2000) == [[1, 3], [0, 2]]
+    assert groups(100, 300, 0) == [[0, 1]]  # not worth a pass of its own; nothing to compute for an empty prompt
+    assert groups(1000, 400, 150, 0) == [[0], [1, 2]]
+    assert groups(0, 0) == []
+
+
+def interpret():
+    """The steps without graphs, on the CPU, in the interpreter. Needs its own process: Triton decides at import."""
+    import conftest
+
+    from qwen3llada.sampling import decoding
+    from qwen3llada.sampling.cuda import program_cache
+    from qwen3llada.sampling.cuda.sampler import GraphSampler
+
+    program_cache.COLUMN_BUCKET = 2  # the interpreter is slow
+    model = conftest.model.__wrapped__()
+    model.config.attention_policy, model.config.window_blocks = "window", 1
+    params = SampleParams(steps=3, gen_length=5, block_length=2, temperature=0.7, remasking="margin")
+    eager, sure = watched(model, [[1, 2, 3]], params)
+    decoding.choose_sampler = GraphSampler
+    graph, just_as_sure = watched(model, [[1, 2, 3]], params)
+    assert graph.backend == "graph"
+    assert torch.equal(graph.canvas, eager.canvas)
+    assert graph.forward_passes == eager.forward_passes
+    torch.testing.assert_close(just_as_sure, sure, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
+def test_a_whole_answer_in_the_interpreter():
+    pytest.importorskip("triton")
+    places = [ROOT, Path(__file__).parent, Path(__file__).parents[1]]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(map(str, places))}
+    code = "import test_graphs; test_graphs.interpret(); print('compared')"
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+    assert child.stdout == "compared\n", child.stderr
+
+
 def test_graphs_asked_for_where_there_is_no_gpu(model):
     if torch.cuda.is_available():
         pytest.skip("there is one")
@@ -143,10 +280,10 @@ def test_graphs_asked_for_where_there_is_no_gpu(model):
         generate(model, [[1]], SampleParams(steps=8, gen_length=8, backend="graph"))
 
 
-@pytest.mark.parametrize("knobs", [{}, {"unmask": "threshold"}, *UNKNOWN])
+@pytest.mark.parametrize("knobs", [{}, {"unmask": "factor"}, {"position_temperature": 1.0}, *UNKNOWN])
 def test_knobs_without_a_graph_are_named(knobs):
     pytest.importorskip("triton")
-    from qwen3llada.sampling.cuda.sampler import unknown_knob
+    from qwen3llada.sampling.cuda.support import unknown_knob
 
     said = unknown_knob(SampleParams(**knobs))
     if knobs in UNKNOWN:

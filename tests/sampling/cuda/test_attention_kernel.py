@@ -1,0 +1,137 @@
+"""The sampler's attention against plain torch: in Triton's interpreter, and on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[3]
+SIZE = 16
+
+
+def plain(qk, qkv, prefix, ranges, heads, blocks):
+    """In float64, key by key."""
+    units = ranges.shape[1]
+    queries = len(qk) // units
+    q, own = qk.double().unflatten(1, (-1, heads.size)).split([heads.queries, heads.keys], 1)
+    v = qkv.double().unflatten(1, (-1, heads.size))[:, heads.queries + heads.keys :]
+    out = torch.zeros(len(qk), heads.queries, heads.size, dtype=torch.float64)
+    for unit in range(units):
+        own_low, own_high, owner, low, high, skip_low, skip_high = ranges[:, unit].tolist()
+        before = [n for n in range(low, high) if not skip_low <= n < skip_high] if prefix is not None else []
+        mine = range(own_low, own_high)
+        for query in range(queries):
+            block = (query + blocks.shift) // blocks.length if blocks else 0
+
+            def near(key, block=block):  # the key's place, counted from the unit's first token
+                return not blocks or 0 <= block - (key + blocks.shift) // blocks.length <= blocks.window
+
+            old, new = [n for n in before if near(n - high)], [unit * queries + n for n in mine if near(n)]
+            keys, values = own[new], v[new]
+            if prefix is not None:
+                keys, values = (
+                    torch.cat([part[owner, old].double(), x]) for part, x in zip(prefix, (keys, values), strict=True)
+                )
+            if not len(keys):
+                continue
+            for head in range(heads.queries):
+                kv = head // (heads.queries // heads.keys)
+                scores = keys[:, kv] @ q[unit * queries + query, head] / heads.size**0.5
+                out[unit * queries + query, head] = scores.softmax(0) @ values[:, kv]
+    return out.flatten(1)
+
+
+def compare(device, ranges, queries, *, prefix=0, blocks=None, dtype=torch.float32, size=SIZE, **tiles):
+    from qwen3llada.sampling.cuda.attention_kernel import attention
+    from qwen3llada.sampling.cuda.attention_ranges import Blocks
+    from qwen3llada.sampling.cuda.attention_tiles import Tiles
+    from qwen3llada.sampling.cuda.layer_kernels import Heads
+
+    heads, units = Heads(4, 2, size), len(ranges)
+    generator = torch.Generator().manual_seed(queries + prefix)
+    qkv = torch.randn(units * queries, 8 * size, generator=generator).to(dtype)
+    qk = torch.randn(units * queries, 6 * size, generator=generator).to(dtype)
+    stored = None
+    if prefix:
+        stored = tuple(torch.randn(units + 1, prefix, 2, size, generator=generator).to(dtype) for _ in range(2))
+        hidden = torch.ones(units + 1, prefix, dtype=torch.bool)
+        for _, _, owner, low, high, *_ in ranges:
+            hidden[owner, low:high] = False
+        for part in stored:
+            part[hidden] = torch.nan  # what nobody sees may hold anything
+    table = torch.tensor(ranges, dtype=torch.int32).T.contiguous()
+    blocks = Blocks(*blocks) if blocks else None
+    there = stored and tuple(part.to(device) for part in stored)
+    chosen = Tiles(**tiles) if tiles else None
+    found = attention(qk.to(device), qkv.to(device), there, table.to(device), heads, blocks, chosen).cpu().double()
+    assert found.isfinite().all()
+    expected = plain(qk, qkv, stored, table, heads, blocks)
+    seen = torch.arange(queries).repeat(units)  # a query before its unit's first own key is padding
+    real = torch.cat([(seen[:queries] >= low) & (seen[:queries] < high) for low, high, *_ in ranges])
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found[real], expected[real], rtol=tolerance, atol=tolerance)
+
+
+SMALL = {"rows": 16, "columns": 16}
+
+
+def compare_prefix_and_own(device):
+    """Ranges of a prefix and of a unit's own keys, with a hidden range, whole tiles and edges."""
+    compare(device, [(0, 5, 1, 3, 40, 0, 0), (0, 4, 0, 17, 20, 0, 0)], 5, prefix=50, **SMALL)
+    compare(device, [(0, 5, 0, 0, 64, 20, 25), (0, 5, 1, 0, 16, 0, 0)], 5, prefix=64, **SMALL)
+    compare(device, [(2, 40, 0, 0, 0, 0, 0), (0, 33, 1, 0, 0, 0, 0)], 40, **SMALL)
+
+
+def compare_splits(device):
+    """A long prefix over several programs; rows of other lengths have fewer of them, down to none."""
+    rows = [(0, 3, 2, 5, 150, 0, 0), (0, 3, 0, 60, 61, 0, 0), (0, 2, 1, 33, 33, 0, 0)]
+    compare(device, rows, 3, prefix=160, **SMALL, splits=6, least=16)
+    compare(device, [(0, 3, 0, 0, 160, 40, 90)], 3, prefix=160, **SMALL, splits=3, least=96)
+
+
+def compare_blocks(device):
+    """Whole prompts under block-causal and windowed attention, aligned to the last query, with padding before."""
+    for window in (9, 1) if device != "cpu" else (1,):
+        compare(device, [(0, 40, 0, 0, 0, 0, 0), (21, 40, 1, 0, 0, 0, 0)], 40, blocks=(6, window, 2), **SMALL)
+        compare(device, [(0, 37, 0, 0, 0, 0, 0)], 37, blocks=(32, window, 0), **SMALL)
+
+
+def compare_two_blocks_and_a_prefix(device):
+    """A finished block and a shorter next one behind a prefix: each block sees its own window of blocks."""
+    for window in (20, 3, 1) if device != "cpu" else (3,):
+        first = 64 - 6 * window if window < 20 else 1
+        rows = [(0, 9, 0, first, 64, 0, 0), (0, 8, 1, max(first, 60), 64, 0, 0)]
+        compare(device, rows, 9, prefix=70, blocks=(6, window, 0), **SMALL)
+        compare(device, rows, 9, prefix=70, blocks=(6, window, 0), **SMALL, splits=3, least=16)
+
+
+def compare_chosen_tiles(device):
+    """The tiles that are chosen by shape, on the card."""
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = [(0, 8, 0, 5, 1500, 0, 0), (0, 8, 1, 1400, 1500, 0, 0)]
+        compare(device, rows, 8, prefix=1536, dtype=dtype, size=128)
+        compare(device, [(0, 32, 0, 10, 90, 0, 0)], 32, prefix=128, dtype=dtype, size=64)
+        compare(device, [(0, 300, 0, 0, 0, 0, 0)], 300, blocks=(32, 20, 20), dtype=dtype, size=128)
+        compare(device, [(70, 300, 0, 0, 0, 0, 0)], 300, blocks=(32, 2, 20), dtype=dtype, size=80)
+
+
+CHECKS = [compare_prefix_and_own, compare_splits, compare_blocks, compare_two_blocks_and_a_prefix]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
+def test_attention_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    code = "import test_attention_kernel as t; [check('cpu') for check in t.CHECKS]; print('compared')"
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+    assert child.stdout == "compared\n", child.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("check", [*CHECKS, compare_chosen_tiles])
+def test_attention_on_a_gpu(check):
+    check("cuda")
