@@ -18,7 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return nn.functional.rms_norm(x, (len(weight),), weight, eps)
 
 
-def norm_rope(qkv, q_weight, k_weight, positions, angles, eps, heads, store) -> Tensor:
+def norm_rope(qkv, q_weight, k_weight, positions, angles, eps, heads, store=None) -> Tensor:
     assert store is None
     queries, keys, _ = split(qkv, heads)
     cos, sin = (torch.cat([table[positions]] * 2, -1)[None] for table in angles)
