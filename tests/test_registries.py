@@ -88,8 +88,8 @@ def test_a_new_noisy_score_gets_noise_and_one_that_does_not_say_so_is_refused(mo
     monkeypatch.setitem(SCORES, "mine", Score(score=lambda proposal: 1 - proposal.uniform, noisy=True))
     monkeypatch.setitem(SCORES, "silent", Score(score=lambda proposal: 1 - proposal.uniform))
     keys = keyed_gumbel.row_keys(0, range(3))
-    inputs = (torch.randn(3, 5), None, keys, keys, torch.ones(3, dtype=torch.float64))
-    scores = head_that_scores_by("mine")(*inputs)[1]
+    inputs = (torch.randn(3, 5), None, keys, keys, keys, torch.ones(3, dtype=torch.float64))
+    scores = head_that_scores_by("mine").propose(*inputs).scores
     assert torch.equal(scores, 1 - keyed_gumbel.uniform(keys, 1)[:, 0])
     with pytest.raises(ValueError, match="must be entered in SCORES with noisy=True"):
-        head_that_scores_by("silent")(*inputs)
+        head_that_scores_by("silent").propose(*inputs)

@@ -90,7 +90,7 @@ assert "all packages are imported, which takes longer: " in said.getvalue(), sai
 from transformers import AutoModelForMaskedLM
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 assert AutoModelForMaskedLM._model_mapping[Qwen3LLadaConfig] is Qwen3LLadaForMaskedLM
-import accelerate, scipy.optimize
+assert not {"scipy", "sklearn", "accelerate"} & {name for name, module in sys.modules.items() if module is None}
 """
     assert "huggingface_hub" in imported_by(code)
 

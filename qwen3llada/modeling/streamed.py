@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import check_is_ours, files_blamed
 from qwen3llada.modeling.shards import Shards, find_shards, opened
@@ -30,7 +31,7 @@ def empty_model(folder: Path, *, dtype: "torch.dtype", attn_implementation: str)
             model = Qwen3LLadaForMaskedLM._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         model.tie_weights()  # each module has got a meta tensor of its own
         if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            model.generation_config = GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
     return model.train()
 
 

@@ -2,16 +2,11 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
-ROOT = Path(__file__).parents[3]
 UNITS, WIDTH, VOCAB, MASK = 2, 4, 300, 299
 STEP = 2
 REMASKING = ["low_confidence", "random", "random_topk", "entropy", "margin"]
@@ -119,7 +114,7 @@ def compare_all(device):
     from qwen3llada.sampling.params import DecodeParams
 
     given, counts = inputs(), torch.tensor([2, 1])
-    for setting in SETTINGS if device != "cpu" else SETTINGS[4::5]:  # the interpreter is slow
+    for setting in SETTINGS if device != "cpu" else SETTINGS[4::7]:  # the interpreter is slow
         compare(given, counts, DecodeParams(**setting), device)
     for unmask, knob in UNMASK.items():
         compare(given, counts, DecodeParams(unmask=unmask, **knob, temperature=0.8, remasking="margin"), device)
@@ -237,15 +232,6 @@ def compare_chosen(device):
 
 CHECKS = [compare_all, compare_wide_blocks_and_vocabularies, compare_several_tiles]
 CHECKS += [compare_extreme_noise, compare_noise, compare_chosen]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
-def test_kernels_compute_the_plain_head_in_the_interpreter():
-    places = [ROOT, Path(__file__).parent, Path(__file__).parents[1]]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(map(str, places))}
-    code = "import test_head_kernels as t; [check('cpu') for check in t.CHECKS]; print('compared')"
-    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
-    assert child.stdout == "compared\n", child.stderr
 
 
 @pytest.mark.gpu
