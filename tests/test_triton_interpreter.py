@@ -1,4 +1,4 @@
-"""The sampler's kernels in Triton's interpreter, all in one process: Triton decides at import whether it interprets."""
+"""The Triton kernels of training and sampling in Triton's interpreter, all in one process: Triton decides at import."""
 
 import os
 import subprocess
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parent
 CODE = """
-import test_attention_kernel, test_graphs, test_head_kernels
+import test_attention_kernel, test_graphs, test_head_kernels, test_rotary_kernels
 
+test_rotary_kernels.interpret()
 for check in (*test_attention_kernel.CHECKS, *test_head_kernels.CHECKS):
     check("cpu")
 test_graphs.interpret()
@@ -21,8 +22,8 @@ print("compared")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
-def test_attention_the_head_and_a_whole_answer():
-    places = [HERE.parents[2], HERE, HERE.parent]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(map(str, places))}
+def test_kernels_compute_what_plain_torch_does():
+    folders = [TESTS.parent, TESTS / "sampling", TESTS / "sampling/cuda", TESTS / "training/cuda"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(map(str, folders))}
     child = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=300)
     assert child.stdout == "compared\n", child.stderr
