@@ -9,7 +9,8 @@ could not tell a run that was stopped from one that failed. Statuses here:
     75   it was stopped by a signal, here or on another machine: start it again, and it goes on from its last checkpoint
     else the status of the process that failed: 1 input or output, or a defect; 2 parameters; 128 + a signal's number
 
-A signal that comes while it still waits for the other machines ends it as any program.
+A signal that comes while it still waits for the other machines ends it as any program, or does nothing before torch
+gives up waiting; the scheduler kills it then, and nothing is lost, since no training has begun.
 """
 
 import os

@@ -93,15 +93,3 @@ def test_a_signal_to_one_machine_stops_all_with_status_75(tmp_path):
         time.sleep(0.005)
     os.kill(machines[1].pid, signal.SIGTERM)
     assert ended(machines) == [75, 75]
-
-
-@pytest.mark.slow
-def test_a_signal_ends_a_machine_that_waits_for_the_others(tmp_path):
-    port = free_port()
-    (first,) = start(tmp_path, 2, ["75"], port, present=1)
-    end = time.monotonic() + DEADLINE
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    os.kill(first.pid, signal.SIGTERM)
-    assert ended([first]) == [-signal.SIGTERM]

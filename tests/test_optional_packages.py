@@ -1,13 +1,12 @@
 """Tests that need a GPU run on machines that have the package's own dependencies and no more."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 # The extras `workflow`, `serve`, `trackers`, `harness` and `gpu`.
@@ -18,6 +17,8 @@ OPTIONAL |= {"bitsandbytes", "peft", "tensorboard", "wandb", "mlflow", "lm_eval"
 OF_AN_EXTRA = {"qwen3llada/evaluation/harness.py": {"lm_eval"}}
 HERE = {*ROOT.joinpath("qwen3llada").rglob("*.py"), *ROOT.joinpath("stages").glob("*.py")}
 TESTS = {path for path in ROOT.joinpath("tests").rglob("*.py") if path.parts[len(ROOT.parts) + 1] != "flows"}
+
+PUT_ON_PATH = re.compile(r'sys.path.insert\(0, str\(Path\(__file__\).parents\[1\] / "([^"]+)"')
 
 # A pytest plugin that hides some installed packages from Python's import system.
 HIDE = """
@@ -46,18 +47,24 @@ def imported_at_once(tree: ast.AST) -> set[str]:
     return names
 
 
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
+    return frozenset(imported_at_once(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def needed(path: Path, seen: set[Path]) -> set[str]:
     """The packages that a file needs when imported, also through modules of `flows`, some of which import Prefect."""
     seen.add(path)
-    names = imported_at_once(ast.parse(path.read_text(encoding="utf-8")))
+    names = imports_of(path)
     ours = {ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith("flows.")}
     found = {name.split(".")[0] for name in names}
     return found.union(*(needed(file, seen) for file in ours - seen if file.is_file()))
 
 
-@pytest.mark.parametrize("path", sorted(HERE | TESTS), ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_extra_is_needed_to_import_a_module_or_to_collect_its_tests(path):
-    assert not (needed(path, set()) & OPTIONAL) - OF_AN_EXTRA.get(path.relative_to(ROOT).as_posix(), set())
+def test_no_extra_is_needed_to_import_a_module_or_to_collect_its_tests():
+    for path in sorted(HERE | TESTS):
+        name = path.relative_to(ROOT).as_posix()
+        assert not (needed(path, set()) & OPTIONAL) - OF_AN_EXTRA.get(name, set()), name
 
 
 def test_the_tests_of_flows_are_skipped_where_there_is_no_prefect(tmp_path):
@@ -74,17 +81,17 @@ def _text(path):
     return path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted(TESTS), ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_of_tests_can_be_run_alone(path):
+def test_a_file_of_tests_can_be_run_alone():
     """Its helpers are in its folder or in one with a conftest.py above it: pytest puts only these on the path.
 
     A file or a conftest.py above it may put another folder of the tests on the path itself.
     """
     helpers = {file.stem: file.parent for file in TESTS if file.stem != "conftest"}
-    above = [folder for folder in path.parents if folder.is_relative_to(ROOT / "tests")]
-    on_path = {path.parent, *(folder for folder in above if (folder / "conftest.py").is_file())}
-    own = [path, *(file for folder in above if (file := folder / "conftest.py").is_file())]
-    put = re.findall(r'sys.path.insert\(0, str\(Path\(__file__\).parents\[1\] / "([^"]+)"', "".join(map(_text, own)))
-    on_path |= {ROOT / "tests" / folder for folder in put}
-    used = imported_at_once(ast.parse(path.read_text(encoding="utf-8"))) & helpers.keys()
-    assert not {name for name in used if helpers[name] not in on_path}
+    for path in sorted(TESTS):
+        above = [folder for folder in path.parents if folder.is_relative_to(ROOT / "tests")]
+        on_path = {path.parent, *(folder for folder in above if (folder / "conftest.py").is_file())}
+        own = [path, *(file for folder in above if (file := folder / "conftest.py").is_file())]
+        put = PUT_ON_PATH.findall("".join(map(_text, own)))
+        on_path |= {ROOT / "tests" / folder for folder in put}
+        used = imports_of(path) & helpers.keys()
+        assert not {name for name in used if helpers[name] not in on_path}, path
