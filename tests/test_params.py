@@ -552,11 +552,13 @@ def test_a_stage_that_is_stopped_with_nothing_to_save_says_so_in_one_line(monkey
 
     monkeypatch.setattr(sys, "argv", ["stage"])
     before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises(SystemExit) as left:
             run_as_stage(main, own="convert")
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
     assert left.value.code == 128 + number
     assert capfd.readouterr().err == f"stopped by {number.name}; what an earlier run has saved stays\n"
 
