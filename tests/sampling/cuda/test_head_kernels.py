@@ -127,7 +127,7 @@ def compare_wide_blocks_and_vocabularies(device):
     """More columns than a program takes, more tokens than a tile."""
     from qwen3llada.sampling.params import DecodeParams
 
-    for vocab, units, width in ((3_000, 1, 3), (40, 1, 66), (7, 4, 1)):
+    for vocab, units, width in ((1_100, 1, 3), (40, 1, 66), (7, 4, 1)):
         given, counts = inputs(vocab, units=units, width=width), torch.full((units,), 70)
         for setting in ({"temperature": 1.0, "remasking": "margin", "unmask": "factor"}, {"unmask": "entropy_bound"}):
             compare(given, counts, DecodeParams(**setting, entropy_bound=9.0), device)
