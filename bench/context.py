@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bench import scale_models
 from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 from qwen3llada.params import load
 from qwen3llada.training.run_params import RunParams
@@ -18,18 +19,16 @@ CARDS = {"80 GB": 79.6, "141 GB": 139.8}  # GiB that torch reports
 USABLE = 0.93  # the rest is taken by CUDA, libraries and fragmentation
 POLICIES = ("block_causal", "full")
 STEP = 1024
-# hidden, intermediate, layers, query heads, tied embeddings; all have 8 key heads of 128
-SHAPES = {
-    "qwen3-0.6b": (1024, 3072, 28, 16, True),
-    "qwen3-1.7b": (2048, 6144, 28, 16, True),
-    "qwen3-4b": (2560, 9728, 36, 32, True),
-    "qwen3-8b": (4096, 12288, 36, 32, False),
-}
+SHAPES = {f"qwen3-{size}": shape for size, shape in scale_models.SHAPES.items()}
 
 
 def model_of(name: str) -> Any:
     """A model of the size of the parameter set `name`, without memory for its weights."""
-    hidden, intermediate, layers, heads, tied = SHAPES[name]
+    return model_of_size(*SHAPES[name])
+
+
+def model_of_size(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> Any:
+    """A model with Qwen3's vocabulary and key heads, without memory for its weights. Sizes as in `scale_models`."""
     config = Qwen3LLadaConfig(
         vocab_size=151936,
         hidden_size=hidden,

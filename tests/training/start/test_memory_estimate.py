@@ -9,6 +9,8 @@ import torch
 from runs import changed, start_training
 from tiny_settings import write_model
 
+from bench.context import model_of_size
+from bench.scale_models import SHAPES as QWEN3
 from qwen3llada.params import load
 from qwen3llada.training.start.memory_estimate import (
     GIB,
@@ -25,26 +27,8 @@ from qwen3llada.training.start.memory_estimate import (
 ROOT = Path(__file__).parents[3]
 
 
-def qwen3(hidden, intermediate, layers, heads, tied):
-    from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
-
-    config = Qwen3LLadaConfig(
-        vocab_size=151936,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=tied,
-        mask_token_id=0,
-    )
-    with torch.device("meta"):
-        return Qwen3LLadaForMaskedLM(config)
-
-
 def qwen3_0_6b():
-    return qwen3(1024, 3072, 28, 16, tied=True)
+    return model_of_size(1024, 3072, 28, 16, tied=True)
 
 
 # measured by bench/train.py on an H200, and by bench/parallel.py with accumulation on an H100
@@ -113,7 +97,7 @@ def test_an_estimate_that_does_not_fit_says_what_would(pretraining):
 
 
 def test_weights_and_gradients_stay_gathered_where_they_fit(pretraining):
-    params, model = changed(pretraining, bf16=True, gradient_checkpointing=True), qwen3(*QWEN3["8b"])
+    params, model = changed(pretraining, bf16=True, gradient_checkpointing=True), model_of_size(*QWEN3["8b"])
     options = {"device": "cuda", "compiled": True, "shards": 8}
     whole, weights, least = (estimate_memory(params, model, plan=plan, **options).total / GIB for plan in PLANS)
     assert whole - weights == pytest.approx(8.19e9 * 4 / GIB, rel=0.2)  # float32 gradients
@@ -125,19 +109,11 @@ def test_weights_and_gradients_stay_gathered_where_they_fit(pretraining):
 
 
 # hidden, intermediate, layers, query heads, tied: all have 8 key heads of 128
-QWEN3 = {
-    "0.6b": (1024, 3072, 28, 16, True),
-    "1.7b": (2048, 6144, 28, 16, True),
-    "4b": (2560, 9728, 36, 32, True),
-    "8b": (4096, 12288, 36, 32, False),
-}
-
-
 @pytest.mark.parametrize("size", QWEN3)
 def test_the_sets_for_qwen3_need_what_they_and_the_documentation_say(size):
     path = ROOT / f"configs/qwen3-{size}.yaml"
     params = load(ROOT / "params.yaml", path).pretrain
-    model = qwen3(*QWEN3[size]).to(getattr(torch, params.param_dtype))
+    model = model_of_size(*QWEN3[size]).to(getattr(torch, params.param_dtype))
     gib = estimate_memory(params, model, device="cuda", compiled=True).total / GIB
     assert gib < 75  # of 79.6, with the allocator's slack and the libraries' own
     assert f"about {round(gib)} GiB by docs/scaling.md" in path.read_text()
