@@ -51,3 +51,13 @@ def test_who_sees_whom(policy, views, kind):
     pairs = tiles.mask_mod(batch, torch.zeros(()), index[None, :, None], index[None, None, :])
     assert torch.equal(pairs.expand_as(expected), expected)
     assert tiles.shape[0] == (1 if kind == "alike" else rows)
+
+
+def test_padding_alone_is_a_mask_of_keys():
+    valid = torch.arange(5) < torch.tensor([[5], [2]])
+    columns = Columns(blocks=torch.zeros(1, 5, dtype=torch.int64), valid=valid)
+    mask = dense_mask("full", columns, WINDOW)
+    assert mask.shape == (2, 1, 1, 5)
+    assert torch.equal(mask[:, 0, 0], valid)
+    columns = Columns(blocks=columns.blocks, valid=valid, documents=torch.zeros(2, 5, dtype=torch.int64))
+    assert torch.equal(dense_mask("full", columns, WINDOW), mask.expand(2, 1, 5, 5))
