@@ -185,7 +185,7 @@ def main() -> None:
 
     def part() -> None:
         for result in CHILDREN[args.command](args):
-            print(MARK + json.dumps(result), flush=True)
+            print("\n" + MARK + json.dumps(result), flush=True)  # a progress bar may have left its line open
 
     run_to_exit(part)
 
