@@ -3,11 +3,10 @@
 Two measures. Free-running: the share of equal tokens in whole answers. One token that rounding decides otherwise
 changes all that follow, so beside it stands the share between the sampler in bfloat16 and in float32. Teacher-forced:
 at each state that the engine was in, the share of masked positions with the same most likely token, and of steps that
-kept the same positions.
+kept the same positions, or others whose confidence is the same in the engine's bfloat16.
 """
 
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.engine_lessons import lessons
+
 LENGTHS = (5, 8, 31, 32, 33, 64, 75, 96)  # of the prompts; some are multiples of 4, some of 32
 ANSWER = 64  # tokens
 BLOCKS = (4, 32)
+ROUNDING = 2**-7  # relative, of two confidences that the engine compares in bfloat16
 TEXT = (
     "The Tower of London is a castle on the north bank of the River Thames in the middle of London. It was founded"
     " towards the end of 1066, after the Norman conquest, and has been a palace, a prison, a treasury and a home for"
@@ -40,10 +42,10 @@ class State:
 
 
 def prompts(model: Path | None) -> list[list[int]]:
-    """One prompt of each length: the start of a text in the tokens of `model`, or random ids without one."""
+    """One prompt of each length: the start of a text in the tokens of `model`, or of a lesson without one."""
     if model is None:
-        draw = random.Random(1)
-        return [[draw.randrange(100_000) for _ in range(length)] for length in LENGTHS]
+        known = lessons()
+        return [known[i % len(known)][:length] for i, length in enumerate(LENGTHS)]
     from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 
     ids = load_tokenizer(model)(TEXT, add_special_tokens=False)["input_ids"]
@@ -81,8 +83,11 @@ def replay(prompt: Sequence[int], answer: Sequence[int], records: Sequence[Mappi
 
 @torch.no_grad()
 def forced(model: Any, states: Sequence[State]) -> dict[str, float]:
-    """Shares of `states` in which the model, computed plainly, agrees: `argmax` of positions, `choice` of steps."""
-    same = positions = chosen = 0
+    """Shares of `states` in which the model, computed plainly, agrees.
+
+    argmax: of masked positions. choice: of steps. tied: of steps, counting also positions as sure up to `ROUNDING`.
+    """
+    same = positions = chosen = tied = 0
     for group in _of_equal_prefix(states):
         logits = _logits(model, group)
         best = logits.argmax(-1).cpu()
@@ -91,9 +96,12 @@ def forced(model: Any, states: Sequence[State]) -> dict[str, float]:
             masked = torch.tensor(state.masked)
             same += int((tokens == torch.tensor(state.proposed))[masked].sum())
             positions += int(masked.sum())
-            top = probability.masked_fill(~masked, -1).topk(sum(state.kept)).indices
-            chosen += set(top.tolist()) == {i for i, kept in enumerate(state.kept) if kept}
-    return {"argmax": same / positions, "choice": chosen / len(states), "positions": positions, "steps": len(states)}
+            kept = torch.tensor(state.kept)
+            top = probability.masked_fill(~masked, -1).topk(int(kept.sum()))
+            chosen += set(top.indices.tolist()) == set(kept.nonzero().flatten().tolist())
+            tied += bool((probability[kept] >= top.values.min() * (1 - ROUNDING)).all())
+    shares = {"argmax": same / positions, "choice": chosen / len(states), "tied": tied / len(states)}
+    return shares | {"positions": positions, "steps": len(states)}
 
 
 def _of_equal_prefix(states: Sequence[State]) -> Iterator[list[State]]:
@@ -169,7 +177,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Lines of Markdown: a row for each block length, "-" where a figure is missing."""
     lines = [
         "| block | free: LMDeploy = ours float32 | = ours bfloat16 | floor: ours bfloat16 = float32"
-        " | forced, float32: argmax, positions | forced, bfloat16: argmax, positions | LMDeploy in a batch = alone |",
+        " | forced, float32: argmax, choice, choice or tied | forced, bfloat16: the same"
+        " | LMDeploy in a batch = alone |",
         "|---|---|---|---|---|---|---|",
     ]
     for block in BLOCKS:
@@ -178,7 +187,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         cells = [_percent(of.get(name, {}).get("free")) for name in ("float32", "bfloat16")]
         cells.append(_percent(next((one["floor"] for one in of_block if "floor" in one), None)))
         for name in ("float32", "bfloat16"):
-            cells.append(", ".join(_percent(of.get(name, {}).get(what)) for what in ("argmax", "choice")))
+            cells.append(", ".join(_percent(of.get(name, {}).get(what)) for what in ("argmax", "choice", "tied")))
         key = "equal in a batch and alone"
         cells.append(_percent(next((one[key] for one in of_block if key in one), None)))
         lines.append(f"| {block} | {' | '.join(cells)} |")

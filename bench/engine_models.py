@@ -24,14 +24,18 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def write_random(folder: Path, **sizes: Any) -> None:
     """A checkpoint with random weights in bfloat16, of Qwen3-0.6B's shapes unless `sizes` says otherwise."""
+    torch.manual_seed(0)
+    random_model(**sizes).to(torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def random_model(**sizes: Any) -> Any:
+    """A model with random weights in float32, of Qwen3-0.6B's shapes unless `sizes` says otherwise."""
     from qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
-    torch.manual_seed(0)
     config = Qwen3LLadaConfig(**QWEN3_0_6B | {"tie_word_embeddings": True} | _common() | sizes)
     with torch.device(DEVICE):
-        model = Qwen3LLadaForMaskedLM(config)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder)
+        return Qwen3LLadaForMaskedLM(config)
 
 
 def _common() -> dict[str, Any]:

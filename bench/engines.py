@@ -1,12 +1,13 @@
 """LMDeploy's PyTorch engine beside this project's sampler and server: one GPU, the same weights.
 
     python -m bench.engines speed --seconds 240        # tokens per second of both, and the ratio
-    python -m bench.engines agree --model CHECKPOINT   # whether both give the same tokens, blocks of 4 and 32
+    python -m bench.engines agree --seconds 200        # whether both give the same tokens, blocks of 4 and 32
     python -m bench.engines load --seconds 240         # both servers under 64 and 200 clients, and one
 
-Needs LMDeploy 0.18, whose wheel works without TurboMind's binaries. Without --model the weights are random, of
-Qwen3-0.6B's shapes. Every engine runs in a process of its own with a time limit; what one of them could not do is
-missing from the table, and the end of its output is printed. All output is kept in --folder.
+Needs LMDeploy 0.18, whose wheel works without TurboMind's binaries. Without --model the weights have Qwen3-0.6B's
+shapes: random ones, and for `agree` ones that have learned a few sequences by heart. Every engine runs in a process of
+its own with a time limit. What one of them could not do is missing from the table; the end of its output is printed,
+and all of it is kept in --folder.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from bench.engine_speed import OURS, THEIRS
 from bench.lmdeploy_engine import ENVIRONMENT, run_to_exit
 
 ENDING = 10  # seconds that a process gets to end the row that it is at
+LEARNING = 60.0  # seconds at most, see `engine_lessons`
 LEAST = 20.0  # seconds that a process gets in any case
 TAIL = 40  # lines that are printed of a process that failed
 MARK = "RESULT "
@@ -77,7 +79,8 @@ class Folders:
     """Where the checkpoint and its export are."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.name = "random" if args.model is None else "-".join(args.model.absolute().parts[-2:])
+        own = "learned" if args.command == "agree" or args.learned else "random"
+        self.name = own if args.model is None else "-".join(args.model.absolute().parts[-2:])
         self.model, self.exported = args.folder / self.name, args.folder / f"{self.name}-sdar"
 
 
@@ -85,15 +88,18 @@ def prepare(args: argparse.Namespace) -> None:
     """Write checkpoint and export where they are missing, in a process that leaves no GPU memory taken."""
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (Folders(args).exported / "config.json").is_file():
-        child("prepare", args, 150)
+        child("prepare", args, 150, **({"learned": 1} if Folders(args).name == "learned" else {}))
 
 
 def prepare_child(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from bench.engine_lessons import write_learned
     from bench.engine_models import export, widen, write_random
 
     begin, folders = time.perf_counter(), Folders(args)
     if args.model:
         widen(args.model, folders.model)
+    elif args.learned:
+        yield write_learned(folders.model, LEARNING)
     else:
         write_random(folders.model)
     export(folders.model, folders.exported)
@@ -172,6 +178,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"], help="agree: of LMDeploy")
     parser.add_argument("--steps", type=int, default=32, help="load: denoising steps for a block of 32")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--learned", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--engine", choices=[OURS, THEIRS], help=argparse.SUPPRESS)
     parser.add_argument("--block", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(given)
