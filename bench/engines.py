@@ -29,7 +29,8 @@ from bench.lmdeploy_engine import ENVIRONMENT, run_to_exit
 
 ENDING = 10  # seconds that a process gets to end the row that it is at
 LEARNING = 60.0  # seconds at most, see `engine_lessons`
-LEAST = 20.0  # seconds that a process gets in any case
+LEAST = 60.0  # seconds that a process gets in any case: an engine takes up to half of them to start
+SHARE = 0.6  # of the time that is left, at most, for a process that others follow
 TAIL = 40  # lines that are printed of a process that failed
 MARK = "RESULT "
 
@@ -111,7 +112,7 @@ def speed(args: argparse.Namespace) -> None:
     prepare(args)
     parts = engine_speed.parts()
     for i, (engine, block) in enumerate(parts):
-        share = 1 if i == len(parts) - 1 else 0.6  # of the time that is left
+        share = 1 if i == len(parts) - 1 else SHARE
         found += child("speed", args, (end - time.perf_counter()) * share, engine=engine, block=block or 0)
         print(engine_speed.table(found), flush=True)
 
@@ -126,9 +127,8 @@ def agree(args: argparse.Namespace) -> None:
     prepare(args)
     parts = [(engine, block) for block in engine_agreement.BLOCKS for engine in (THEIRS, OURS)]
     for i, (engine, block) in enumerate(parts):
-        share = 1 / (len(parts) - i) if engine == OURS else 1.5 / (len(parts) - i)
-        left = (end - time.perf_counter()) * min(1.0, share)
-        found += child("agree", args, left, engine=engine, block=block)
+        share = 1 if i == len(parts) - 1 else SHARE
+        found += child("agree", args, (end - time.perf_counter()) * share, engine=engine, block=block)
     print(engine_agreement.table(found), flush=True)
 
 
@@ -144,7 +144,7 @@ def agree_child(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def load(args: argparse.Namespace) -> None:
     end, found = time.perf_counter() + args.seconds, list[dict[str, Any]]()
     prepare(args)
-    for engine, share in ((THEIRS, 0.55), (OURS, 1)):
+    for engine, share in ((THEIRS, SHARE), (OURS, 1)):
         found += child("load", args, (end - time.perf_counter()) * share, engine=engine)
         print(engine_load.table(found), flush=True)
 

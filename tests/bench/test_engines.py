@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import engine_agreement, engine_load, engine_speed, engines
+from bench import engine_agreement, engine_lessons, engine_load, engine_speed, engines
 from bench.engine_agreement import State, forced, free, replay, share
 from bench.engine_load import body, command
 from bench.engine_speed import OURS, ROWS, THEIRS, Row
@@ -149,6 +149,36 @@ class TestAgreement:
     def test_lengths_are_and_are_not_multiples(self, block):
         rests = {length % block == 0 for length in engine_agreement.LENGTHS}
         assert rests == {True, False}
+
+
+class TestLessons:
+    def test_the_loss_is_that_of_each_block_after_a_clean_prefix(self, model, monkeypatch):
+        monkeypatch.setattr(engine_lessons, "MASK", MASK)
+        known = torch.randint(0, MASK, (2, 12))
+        torch.manual_seed(3)
+        found = engine_lessons.blocks_loss(model, known, BLOCK)
+        torch.manual_seed(3)  # the same masks
+        share = torch.rand(2, 3, 1).expand(-1, -1, BLOCK).flatten(1)
+        masked = torch.rand(2, 12) <= share
+        assert 0 < masked.sum() < 24
+        losses = []
+        for row, mask in zip(known, masked, strict=True):
+            for start in range(0, 12, BLOCK):
+                own = mask[start : start + BLOCK]
+                tokens = row[: start + BLOCK].clone()
+                tokens[start:][own] = MASK
+                numbers = torch.arange(len(tokens)) // BLOCK
+                visible = torch.stack([numbers <= number for number in numbers])[None, None]
+                logits = model(input_ids=tokens[None], attention_mask=visible).logits[0, start:]
+                right = row[start : start + BLOCK]
+                losses += torch.nn.functional.cross_entropy(logits[own], right[own], reduction="none").tolist()
+        assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+    def test_lessons_are_long_enough_for_the_answers(self):
+        longest = max(engine_agreement.LENGTHS) + engine_agreement.ANSWER
+        end = -(-longest // 32) * 32  # with the rest of the last block
+        assert {len(lesson) for lesson in engine_lessons.lessons()} == {engine_lessons.LENGTH}
+        assert end <= engine_lessons.LENGTH
 
 
 class TestSpeed:
