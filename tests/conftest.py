@@ -6,7 +6,7 @@ gc.disable()  # until everything is imported: imports leave no garbage
 
 # Files that take long by themselves run first, so that the suite does not end waiting for them.
 FIRST = (
-    *("tests/flows/test_flow_kills.py", "tests/flows/test_flow_terminal.py", "tests/flows/test_flow_guard.py"),
+    *("tests/flows/test_flow_kills.py", "tests/flows/test_flow_guard.py"),
     "tests/test_triton_interpreter.py",
 )
 
