@@ -430,7 +430,7 @@ def test_without_a_parameter_set_the_line_says_what_to_give(arguments, monkeypat
         runpy.run_path(str(ROOT / "qwen3llada/params.py"), run_name="__main__")
     (line,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2
-    assert "make use PARAMS=configs/NAME.yaml; there are configs/ci.yaml, configs/gsm8k.yaml, " in line
+    assert "make use PARAMS=configs/NAME.yaml; there are configs/ci.yaml, configs/full-attention.yaml, " in line
     assert all(argument in line for argument in arguments)
     assert FILE.read_bytes() == before
 
