@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from torch.nn.attention.flex_attention import BlockMask
 
 
+BY_LIMITS = ("block_causal", "window")  # policies whose comparison `_sees_by_limits` writes another way
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Where the columns of a pass stand in their sequences.
@@ -69,6 +72,28 @@ def _sees(policy: str, window: int, columns: Columns, query: _Side, key: _Side) 
     return seen
 
 
+def _sees_by_limits(policy: str, window: int, columns: Columns, query: Tensor, key: Tensor) -> Tensor:
+    """`_sees` where every copy holds the same columns: by comparing the key with limits that the query alone sets.
+
+    A kernel computes the limits once for a query. For each pair it then takes four comparisons and no division.
+    """
+    import torch
+
+    size, block, first_clean = columns.corrupted, columns.block_length, columns.first_clean
+    clean = query >= first_clean
+    column = query % size
+    start = column // block * block  # of the query's block, in its copy
+    end = first_clean + torch.where(clean, start + block, start)
+    seen = (key >= first_clean) & (key < end)
+    if POLICIES[policy].windowed:
+        seen = seen & (key >= first_clean + start - window * block)
+    own = query - column + start
+    seen_own = ~clean & (key >= own) & (key < own + block)
+    if size % block:  # the last block of a copy ends with the copy
+        seen_own = seen_own & (key < query - column + size)
+    return seen_own | seen
+
+
 def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
     """The mask as booleans, True where a query sees a key: [B or 1, 1, S, S]."""
     import torch
@@ -97,12 +122,16 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, quer
     blocks, documents, valid = columns.blocks.int(), columns.documents, columns.valid
     alike = len(blocks) == 1
 
+    by_limits = columns.block_length > 0 and policy in BY_LIMITS
+
     def block(b: Tensor, column: Tensor) -> Tensor:
         if columns.block_length:  # arithmetic is faster than memory
             return column % columns.corrupted // columns.block_length
         return blocks[b * 0 if alike else b, column]
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if by_limits:
+            return _sees_by_limits(policy, window_blocks, columns, q, k)
         query = _Side(q, block(b, q), None if documents is None else documents[b, q])
         key = _Side(k, block(b, k), None if documents is None else documents[b, k])
         seen = _sees(policy, window_blocks, columns, query, key)

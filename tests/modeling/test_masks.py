@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen3llada.modeling.masks import Columns, dense_mask, flex_mask
+from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
 
 WINDOW = 1
 
@@ -51,3 +51,36 @@ def test_who_sees_whom(policy, views, kind):
     pairs = tiles.mask_mod(batch, torch.zeros(()), index[None, :, None], index[None, None, :])
     assert torch.equal(pairs.expand_as(expected), expected)
     assert tiles.shape[0] == (1 if kind == "alike" else rows)
+
+
+@pytest.mark.parametrize("policy", ["block_causal", "window"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(("length", "block"), [(256, 32), (200, 48), (130, 4), (128, 32), (96, 128)])
+def test_mask_of_a_shape(policy, views, length, block):
+    """Where copies are alike the mask compares with limits: the same pairs as by block numbers, and tiles that fit."""
+    total, device = length * (views + 1), torch.device("cpu")
+    mask = mask_of_shape(policy, WINDOW, length, views, total, block, True, device)
+    columns = Columns(blocks=blocks_of_copies(length, views, length, block, device), corrupted=length, views=views)
+    expected = dense_mask(policy, columns, WINDOW)[0, 0]
+    index, zero = torch.arange(total), torch.zeros((), dtype=torch.long)
+    pairs = mask.mask_mod(zero, zero, index[:, None], index[None])
+    assert torch.equal(pairs, expected)
+    # tiles [queries, keys] that the two lists, by query and by key, call full and partial
+    size, count = 128, -(-total // 128)
+    for by_key in (False, True):
+        lists = {
+            "full": (mask.full_q_num_blocks, mask.full_q_indices) if by_key else (mask.full_kv_num_blocks, mask.full_kv_indices),
+            "partial": (mask.q_num_blocks, mask.q_indices) if by_key else (mask.kv_num_blocks, mask.kv_indices),
+        }
+        kinds = {
+            (j, i) if by_key else (i, j): kind
+            for kind, (number, indices) in lists.items()
+            for i in range(count)
+            for j in indices[0, 0, i, : number[0, 0, i]].tolist()
+        }
+        for i in range(count):
+            for j in range(count):
+                tile = expected[i * size : (i + 1) * size, j * size : (j + 1) * size]
+                kind = kinds.get((i, j))
+                assert bool(tile.any()) == (kind is not None), (i, j)
+                assert kind != "full" or (bool(tile.all()) and tile.shape == (size, size)), (i, j)
