@@ -53,6 +53,7 @@ OURS: dict[str, dict[str, Any]] = {
     "lion8bit": {"bf16": True, "optim": {"name": "lion8bit"}},
     "random lengths": {"bf16": DEVICE.type == "cuda", "noise": {"random_length_prob": 0.01}},
     "block_causal": {"bf16": DEVICE.type == "cuda", "attention": BLOCKS_OF_32},
+    "block_causal fa4": {"bf16": True, "attention": BLOCKS_OF_32 | {"implementation": "flash_attention_4"}},
     "blocks of 4": {"bf16": DEVICE.type == "cuda", "attention": {"policy": "block_causal", "block_length": 4}},
     "two views": {
         "bf16": DEVICE.type == "cuda",

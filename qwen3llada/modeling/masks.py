@@ -117,7 +117,8 @@ def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
 def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, queries: int | None = None) -> BlockMask:
     """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair: for [`rows`, 1, S, S].
 
-    One mask serves all rows where nothing in `columns` differs between them.
+    One mask serves all rows where nothing in `columns` differs between them. Its attribute `by_limits` says whether it
+    also reads nothing from memory: kernels that take arithmetic alone can compute it.
     """
     blocks, documents, valid = columns.blocks.int(), columns.documents, columns.valid
     alike = len(blocks) == 1
@@ -140,9 +141,11 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, quer
     length, device = blocks.shape[1], blocks.device
     one_for_all = alike and documents is None and valid is None
     build = _create_block_mask(compiled=device.type == "cuda")
-    return build(
+    mask = build(
         visible, B=None if one_for_all else rows, H=None, Q_LEN=queries or length, KV_LEN=length, device=device
     )
+    mask.by_limits = by_limits and one_for_all
+    return mask
 
 
 def blocks_of_copies(corrupted: int, views: int, clean: int, block_length: int, device: torch.device) -> Tensor:

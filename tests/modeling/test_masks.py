@@ -65,22 +65,18 @@ def test_mask_of_a_shape(policy, views, length, block):
     index, zero = torch.arange(total), torch.zeros((), dtype=torch.long)
     pairs = mask.mask_mod(zero, zero, index[:, None], index[None])
     assert torch.equal(pairs, expected)
-    # tiles [queries, keys] that the two lists, by query and by key, call full and partial
     size, count = 128, -(-total // 128)
-    for by_key in (False, True):
-        lists = {
-            "full": (mask.full_q_num_blocks, mask.full_q_indices) if by_key else (mask.full_kv_num_blocks, mask.full_kv_indices),
-            "partial": (mask.q_num_blocks, mask.q_indices) if by_key else (mask.kv_num_blocks, mask.kv_indices),
-        }
+    by_query = (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)
+    by_key = (mask.q_num_blocks, mask.q_indices), (mask.full_q_num_blocks, mask.full_q_indices)
+    for lists, transposed in ((by_query, False), (by_key, True)):
         kinds = {
-            (j, i) if by_key else (i, j): kind
-            for kind, (number, indices) in lists.items()
+            (j, i) if transposed else (i, j): full
+            for full, (number, indices) in enumerate(lists)
             for i in range(count)
             for j in indices[0, 0, i, : number[0, 0, i]].tolist()
         }
         for i in range(count):
             for j in range(count):
                 tile = expected[i * size : (i + 1) * size, j * size : (j + 1) * size]
-                kind = kinds.get((i, j))
-                assert bool(tile.any()) == (kind is not None), (i, j)
-                assert kind != "full" or (bool(tile.all()) and tile.shape == (size, size)), (i, j)
+                assert bool(tile.any()) == ((i, j) in kinds), (i, j)
+                assert not kinds.get((i, j)) or (bool(tile.all()) and tile.shape == (size, size)), (i, j)

@@ -23,9 +23,13 @@ BACKWARD_TILES = {
 SHORT = 4096  # columns: up to there the backward pass gains from small tiles
 
 
-def fuse_attention(model: Any) -> None:
-    """Replace each attention module's `forward` in `model`, in place. Parameters and their names stay the same."""
+def fuse_attention(model: Any, *, flash: bool = False) -> None:
+    """Replace each attention module's `forward` in `model`, in place. Parameters and their names stay the same.
+
+    flash: FlashAttention-4's kernels compute the masks that they can (`kernel_options`).
+    """
     for layer in model.model.layers:
+        layer.self_attn.flash = flash
         layer.self_attn.forward = MethodType(attention, layer.self_attn)
         layer.self_attn.attend_some = _attend_some
 
@@ -64,7 +68,7 @@ def attention(
         dropout=self.attention_dropout if self.training else 0.0,
         scaling=self.scaling,
         sliding_window=self.sliding_window,
-        kernel_options=flex_tiles(query) if isinstance(attention_mask, BlockMask) else None,
+        kernel_options=kernel_options(query, attention_mask, flash=self.flash),
         **kwargs,
     )
     return self.o_proj(output.flatten(2)), weights
@@ -73,6 +77,18 @@ def attention(
 def _attend_some(self: Any, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], mask: Any, kept: int) -> Tensor:
     """What `objective.last_layer` asks of the last layer's attention."""
     return attention(self, hidden, position_embeddings, mask, queries=kept)[0]
+
+
+def kernel_options(query: Tensor, mask: Any, *, flash: bool) -> dict[str, Any] | None:
+    """What FlexAttention is told about its kernels; None: nothing.
+
+    flash: with a mask that reads nothing from memory, torch hands queries in bfloat16 to FlashAttention-4.
+    """
+    if not isinstance(mask, BlockMask):
+        return None
+    if flash and query.dtype == torch.bfloat16 and getattr(mask, "by_limits", False):
+        return {"BACKEND": "FLASH"}
+    return flex_tiles(query)
 
 
 def flex_tiles(query: Tensor) -> dict[str, Any] | None:
