@@ -73,25 +73,21 @@ def _sees(policy: str, window: int, columns: Columns, query: _Side, key: _Side) 
 
 
 def _sees_by_limits(policy: str, window: int, columns: Columns, query: Tensor, key: Tensor) -> Tensor:
-    """`_sees` where every copy holds the same columns: by comparing the key with limits that the query alone sets.
+    """`_sees` where every copy holds the same columns: the key is compared with limits that the query alone sets.
 
-    A kernel computes the limits once for a query. For each pair it then takes four comparisons and no division.
+    A query sees the block of its own copy that it stands in, and clean blocks before that. A kernel computes the limits
+    once for a query. For each pair it then takes four comparisons and no division.
     """
-    import torch
-
-    size, block, first_clean = columns.corrupted, columns.block_length, columns.first_clean
-    clean = query >= first_clean
-    column = query % size
-    start = column // block * block  # of the query's block, in its copy
-    end = first_clean + torch.where(clean, start + block, start)
-    seen = (key >= first_clean) & (key < end)
+    column = query % columns.corrupted
+    start = column // columns.block_length * columns.block_length
+    own, first_clean = query - column + start, columns.first_clean
+    seen_own = (key >= own) & (key < own + columns.block_length)
+    if columns.corrupted % columns.block_length:  # the last block of a copy ends with the copy
+        seen_own = seen_own & (key < query - column + columns.corrupted)
+    seen_earlier = (key >= first_clean) & (key < first_clean + start)
     if POLICIES[policy].windowed:
-        seen = seen & (key >= first_clean + start - window * block)
-    own = query - column + start
-    seen_own = ~clean & (key >= own) & (key < own + block)
-    if size % block:  # the last block of a copy ends with the copy
-        seen_own = seen_own & (key < query - column + size)
-    return seen_own | seen
+        seen_earlier = seen_earlier & (key >= first_clean + start - window * columns.block_length)
+    return seen_own | seen_earlier
 
 
 def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
