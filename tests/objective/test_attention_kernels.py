@@ -107,3 +107,10 @@ def test_only_masks_of_arithmetic_go_to_the_kernels():
     assert fused.kernel_options(query, padded, flash=True) is None
     assert fused.kernel_options(query.float(), alike, flash=True) is None
     assert fused.kernel_options(query, None, flash=True) is None
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def told(query, mask):
+        return query if fused.kernel_options(query, mask, flash=True) is None else query + 1
+
+    assert float(told(query, alike).mean()) == 1
+    assert float(told(query, padded).mean()) == 0
