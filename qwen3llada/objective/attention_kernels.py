@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from qwen3llada.errors import InputError
+from qwen3llada.modeling.attention import plan
 from qwen3llada.objective.params import KernelParams
 
 log = logging.getLogger(__name__)
 
-# FlexAttention's masks, computed by FlashAttention-4's kernels instead of Triton's.
 FLASH_ATTENTION_4 = "flash_attention_4"
+# Under others a row's mask depends on its prompt. Passes whose masks differ between rows are left to FlexAttention.
+FLASH_POLICIES = ("full", "block_causal", "window")
 HOPPER = 9  # compute capability of H100 and H200
 
 # On Hopper cuDNN's kernel is the fastest, elsewhere flash attention's; both are exact. The first that can run is taken.
@@ -36,8 +38,8 @@ def check_flash_attention_4(
     if attention.implementation != FLASH_ATTENTION_4:
         return
     asked = f"attention.implementation={FLASH_ATTENTION_4}"
-    if not attention.causal:
-        raise InputError(f"{asked} needs attention.policy=block_causal or window, given {attention.policy!r}")
+    if others := [name for name in plan(attention.policy) if name not in FLASH_POLICIES]:
+        raise InputError(f"{asked} computes policies {', '.join(FLASH_POLICIES)}, not {', '.join(others)}")
     if not bf16 or deterministic or not compiled:
         raise InputError(
             f"{asked} needs bf16=true, deterministic=false and compiled layers, given {bf16=}, {deterministic=},"

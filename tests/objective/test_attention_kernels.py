@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.masks import mask_of_shape
 from qwen3llada.objective.attention_kernels import check_flash_attention_4, resolve_implementation
 from qwen3llada.objective.params import KernelParams
 from tests.objective.objective_steps import make_model
@@ -32,7 +31,8 @@ def check(device=GPU, attention=ASKED, **changes):
 
 def test_runs_on_hopper(hopper):
     check()
-    check(attention=ASKED | {"policy": "window"})
+    check(attention=ASKED | {"policy": "alternate:block_causal,window"})
+    check(attention=ASKED | {"policy": "full"})
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,10 @@ def test_runs_on_hopper(hopper):
         ({"bf16": False}, "needs bf16=true, .* given bf16=False"),
         ({"deterministic": True}, "needs .*deterministic=false.* given .*deterministic=True"),
         ({"compiled": False}, "needs .* compiled layers, given .*compiled=False"),
-        ({"attention": ASKED | {"policy": "full"}}, "needs attention.policy=block_causal or window, given 'full'"),
+        (
+            {"attention": ASKED | {"policy": "alternate:full,block"}},
+            "computes policies full, block_causal, window, not block",
+        ),
     ],
 )
 def test_refused_for_what_it_cannot_do(hopper, changes, reason):
@@ -93,24 +96,3 @@ def test_passes_with_padding_or_prompts_are_counted(task, passes, caplog):
             loss.attention_mask(loss.prepare(batch))
     assert loss.fall_backs.passes == passes
     assert caplog.text.count("computes masks that are the same for all rows; flex_attention") == min(passes, 1)
-
-
-def test_only_masks_of_arithmetic_go_to_the_kernels():
-    fused = pytest.importorskip("qwen3llada.training.cuda.fused_attention", reason="needs Triton")
-    alike = mask_of_shape("block_causal", 1, 128, 1, 256, 4, True, torch.device("cpu"))
-    settings = settings_of("pretraining", "block_causal", 4, random_length_prob=0.0)
-    loss = loss_of(settings, make_model(), implementation="flex_attention")
-    padded = loss.attention_mask(loss.prepare(batch_of("pretraining", settings)))
-    query = torch.zeros(1, 256, 2, 16, dtype=torch.bfloat16)
-    assert fused.kernel_options(query, alike, flash=True) == {"BACKEND": "FLASH"}
-    assert fused.kernel_options(query, alike, flash=False) is None
-    assert fused.kernel_options(query, padded, flash=True) is None
-    assert fused.kernel_options(query.float(), alike, flash=True) is None
-    assert fused.kernel_options(query, None, flash=True) is None
-
-    @torch.compile(backend="eager", fullgraph=True)
-    def told(query, mask):
-        return query if fused.kernel_options(query, mask, flash=True) is None else query + 1
-
-    assert float(told(query, alike).mean()) == 1
-    assert float(told(query, padded).mean()) == 0
