@@ -130,9 +130,10 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, quer
     """
     blocks, documents, valid = columns.blocks.int(), columns.documents, columns.valid
     alike = len(blocks) == 1
+    one_for_all = alike and documents is None and valid is None
 
     limits = None
-    if columns.block_length and policy in BY_LIMITS:
+    if one_for_all and columns.block_length and policy in BY_LIMITS:
         seen_back = window_blocks if POLICIES[policy].windowed else -1
         limits = Limits(columns.corrupted, columns.views, columns.block_length, seen_back)
 
@@ -150,12 +151,11 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, quer
         return seen if valid is None else seen & valid[b, k]
 
     length, device = blocks.shape[1], blocks.device
-    one_for_all = alike and documents is None and valid is None
     build = _create_block_mask(compiled=device.type == "cuda")
     mask = build(
         visible, B=None if one_for_all else rows, H=None, Q_LEN=queries or length, KV_LEN=length, device=device
     )
-    mask.limits = limits if one_for_all else None
+    mask.limits = limits
     return mask
 
 

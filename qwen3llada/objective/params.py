@@ -14,7 +14,7 @@ class KernelParams(AttentionParams):
     implementation: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_4"] = Field(
         "auto",
         description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies."
-        " flash_attention_4: flex_attention by FlashAttention-4's kernels, on an H100 or H200",
+        " flash_attention_4: the kernels of that package, on an H100 or H200",
     )
 
 

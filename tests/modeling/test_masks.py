@@ -80,3 +80,14 @@ def test_mask_of_a_shape(policy, views, length, block):
                 tile = expected[i * size : (i + 1) * size, j * size : (j + 1) * size]
                 assert bool(tile.any()) == ((i, j) in kinds), (i, j)
                 assert not kinds.get((i, j)) or (bool(tile.all()) and tile.shape == (size, size)), (i, j)
+
+
+def test_mask_of_alike_copies_with_padding():
+    """Padding differs between rows, so the columns' numbers do not say all."""
+    blocks = blocks_of_copies(8, 1, 8, 4, torch.device("cpu"))
+    valid = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) < 0.7
+    columns = Columns(blocks=blocks, valid=valid, corrupted=8, block_length=4)
+    mask, index = flex_mask("block_causal", columns, WINDOW, 2), torch.arange(16)
+    pairs = mask.mask_mod(torch.arange(2)[:, None, None], torch.zeros(()), index[:, None], index)
+    assert torch.equal(pairs, dense_mask("block_causal", columns, WINDOW)[:, 0])
+    assert mask.limits is None
