@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qwen3llada.sampling.cuda.attention_ranges import Range
+
 log = logging.getLogger(__name__)
 _said: set[str] = set()
 
@@ -60,7 +62,8 @@ class _Body:
         """Final hidden states [C, D] of embeddings [B, S, D] at `chosen` [C], indices of the flattened [B, S].
 
         Args:
-            attention_mask: None, [B or 1, 1, S, S], or one of these by type of layer.
+            attention_mask: None, [B or 1, 1, S, S], [B, 1, 1, S] with the keys that are seen first, or one of these by
+                type of layer.
             position_ids: [B or 1, S]; None: counted from 0.
 
         Returns: None for a mask of another kind, which is left to the model's own layers.
@@ -72,10 +75,10 @@ class _Body:
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device)[None]
         places = self.places(inputs_embeds, position_ids)
+        seen = {kind: self.seen(mask, rows, inputs_embeds) for kind, mask in masks.items()}
         x = inputs_embeds.flatten(0, 1).clone()  # [N, D], changed in place
         for number, kind in enumerate(self.kinds):
-            heads = self.heads(number, x, rows, places)
-            mixed = attend(*heads, masks[kind])
+            mixed = self.mixed(number, x, places, seen[kind])
             if number == len(self.kinds) - 1:
                 mixed, x = mixed[chosen], x[chosen]
             self.add(number, x, mixed)
@@ -85,8 +88,12 @@ class _Body:
         """What `heads` needs of the positions."""
         raise NotImplementedError
 
-    def heads(self, number: int, x: Tensor, rows: int, places: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, HQ, S, E], keys and values [B, HK, S, E] of layer `number`, from x [N, D]."""
+    def seen(self, mask: Tensor | None, rows: int, like: Tensor) -> Any:
+        """A mask in the form that `mixed` needs."""
+        return mask, rows
+
+    def mixed(self, number: int, x: Tensor, places: Any, seen: Any) -> Tensor:
+        """What attention of layer `number` finds [N, HQ·E], from x [N, D]."""
         raise NotImplementedError
 
     def add(self, number: int, x: Tensor, mixed: Tensor) -> None:
@@ -117,16 +124,27 @@ class PackedBody(_Body):
     def places(self, embedded: Tensor, position_ids: Tensor) -> Tensor:
         return position_ids.expand(embedded.shape[:2]).flatten().int()
 
-    def heads(self, number: int, x: Tensor, rows: int, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def seen(self, mask: Tensor | None, rows: int, like: Tensor) -> Any:
+        if mask is not None and mask.shape[2] > 1:
+            return mask, rows
+        ranges = torch.zeros(len(Range), rows, dtype=torch.int32, device=like.device)
+        ranges[Range.OWN_HIGH] = like.shape[1] if mask is None else mask.flatten(1).sum(1, dtype=torch.int32)
+        return ranges
+
+    def mixed(self, number: int, x: Tensor, places: Tensor, seen: Any) -> Tensor:
+        from qwen3llada.sampling.cuda.attention_kernel import attention
         from qwen3llada.sampling.cuda.layer_kernels import norm_rope, rms_norm
 
         packed, layer = self.packed, self.packed.layers[number]
         qkv = nn.functional.linear(rms_norm(x, layer.input_norm, packed.eps), layer.qkv, layer.qkv_bias)
         qk = norm_rope(qkv, layer.q_norm, layer.k_norm, places, packed.angles, packed.eps, packed.heads)
+        if isinstance(seen, Tensor):  # all queries of a row see the same keys
+            return attention(qk, qkv, None, seen, packed.heads)
+        mask, rows = seen
         size, keys = packed.heads.size, packed.heads.keys * packed.heads.size
         parts = qk[:, :-keys], qk[:, -keys:], qkv[:, -keys:]
         query, key, value = (part.view(rows, -1, part.shape[1] // size, size).transpose(1, 2) for part in parts)
-        return query, key, value
+        return attend(query, key, value, mask)
 
     def add(self, number: int, x: Tensor, mixed: Tensor) -> None:
         from qwen3llada.sampling.cuda.layer_kernels import gated, rms_norm
@@ -152,13 +170,14 @@ class PlainBody(_Body):
         half = cos.shape[-1] // 2
         return cos[:, :, None, :half], sin[:, :, None, :half]
 
-    def heads(self, number: int, x: Tensor, rows: int, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def mixed(self, number: int, x: Tensor, places: tuple[Tensor, Tensor], seen: tuple[Tensor | None, int]) -> Tensor:
+        mask, rows = seen
         layer = self.model.model.layers[number]
         own, normed = layer.self_attn, norm(x, layer.input_layernorm)
         projections = (own.q_proj, own.k_proj, own.v_proj)
         query, key, value = (linear(normed).view(rows, len(x) // rows, -1, own.head_dim) for linear in projections)
         query, key = rotate(norm(query, own.q_norm), *places), rotate(norm(key, own.k_norm), *places)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        return attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
 
     def add(self, number: int, x: Tensor, mixed: Tensor) -> None:
         layer = self.model.model.layers[number]

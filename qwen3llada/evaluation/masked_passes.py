@@ -17,7 +17,7 @@ from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.diffusion.corruption import Noised
 from qwen3llada.diffusion.losses import MaskedLoss
 from qwen3llada.evaluation.fast_body import fast_body
-from qwen3llada.evaluation.mask_counts import MaskRounds, mask_rounds
+from qwen3llada.evaluation.mask_counts import mask_rounds
 from qwen3llada.evaluation.token_batches import token_batches
 from qwen3llada.modeling.attention import STORED_ATTENTION, plan
 from qwen3llada.modeling.params import store_attention
@@ -71,16 +71,16 @@ class MaskedPasses:
         nats = np.zeros((len(self.sequences), self.rounds))
         levels = np.zeros((*nats.shape, 2, BUCKETS))
         batches = token_batches(np.repeat(self.columns(), self.rounds), batch_tokens)[share[0] :: share[1]]
-        pending: tuple[NDArray[np.int64], LossSum] | None = None
+        pending: Found | None = None
         with evaluated_with(model, self.attention), fast_body(model), torch.no_grad():
             objective, loss = MaskedDiffusionObjective(model), self._loss(model)
             for rows in batches:
-                found = loss(objective, self._batch(rows, model.config.num_hidden_layers))
-                if pending is not None:  # read while the device computes the next
-                    _enter(*pending, nats, levels)
-                pending = rows, found
+                found = Found(rows, loss(objective, self._batch(rows, model.config.num_hidden_layers)))
+                if pending is not None:  # entered, and the next batch made, while the device computes this one
+                    pending.enter(nats, levels)
+                pending = found
             if pending is not None:
-                _enter(*pending, nats, levels)
+                pending.enter(nats, levels)
         return nats, levels
 
     def _loss(self, model: Any) -> BatchLoss:
@@ -99,21 +99,20 @@ class MaskedPasses:
 
     def _batch(self, rows: NDArray[np.int64], layers: int) -> Batch:
         """The rows with the numbers `rows` [B]: sequence number times R plus round."""
-        numbers, rounds = rows // self.rounds, rows % self.rounds
-        drawn: dict[int, MaskRounds] = {}
-        for number in dict.fromkeys(numbers.tolist()):
-            drawn[number] = mask_rounds(self.blocks(number, layers), self.rounds, seed=self.seed, key=self.keys[number])
+        numbers = rows // self.rounds
         lengths = np.array([len(self.sequences[number]) for number in numbers])
         shape = (len(rows), int(lengths.max()))
         tokens, masked = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
         shares, levels = np.ones(shape, np.float32), np.ones(shape, np.float32)
-        for row, (number, round_) in enumerate(zip(numbers.tolist(), rounds.tolist(), strict=True)):
-            sequence, masks = self.sequences[number], drawn[number]
-            tokens[row, : len(sequence)] = sequence
-            answer = slice(self.prompt_lengths[number], len(sequence))
-            masked[row, answer] = masks.masked[round_]
-            shares[row, answer] = masks.shares[round_]
-            levels[row, answer] = masks.levels[round_]
+        for number in dict.fromkeys(numbers.tolist()):  # all rounds of a sequence at once
+            chosen = np.flatnonzero(numbers == number)
+            rounds, sequence = rows[chosen] % self.rounds, self.sequences[number]
+            drawn = mask_rounds(self.blocks(number, layers), self.rounds, seed=self.seed, key=self.keys[number])
+            answer = np.arange(self.prompt_lengths[number], len(sequence))
+            tokens[chosen, : len(sequence)] = sequence
+            masked[np.ix_(chosen, answer)] = drawn.masked[rounds]
+            shares[np.ix_(chosen, answer)] = drawn.shares[rounds]
+            levels[np.ix_(chosen, answer)] = drawn.levels[rounds]
         valid = np.arange(shape[1]) < lengths[:, None]
         noisy = np.where(masked, self.mask_token_id, tokens)
         prompts = np.array([self.prompt_lengths[number] for number in numbers.tolist()], np.int64)
@@ -150,18 +149,28 @@ def _inverse_share(noised: Noised, target: Tensor, **_: Any) -> Tensor:
 COUNTED = MaskedLoss(weigh=_inverse_share, weighs_by_inverse_p=True, by_sample=True)
 
 
-def _enter(rows: NDArray[np.int64], found: LossSum, nats: NDArray[np.float64], levels: NDArray[np.float64]) -> None:
-    """Add what a pass found of its `rows` to the results, in float64 and in the order of the positions."""
-    prepared = found.prepared
-    values = found.cross_entropy.double().cpu().numpy()
-    positions, count = prepared.positions.cpu().numpy(), len(rows)
-    row = positions // prepared.token_weights.shape[1]
-    weights = prepared.token_weights.flatten()[prepared.positions].double().cpu().numpy()
-    nats.flat[rows] = np.bincount(row, weights * values, count)
-    bucket = row * BUCKETS + (prepared.levels.double().cpu().numpy() * BUCKETS).astype(np.int64).clip(0, BUCKETS - 1)
-    by_level = levels.reshape(-1, 2, BUCKETS)  # a view
-    by_level[rows, 0] = np.bincount(bucket, values, count * BUCKETS).reshape(count, BUCKETS)
-    by_level[rows, 1] = np.bincount(bucket, minlength=count * BUCKETS).reshape(count, BUCKETS)
+class Found:
+    """What a pass found of its rows [B]. A GPU sends it as soon as it has it, and the host goes on meanwhile."""
+
+    def __init__(self, rows: NDArray[np.int64], found: LossSum) -> None:
+        prepared = found.prepared
+        self.rows, self.width = rows, prepared.token_weights.shape[1]
+        weights = prepared.token_weights.flatten()[prepared.positions]
+        parts = (found.cross_entropy, weights, prepared.levels, prepared.positions)  # [N] each
+        self.parts = [part.to("cpu", non_blocking=True) for part in parts]
+        self.sent = torch.cuda.current_stream(weights.device).record_event() if weights.is_cuda else None
+
+    def enter(self, nats: NDArray[np.float64], levels: NDArray[np.float64]) -> None:
+        """Write the sums of its rows into nats [S, R] and levels [S, R, 2, 10], in float64, in the positions' order."""
+        if self.sent is not None:
+            self.sent.synchronize()
+        values, weights, noise = (part.double().numpy() for part in self.parts[:3])
+        row, count = self.parts[3].numpy() // self.width, len(self.rows)
+        nats.flat[self.rows] = np.bincount(row, weights * values, count)
+        bucket = row * BUCKETS + (noise * BUCKETS).astype(np.int64).clip(0, BUCKETS - 1)
+        by_level = levels.reshape(-1, 2, BUCKETS)  # a view
+        by_level[self.rows, 0] = np.bincount(bucket, values, count * BUCKETS).reshape(count, BUCKETS)
+        by_level[self.rows, 1] = np.bincount(bucket, minlength=count * BUCKETS).reshape(count, BUCKETS)
 
 
 @contextmanager

@@ -103,9 +103,14 @@ def sees_by_limits(limits: Limits, query: Any, key: Any) -> Any:
 
 
 def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
-    """The mask as booleans, True where a query sees a key: [B or 1, 1, S, S]."""
+    """The mask as booleans, True where a query sees a key: [B or 1, 1, S, S].
+
+    Where nothing but padding is hidden all queries see the same keys: [B, 1, 1, S].
+    """
     import torch
 
+    if policy == "full" and not columns.corrupted and columns.documents is None and columns.valid is not None:
+        return columns.valid[:, None, None, :]
     index = torch.arange(columns.blocks.shape[1], device=columns.blocks.device)
     query, key = (
         _Side(

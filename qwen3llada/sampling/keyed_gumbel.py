@@ -6,7 +6,7 @@ pseudorandom number generators"), written in wrapping int64 arithmetic, which to
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _FRACTION_BITS = 52  # float64 holds 53: the half added below stays exact, and 1.0 is never drawn
 
-Stream = Literal["token", "score", "position"]
-STREAMS: dict[Stream, int] = {"token": 0, "score": 1, "position": 2}
+STREAMS = ("token", "score", "position")  # each has its number here as its key
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -44,10 +43,11 @@ def row_keys(seed: int, rows: Sequence[int]) -> Tensor:
     return fold(fold(torch.tensor(0), seed), torch.tensor(list(rows)))
 
 
-def step_keys(rows: Tensor, step: Tensor | int, positions: int, stream: Stream) -> Tensor:
-    """Keys [U, positions] of a block's positions at one step, from the keys [U] of (row, block)."""
-    keys = fold(fold(rows, step), STREAMS[stream])
-    return fold(keys[:, None], torch.arange(positions, device=rows.device)[None])
+def step_keys(rows: Tensor, step: Tensor | int, positions: int) -> Tensor:
+    """Keys [3, U, positions] of a block's positions at one step, for each of `STREAMS`, from the keys [U] of blocks."""
+    streams = torch.arange(len(STREAMS), device=rows.device)
+    keys = fold(fold(rows, step), streams[:, None])
+    return fold(keys[..., None], torch.arange(positions, device=rows.device))
 
 
 def _words(keys: Tensor, count: int) -> Tensor:

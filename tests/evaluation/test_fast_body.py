@@ -9,9 +9,10 @@ pytest.importorskip("triton")
 
 from qwen3llada.evaluation.fast_body import PackedBody, PlainBody, fast_body
 from qwen3llada.evaluation.likelihood import nelbo
-from qwen3llada.sampling.cuda import layer_kernels
+from qwen3llada.sampling.cuda import attention_kernel, layer_kernels
+from qwen3llada.sampling.cuda.attention_ranges import Range
 from tests.objective.objective_steps import make_model
-from tests.sampling.cuda.test_packed_model import gated, norm_rope, rms_norm
+from tests.sampling.cuda.test_packed_model import gated, norm_rope, rms_norm, split
 
 ROWS, LENGTH = 3, 10
 
@@ -30,14 +31,30 @@ def some_mask(rows, seed):
     return seen | torch.eye(LENGTH, dtype=torch.bool)
 
 
+def attention(qk, qkv, prefix, ranges, heads):
+    """Every token of a row sees the first keys of the row."""
+    assert prefix is None
+    assert not ranges[: Range.OWN_HIGH].any()
+    assert not ranges[Range.OWNER :].any()
+    query, key = qk.unflatten(1, (-1, heads.size)).split([heads.queries, heads.keys], 1)
+    parts = (x.unflatten(0, (ranges.shape[1], -1)).transpose(1, 2) for x in (query, key, split(qkv, heads)[2]))
+    query, key, value = parts
+    mask = (torch.arange(key.shape[2]) < ranges[Range.OWN_HIGH][:, None])[:, None, None]
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
 @pytest.mark.parametrize("kind", [PackedBody, PlainBody])
-@pytest.mark.parametrize("form", ["none", "of all rows", "by row", "by type"])
+@pytest.mark.parametrize("form", ["none", "of keys", "of all rows", "by row", "by type"])
 @torch.no_grad()
 def test_the_states_are_those_of_the_layers(model, form, kind, monkeypatch):
     for kernel in (rms_norm, norm_rope, gated):
         monkeypatch.setattr(layer_kernels, kernel.__name__, kernel)
+    monkeypatch.setattr(attention_kernel, "attention", attention)
     model.config.attention_policy = "full"
     mask = {"none": None, "of all rows": some_mask(1, 0), "by row": some_mask(ROWS, 1)}.get(form)
+    if form == "of keys":
+        mask = (torch.arange(LENGTH) < torch.tensor([[10], [4], [7]]))[:, None, None]
     if form == "by type":
         monkeypatch.setattr(model.config, "layer_types", ["full_attention", "sliding_attention"])
         mask = {"full_attention": some_mask(ROWS, 2), "sliding_attention": None}

@@ -91,3 +91,13 @@ def test_mask_of_alike_copies_with_padding():
     pairs = mask.mask_mod(torch.arange(2)[:, None, None], torch.zeros(()), index[:, None], index)
     assert torch.equal(pairs, dense_mask("block_causal", columns, WINDOW)[:, 0])
     assert mask.limits is None
+
+
+def test_padding_alone_is_a_mask_of_keys():
+    valid = torch.arange(5) < torch.tensor([[5], [2]])
+    columns = Columns(blocks=torch.zeros(1, 5, dtype=torch.int64), valid=valid)
+    mask = dense_mask("full", columns, WINDOW)
+    assert mask.shape == (2, 1, 1, 5)
+    assert torch.equal(mask[:, 0, 0], valid)
+    columns = Columns(blocks=columns.blocks, valid=valid, documents=torch.zeros(2, 5, dtype=torch.int64))
+    assert torch.equal(dense_mask("full", columns, WINDOW), mask.expand(2, 1, 5, 5))

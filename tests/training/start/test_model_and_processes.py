@@ -62,7 +62,7 @@ def test_nothing_runs_uncompiled_however_many_shapes_there_are(pretraining):
 def compile_many_shapes(params):
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     objective, graphs = compiled_objective(params)
-    shapes = ((4, 16), (4, 12), (2, 16), (1, 12), (1, 1))
+    shapes = ((4, 16), (2, 12), (1, 12), (1, 1))
     for gradients, some in ((True, shapes), (False, shapes[:1])):
         with torch.set_grad_enabled(gradients):
             for rows, length in some:
