@@ -1,6 +1,6 @@
 """From a batch to its loss: the one path that training and evaluation share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,12 @@ from qwen3llada.diffusion.losses import LOSSES, MaskedLoss
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import POLICIES, blocks_of_columns, mask_of_each_kind, plan
 from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
-from qwen3llada.objective.attention_kernels import attention_kernel, resolve_implementation
+from qwen3llada.objective.attention_kernels import (
+    FLASH_ATTENTION_4,
+    FallBacks,
+    attention_kernel,
+    resolve_implementation,
+)
 from qwen3llada.objective.copies import Copies, copies, views_of
 from qwen3llada.objective.params import KernelParams, LossKnobs
 
@@ -67,6 +72,7 @@ class BatchLoss:
     pad_to_multiple_of: int
     device: torch.device
     shortened: bool = False  # whether the model's last layer takes fewer columns (`shorten_last_layer`)
+    fall_backs: FallBacks = field(default_factory=FallBacks, compare=False)
 
     @property
     def figure_names(self) -> tuple[str, ...]:
@@ -158,6 +164,8 @@ class BatchLoss:
             return mask_of_each_kind(
                 policy, self.config, lambda name: mask_of_shape(name, window, *sizes, flex, prepared.tokens.device)
             )
+        if self.attention.implementation == FLASH_ATTENTION_4:
+            self.fall_backs.count()
         columns = self._columns(prepared)
         rows = len(prepared.tokens)
 
