@@ -59,7 +59,7 @@ def torchrun(params, signals: dict[tuple[str, str], signal.Signals]) -> None:
         "--rdzv-id",
         "run",
     ]  # as torchrun sets by itself
-    options += ["--nproc-per-node", "2", "--max-restarts", "2", "--monitor-interval", "0.1", "-m", "stages.pretrain"]
+    options += ["--nproc-per-node", "2", "--max-restarts", "2", "--monitor-interval", "0.02", "-m", "stages.pretrain"]
     config, _, _ = config_from_args(parse_args(options))
     config.start_method = "fork"
     try:
