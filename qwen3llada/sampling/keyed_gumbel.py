@@ -5,8 +5,7 @@ batch, on any device, eager or in a CUDA graph. The generator is SplitMix64 (Ste
 pseudorandom number generators"), written in wrapping int64 arithmetic, which torch has on every device.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,18 +68,3 @@ def gumbel(uniforms: Tensor) -> Tensor:
 def gumbel_float64(keys: Tensor, count: int) -> Tensor:
     """`count` standard Gumbel numbers for each key [N]: [N, count], float64."""
     return gumbel(uniform(keys, count))
-
-
-def gumbel_float32(keys: Tensor, count: int) -> Tensor:
-    """The same from the same words in float32, for kernels that cannot afford float64: [N, count].
-
-    Large numbers come from u next to 1, which float32 does not resolve: with v = 1 - u they are -log(-log1p(-v)), and
-    float32 resolves the smallest v.
-    """
-    v = ((1 << _FRACTION_BITS) - _words(keys, count)).float() * 2.0**-_FRACTION_BITS
-    return -torch.log(-torch.log1p(-v.clamp(max=1 - 2.0**-24)))
-
-
-Gumbel: TypeAlias = Callable[[Tensor, int], Tensor]
-GUMBELS: dict[str, Gumbel] = {"float64": gumbel_float64, "float32": gumbel_float32}
-"""Each way to draw tokens' noise. A test compares the distribution of each with the softmax."""
