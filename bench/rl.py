@@ -4,8 +4,8 @@
     python -m bench.rl --out FILE --draw docs/images/rl.png
 
 Needs the models and data that the parameter set names. Settings are its section `rl`, whose `max_steps` has no effect
-here. The clock is the process's own processor time on one thread, without the measurements;
-the held-out prompts are answered every few steps. Runs that FILE holds already are not repeated. --draw draws them.
+here. The clock is the process's own processor time on one thread, without the measurements; the held-out prompts are
+answered every few steps. Runs that FILE holds already are not repeated. --draw draws them.
 """
 
 import argparse

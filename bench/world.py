@@ -4,8 +4,8 @@
     python -m bench.world --out FILE --table                 the table of README.md, from the results
 
 Needs data/ and out/qwen3llada-converted (`make repro`). Each run pretrains, fine-tunes, answers the held-out questions
-and measures the likelihood bounds by the stages themselves, in a folder of its own and on one thread. All cost
-the same processor time. Runs that FILE holds are not repeated.
+and measures the likelihood bounds by the stages themselves, in a folder of its own and on one thread. All cost the same
+processor time. Runs that FILE holds are not repeated.
 """
 
 import argparse

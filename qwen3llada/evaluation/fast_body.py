@@ -62,8 +62,8 @@ class _Body:
         """Final hidden states [C, D] of embeddings [B, S, D] at `chosen` [C], indices of the flattened [B, S].
 
         Args:
-            attention_mask: None, [B or 1, 1, S, S], [B, 1, 1, S] with the keys that are seen first, or one of these by
-                type of layer.
+            attention_mask: None, [B or 1, 1, S, S], or one of these by type of layer. [B, 1, 1, S] where all queries of
+                a row see the same keys, which must be its first ones.
             position_ids: [B or 1, S]; None: counted from 0.
 
         Returns: None for a mask of another kind, which is left to the model's own layers.

@@ -71,11 +71,11 @@ class MaskedPasses:
         nats = np.zeros((len(self.sequences), self.rounds))
         levels = np.zeros((*nats.shape, 2, BUCKETS))
         batches = token_batches(np.repeat(self.columns(), self.rounds), batch_tokens)[share[0] :: share[1]]
-        pending: Found | None = None
+        pending: PassResult | None = None
         with evaluated_with(model, self.attention), fast_body(model), torch.no_grad():
             objective, loss = MaskedDiffusionObjective(model), self._loss(model)
             for rows in batches:
-                found = Found(rows, loss(objective, self._batch(rows, model.config.num_hidden_layers)))
+                found = PassResult(rows, loss(objective, self._batch(rows, model.config.num_hidden_layers)))
                 if pending is not None:  # entered, and the next batch made, while the device computes this one
                     pending.enter(nats, levels)
                 pending = found
@@ -149,7 +149,7 @@ def _inverse_share(noised: Noised, target: Tensor, **_: Any) -> Tensor:
 COUNTED = MaskedLoss(weigh=_inverse_share, weighs_by_inverse_p=True, by_sample=True)
 
 
-class Found:
+class PassResult:
     """What a pass found of its rows [B]. A GPU sends it as soon as it has it, and the host goes on meanwhile."""
 
     def __init__(self, rows: NDArray[np.int64], found: LossSum) -> None:

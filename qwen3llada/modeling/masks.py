@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from torch.nn.attention.flex_attention import BlockMask
 
 
-BY_LIMITS = ("block_causal", "window")  # policies whose comparison `sees_by_limits` writes another way
+BY_LIMITS = ("block_causal", "window")  # the policies that `sees_by_limits` knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,8 @@ def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
 def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, queries: int | None = None) -> BlockMask:
     """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair: for [`rows`, 1, S, S].
 
-    One mask serves all rows where nothing in `columns` differs between them. Its attribute `limits`, if not
-    None, says all about it: kernels that take arithmetic alone can compute it.
+    One mask serves all rows where nothing in `columns` differs between them. Its attribute `limits` says the same as
+    numbers alone, for kernels that read no mask from memory; None where numbers are not enough.
     """
     blocks, documents, valid = columns.blocks.int(), columns.documents, columns.valid
     alike = len(blocks) == 1
@@ -148,8 +148,6 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, quer
         return blocks[b * 0 if alike else b, column]
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        if limits is not None:
-            return sees_by_limits(limits, q, k)
         query = _Side(q, block(b, q), None if documents is None else documents[b, q])
         key = _Side(k, block(b, k), None if documents is None else documents[b, k])
         seen = _sees(policy, window_blocks, columns, query, key)

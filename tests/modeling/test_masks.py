@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
+from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape, sees_by_limits
 
 WINDOW = 1
 
@@ -57,7 +57,7 @@ def test_who_sees_whom(policy, views, kind):
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize(("length", "block"), [(256, 32), (200, 48), (130, 4), (128, 32), (96, 128)])
 def test_mask_of_a_shape(policy, views, length, block):
-    """Where copies are alike the mask compares with limits: the same pairs as by block numbers, and tiles that fit."""
+    """Where copies are alike: the same pairs by block numbers, by the mask's limits, and by its tiles."""
     total, device = length * (views + 1), torch.device("cpu")
     mask = mask_of_shape(policy, WINDOW, length, views, total, block, True, device)
     columns = Columns(blocks=blocks_of_copies(length, views, length, block, device), corrupted=length, views=views)
@@ -65,6 +65,7 @@ def test_mask_of_a_shape(policy, views, length, block):
     index, zero = torch.arange(total), torch.zeros((), dtype=torch.long)
     pairs = mask.mask_mod(zero, zero, index[:, None], index[None])
     assert torch.equal(pairs, expected)
+    assert torch.equal(sees_by_limits(mask.limits, index[:, None], index[None]), expected)
     size, count = 128, -(-total // 128)
     by_query = (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)
     by_key = (mask.q_num_blocks, mask.q_indices), (mask.full_q_num_blocks, mask.full_q_indices)

@@ -267,18 +267,18 @@ async def load(url, bodies, path=CHAT):
         return await asyncio.gather(*(client.post(path, json=body) for body in bodies))
 
 
-def test_100_clients_at_once_get_what_each_would_get_alone(text):
+def test_200_clients_at_once_get_what_each_would_get_alone(text):
     bodies = [
         {"messages": ask(" ".join(f"w{(i + j) % 60}" for j in range(1 + i % 9))), "seed": i, "max_tokens": 4 + i % 13}
         | ({"temperature": 0.7} if i % 2 else {})
         | ({"unmask": "threshold"} if i % 3 else {"steps": 5 + i % 7})
-        for i in range(100)
+        for i in range(200)
     ]
     with Served(text, max_batch=32) as server:
         replies = asyncio.run(load(server.url, bodies))
         counts = counters(server)
     assert {reply.status_code for reply in replies} == {200}
-    for i in range(0, 100, 7):
+    for i in range(0, 200, 13):
         body = bodies[i]
         knobs = {name: body[name] for name in ("temperature", "unmask", "steps") if name in body}
         knobs = {"steps": max(body["max_tokens"], 5)} | knobs
