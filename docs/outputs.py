@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("training", "sampling", "serving", "data", "flows", "workflow")),
+    *(f"docs/{name}.md" for name in ("training", "sampling", "evaluation", "serving", "data", "flows", "workflow")),
 )
 MODEL = Path("out/qwen3llada-sft")
 
