@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, apply_rotary_pos_emb, eager_attention_forward
 
+from qwen3llada.modeling.modeling_qwen3llada import flex_options
+
 
 def shorten_last_layer(model: Any) -> None:
     """Let the last layer of `model` take `kept` and `kept_mask`; without them it computes what it always did."""
@@ -51,5 +53,6 @@ def _attend_some(self: Any, hidden: Tensor, position_embeddings: tuple[Tensor, T
     key, _ = apply_rotary_pos_emb(key, key, cos, sin)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
     dropout = self.attention_dropout if self.training else 0.0
-    output, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling)
+    options = {"kernel_options": found} if (found := flex_options(mask, kept)) else {}
+    output, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, **options)
     return self.o_proj(output.flatten(2))

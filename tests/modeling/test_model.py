@@ -255,3 +255,39 @@ def test_it_does_not_decode_left_to_right(model, tokens):
     assert not model.can_generate()
     with pytest.raises(NotImplementedError, match="sampler"):
         model.generate(tokens)
+
+
+@pytest.mark.parametrize(
+    ("device", "queries", "options"), [("cuda", 127, {"BACKEND": "TRITON"}), ("cuda", 128, {}), ("cpu", 127, {})]
+)
+def test_short_passes_on_a_gpu_avoid_flex_attentions_kernel_for_decoding(device, queries, options):
+    from unittest.mock import Mock
+
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from qwen3llada.modeling.modeling_qwen3llada import flex_options
+
+    mask = Mock(spec=BlockMask, kv_indices=Mock(device=torch.device(device)))
+    assert flex_options(mask, queries) == options
+    assert flex_options(None, queries) == flex_options(torch.ones(1, 1, 2, 2), queries) == {}
+
+
+def test_flex_attentions_options_reach_each_layer(model, monkeypatch):
+    """Also the last layer where it is shortened, whose queries are fewer than the other layers'."""
+    from qwen3llada.modeling import modeling_qwen3llada
+    from qwen3llada.objective import last_layer
+
+    given = []
+    model.set_attn_implementation("eager")
+
+    def attend(module, query, key, value, mask, kernel_options=None, **kwargs):
+        given.append((query.shape[2], kernel_options))
+        return query.transpose(1, 2), None
+
+    last_layer.shorten_last_layer(model)
+    for module in (modeling_qwen3llada, last_layer):
+        monkeypatch.setattr(module, "flex_options", lambda mask, queries: {"queries": queries})
+    monkeypatch.setattr("transformers.models.qwen3.modeling_qwen3.eager_attention_forward", attend)
+    monkeypatch.setattr(last_layer, "eager_attention_forward", attend)
+    model.model(torch.ones(1, 6, dtype=torch.long), kept=4)
+    assert given == [(6, {"queries": 6}), (6, {"queries": 6}), (4, {"queries": 4})]

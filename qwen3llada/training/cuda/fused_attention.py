@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
+from qwen3llada.modeling.modeling_qwen3llada import flex_options
 from qwen3llada.training.cuda.flash_attention_4 import can_compute, flash_attention_4
 from qwen3llada.training.cuda.rotary_kernels import norm_rotate
 
@@ -42,11 +43,13 @@ def attention(
     attention_mask: Any = None,
     past_key_values: Any = None,
     queries: int | None = None,
+    kernel_options: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`Qwen3Attention.forward` [B, L, D] for training. Raises ValueError if given a key-value cache.
 
     queries: the result is that of so many first columns alone, [B, queries, D]; None: of all.
+    kernel_options: FlexAttention's, beside the tiles that are chosen here.
 
     Queries and keys are rounded once, after the rotation. Qwen3's own forward rounds after each operation.
     """
@@ -71,7 +74,7 @@ def attention(
         dropout=self.attention_dropout if self.training else 0.0,
         scaling=self.scaling,
         sliding_window=self.sliding_window,
-        kernel_options=flex_tiles(query) if isinstance(attention_mask, BlockMask) else None,
+        kernel_options=_flex_options(query, attention_mask) | (kernel_options or {}) or None,
         **kwargs,
     )
     return self.o_proj(output.flatten(2)), weights
@@ -80,6 +83,12 @@ def attention(
 def _attend_some(self: Any, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], mask: Any, kept: int) -> Tensor:
     """What `objective.last_layer` asks of the last layer's attention."""
     return attention(self, hidden, position_embeddings, mask, queries=kept)[0]
+
+
+def _flex_options(query: Tensor, mask: Any) -> dict[str, Any]:
+    """FlexAttention's options for queries [B, Q, heads, d]; empty without a `BlockMask`."""
+    tiles = flex_tiles(query) if isinstance(mask, BlockMask) else None
+    return flex_options(mask, query.shape[1]) | (tiles or {})
 
 
 def flex_tiles(query: Tensor) -> dict[str, Any] | None:
