@@ -66,6 +66,8 @@ PRETRAIN: dict[str, Recipe] = {
     "loss soft_ce": Recipe(factor="loss", changes={"loss_impl": "soft_ce"}),
     "weight capped at 5": Recipe(factor="loss", changes=noise(reweight_cap=5.0)),
     "lr 3e-4": Recipe(factor="lr", changes=optim(lr=3e-4)),
+    "lr 5e-4": Recipe(factor="lr", changes=optim(lr=5e-4)),
+    "lr 7e-4": Recipe(factor="lr", changes=optim(lr=7e-4)),
     "lr 2e-3": Recipe(factor="lr", changes=optim(lr=2e-3)),
     "lr 4e-3": Recipe(factor="lr", changes=optim(lr=4e-3)),
     "no warm-up": Recipe(factor="warm-up", changes=optim(warmup_ratio=0.0)),

@@ -97,7 +97,7 @@ def run_together(rows: list[Row], saving: list[bool], folder: Path, out: Path) -
         {"row": asdict(row) | {"checkpoint": save}, "folder": str(folder)}
         for row, save in zip(rows, saving, strict=True)
     ]
-    limit = max(30 + 2 * row.seconds for row in rows)
+    limit = max(60 + 3 * row.seconds for row in rows)
     sharded = [row.strategy == "fsdp2" for row in rows]
     first = [sum(row.gpus for row in rows[:number]) for number in range(len(rows))]
     running = [

@@ -1,6 +1,7 @@
 """One row of `bench.scale`, in each of its processes: write random models, or train and measure."""
 
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ WARM_UP = 4  # steps: compilation, DDP's buckets, CUDA graphs
 
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive a torchrun that was killed
+    faulthandler.dump_traceback_later(60, repeat=True)  # a row that hangs shows where in its log
     job = json.loads(sys.argv[1])
     folder = Path(job["folder"])
     if "prepare" in job:
