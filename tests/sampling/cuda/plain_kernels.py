@@ -1,8 +1,6 @@
 """Plain torch in place of the kernels of the sampler's programs, so that the programs run on a CPU."""
 
 import torch
-from test_packed_model import gated, rms_norm, split
-from test_packed_model import norm_rope as norm_rope_only
 from torch import Tensor, nn
 
 from qwen3llada.sampling import keyed_gumbel as noise
@@ -10,6 +8,8 @@ from qwen3llada.sampling.cuda.attention_ranges import Range
 from qwen3llada.sampling.head import Head
 from qwen3llada.sampling.remasking import annealed
 from qwen3llada.sampling.unmasking import UNMASKING, Candidates
+from tests.sampling.cuda.test_packed_model import gated, rms_norm, split
+from tests.sampling.cuda.test_packed_model import norm_rope as norm_rope_only
 
 
 def norm_rope(qkv, q_weight, k_weight, positions, angles, eps, heads, store=None) -> Tensor:

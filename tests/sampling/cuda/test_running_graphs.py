@@ -17,7 +17,7 @@ from test_running_batch import asks, one_row, run, with_policy
 
 from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling import running_batch
-from qwen3llada.sampling.cuda import program_cache, running_passes, support
+from qwen3llada.sampling.cuda import program_cache, running_memory, running_passes, support
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import infill_rows, make_request
 from qwen3llada.sampling.running_batch import RunningBatch
@@ -142,8 +142,6 @@ def test_texts_with_masks_are_filled_in(graphed, policy):
 
 @pytest.mark.parametrize("policy", ["block_causal", "full"])
 def test_memory_grows_while_rows_are_decoded(graphed, policy, monkeypatch):
-    from qwen3llada.sampling.cuda import running_memory
-
     monkeypatch.setattr(running_memory, "FIRST_COLUMNS", 64)
     with_policy(graphed, policy)
     requests, alone = mixture(graphed)
@@ -224,3 +222,17 @@ def test_spans_never_overlap(actions):
             first = sorted(taken)[number % len(taken)]
             spans.give_back(first)
             del taken[first]
+
+
+def interpret():
+    """The same by the kernels themselves, on the CPU. Needs its own process: Triton decides at import."""
+    import conftest
+
+    model = conftest.model.__wrapped__()
+    running_batch.why_eager, running_memory.FIRST_COLUMNS = lambda model, request: None, 64
+    for policy, length in (("full", 1), ("window", 2)):  # one pass, and two; the interpreter is slow
+        with_policy(model, policy)
+        params = DecodeParams(gen_length=length, steps=length, block_length=2, temperature=0.7)
+        (row,) = run(RunningBatch(model), [one_row(model, params, [1, 2, 3], 1, ends=())], [0])
+        alone = generate(model, [[1, 2, 3]], params, seed=1, eos_token_ids=())
+        assert row.answer().tolist() == alone.tokens[0].tolist(), policy
