@@ -5,11 +5,13 @@ device, and learns the results of a pass when the next one is under way.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import POLICIES, plan
 from qwen3llada.sampling.cuda.graphed_row import GraphedRow, Kind
 from qwen3llada.sampling.cuda.program_cache import Graphs
@@ -32,7 +34,10 @@ class RunningGraphs:
 
     @torch.no_grad()
     def enter(self, request: Request) -> GraphedRow:
-        """Take in a request of one row for which `support.why_not` says nothing."""
+        """Take in a request of one row for which `support.why_not` says nothing.
+
+        Raises InputError if the device has no memory for it.
+        """
         if not self.rows and Graphs.of(self.model) is not self._graphs:
             self.close()
             self._graphs = Graphs.of(self.model)  # the weights have moved
@@ -41,12 +46,14 @@ class RunningGraphs:
         columns = request.layout.tokens.shape[1] + request.layout.block_length  # a unit may read beyond the end
         everything = request.layout.tokens.shape[1] // request.layout.block_length + 1
         window = min(everything, self.model.config.window_blocks) if POLICIES[policy].windowed else everything
-        row = GraphedRow(
-            request=request,
-            spans=tuple(self._take(columns) for _ in range(2 if request.params.cfg_scale > 0 else 1)),
-            kept_by=Kept.by(request.policy),
-            window=window,
-        )
+        spans = list[int]()
+        try:
+            for _ in range(2 if request.params.cfg_scale > 0 else 1):
+                spans.append(self._take(columns))
+        except InputError:
+            self._give_back(spans)
+            raise
+        row = GraphedRow(request=request, spans=tuple(spans), kept_by=Kept.by(request.policy), window=window)
         self._write(row)
         if row.finished:
             self._free(row)
@@ -114,6 +121,9 @@ class RunningGraphs:
 
     def _free(self, row: GraphedRow) -> None:
         row.gone = True
+        self._give_back(row.spans)
+
+    def _give_back(self, spans: Sequence[int]) -> None:
         assert self._memory is not None
-        for first in row.spans:
+        for first in spans:
             self._memory.spans.give_back(first)

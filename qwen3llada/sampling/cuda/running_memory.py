@@ -8,6 +8,7 @@ from bisect import insort
 import torch
 from torch import Tensor
 
+from qwen3llada.errors import InputError
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
 
 FIRST_COLUMNS = 2**15
@@ -60,16 +61,24 @@ class RunningMemory:
         return cls(model, max(most, 1 << (columns - 1).bit_length()))
 
     def grow(self) -> None:
-        """Double T. What is stored stays where it is."""
-        self.spans.columns *= 2
-        for tensors in (self.store.keys, self.store.values):
-            for i, old in enumerate(tensors):  # layer by layer, so that little is held twice
-                tensors[i] = _longer(old[0])[None]  # type: ignore[index]
-        self.tokens, self.given = _longer(self.tokens), _longer(self.given)
+        """Double T. What is stored stays where it is. Raises InputError if the device has no room."""
+        columns = 2 * self.spans.columns
+        try:
+            for tensors in (self.store.keys, self.store.values):
+                for i, old in enumerate(tensors):  # layer by layer, so that little is held twice
+                    tensors[i] = _longer(old[0], columns)[None]  # type: ignore[index]
+            self.tokens, self.given = _longer(self.tokens, columns), _longer(self.given, columns)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"the device has no memory for keys and values of {columns} tokens: decode fewer answers together"
+            ) from None
+        self.spans.columns = columns
 
 
-def _longer(old: Tensor) -> Tensor:
-    """Twice as long [2T, …], the first half as `old` [T, …]."""
-    new = old.new_zeros(2 * len(old), *old.shape[1:])
+def _longer(old: Tensor, columns: int) -> Tensor:
+    """`columns` long, first as `old` [T, …]. A growth that failed half-way has left some that are long enough."""
+    if len(old) >= columns:
+        return old
+    new = old.new_zeros(columns, *old.shape[1:])
     new[: len(old)] = old
     return new

@@ -73,8 +73,9 @@ class SharedStepProgram(StepProgram):
 
     def record(self, variants: Iterable[Any], pool: Any) -> None:
         """Capture what is missing. Until `inputs` is filled again, a run does nothing."""
-        self.inputs.zero_()
-        super().record(variants, pool)
+        if set(variants) - self._recorded.keys():
+            self.inputs.zero_()
+            super().record(variants, pool)
 
     def warm_up(self, variants: Iterable[Any]) -> list[Any]:
         return list(variants)

@@ -4,6 +4,7 @@ Plain torch stands in for the kernels, and a graph is a call of its function, so
 """
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabulary import MASK
@@ -15,6 +16,7 @@ import itertools
 import plain_kernels
 from test_running_batch import asks, one_row, run, with_policy
 
+from qwen3llada.errors import InputError
 from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling import running_batch
 from qwen3llada.sampling.cuda import program_cache, running_memory, running_passes, support
@@ -156,6 +158,31 @@ def test_memory_grows_while_rows_are_decoded(graphed, policy, monkeypatch):
     assert not program_cache.Graphs.of(graphed)._programs
 
 
+def test_a_row_that_finds_no_memory_is_refused_and_the_others_go_on(graphed, monkeypatch):
+    monkeypatch.setattr(running_memory, "FIRST_COLUMNS", 128)
+    with_policy(graphed, "block_causal")
+    requests, alone = mixture(graphed)
+    guided, _ = mixture(graphed, cfg_scale=1.0)
+    batch, longer = RunningBatch(graphed), running_memory._longer
+    rows = [batch.enter(requests[0])]
+    batch.step()
+    calls = []
+
+    def fails(old, columns):
+        calls.append(columns)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return longer(old, columns)
+
+    monkeypatch.setattr(running_memory, "_longer", fails)
+    with pytest.raises(InputError, match="no memory for keys and values of 256 tokens"):
+        batch.enter(guided[1])  # its first span fits, its second does not
+    rows += run(batch, requests[1:3], [0, 3])
+    assert [row.answer().tolist() for row in rows] == alone[:3]
+    assert batch._graphs._memory.spans.columns == 256
+    assert {len(x[0]) for x in batch._graphs._memory.store.keys} == {256}
+
+
 def test_rows_that_leave_change_nothing_for_the_others(graphed):
     """Their columns are another row's at once, while their last pass is under way."""
     with_policy(graphed, "block_causal")
@@ -222,6 +249,65 @@ def test_spans_never_overlap(actions):
             first = sorted(taken)[number % len(taken)]
             spans.give_back(first)
             del taken[first]
+
+
+@pytest.fixture
+def cuda_model(model):
+    yield model.cuda()
+    model.cpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestOnGpu:
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("knobs", SETTINGS, ids=str)
+    def test_every_row_gets_the_tokens_of_the_eager_sampler(self, cuda_model, policy, knobs):
+        """Twice in other order: first graphs are captured, then they are replayed for other content."""
+        with_policy(cuda_model, policy)
+        batch = RunningBatch(cuda_model)
+        requests, _ = mixture(cuda_model, **knobs)
+        _, alone = mixture(cuda_model, backend="eager", **knobs)
+        for arrivals in ([0, 0, 1, 2, 5, 6], [9, 7, 4, 2, 1, 0]):
+            rows = run(batch, requests, arrivals)
+            assert [row.answer().tolist() for row in rows] == alone
+        assert not batch.rows
+
+    def test_kinds_and_rows_without_graphs_run_beside_each_other(self, cuda_model):
+        with_policy(cuda_model, "block_causal")
+        found, batch = [], RunningBatch(cuda_model)
+        for knobs in (*SETTINGS, {"block_attention": True}, {"block_attention": False}, {"remask": 1}):
+            requests, alone = mixture(cuda_model, **knobs)
+            found += [(request, answer) for request, answer in zip(requests, alone, strict=True)]
+        rows = run(batch, [request for request, _ in found], [i % 7 for i in range(len(found))])
+        assert [row.answer().tolist() for row in rows] == [answer for _, answer in found]
+
+    def test_memory_grows_and_large_passes_are_not_captured(self, cuda_model, monkeypatch):
+        monkeypatch.setattr(running_memory, "FIRST_COLUMNS", 64)
+        monkeypatch.setattr(running_passes, "GRAPHED_TOKENS", 16)
+        with_policy(cuda_model, "block_causal")
+        requests, alone = mixture(cuda_model)
+        rows = run(RunningBatch(cuda_model), requests, [0, 2, 3, 3, 5, 20])
+        assert [row.answer().tolist() for row in rows] == alone
+
+    def test_biases_of_attention(self, biased_model):
+        model = with_policy(biased_model.cuda(), "block_causal")
+        requests, _ = mixture(model, cfg_scale=1.5)
+        _, alone = mixture(model, cfg_scale=1.5, backend="eager")
+        rows = run(RunningBatch(model), requests, [0, 0, 1, 2, 5, 6])
+        biased_model.cpu()
+        assert [row.answer().tolist() for row in rows] == alone
+
+    def test_the_host_runs_ahead_by_one_pass(self, cuda_model):
+        """A step returns what the pass before did, without waiting for its own."""
+        with_policy(cuda_model, "block_causal")
+        batch = RunningBatch(cuda_model)
+        batch.enter(one_row(cuda_model, DecodeParams(steps=12, gen_length=12), [1, 2, 3, 4], 0, ends=()))
+        seen = []
+        while len(batch):
+            seen.append(len(batch.step()))
+        assert batch.passes == 12
+        assert seen == [0, 1, 1, 1, 1] * 3
 
 
 def interpret():
