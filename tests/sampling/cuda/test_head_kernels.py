@@ -234,8 +234,8 @@ def compare_units_of_other_numbers(device):
 
     given, counts, steps = inputs(), torch.tensor([2, 1]), torch.tensor([3, 1], device=device)
     common = {"remasking": "random_topk"}
-    first = {"temperature": 0.8, "cfg_scale": 1.5, "position_temperature": 0.4, "remasking_temperature": 2.0}
-    second = {"temperature": 0.2, "cfg_scale": 0.5, "position_temperature": 0.9, "remasking_temperature": 0.3}
+    first = {"temperature": 3.0, "cfg_scale": 1.5, "position_temperature": 0.4, "remasking_temperature": 2.0}
+    second = {"temperature": 2.0, "cfg_scale": 0.5, "position_temperature": 0.9, "remasking_temperature": 0.3}
     for unmask in ({}, {"unmask": "threshold"}, {"unmask": "factor"}):
         bounds = ({"confidence_threshold": 0.2, "factor": 3.0}, {"confidence_threshold": 0.9, "factor": 0.4})
         both = [

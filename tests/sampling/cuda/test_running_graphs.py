@@ -158,6 +158,22 @@ def test_memory_grows_while_rows_are_decoded(graphed, policy, monkeypatch):
     assert not program_cache.Graphs.of(graphed)._programs
 
 
+def test_captures_and_their_warm_ups_change_nothing(graphed, monkeypatch):
+    """A GPU runs a new program once before its capture, while other rows are in the memory."""
+    from qwen3llada.sampling.cuda import step_programs
+
+    def run_first(function, device, pool, *, warmup):
+        function()
+        return function
+
+    monkeypatch.setattr(step_programs, "CapturedFunction", run_first)
+    monkeypatch.setattr(step_programs, "ROWS_OF_LOGITS", 4)  # so that a program gets new variants later
+    with_policy(graphed, "block_causal")
+    requests, alone = mixture(graphed, temperature=1.0)
+    rows = run(RunningBatch(graphed), requests, [0, 0, 1, 2, 5, 6])
+    assert [row.answer().tolist() for row in rows] == alone
+
+
 def test_a_row_that_finds_no_memory_is_refused_and_the_others_go_on(graphed, monkeypatch):
     monkeypatch.setattr(running_memory, "FIRST_COLUMNS", 128)
     with_policy(graphed, "block_causal")
@@ -181,6 +197,7 @@ def test_a_row_that_finds_no_memory_is_refused_and_the_others_go_on(graphed, mon
     assert [row.answer().tolist() for row in rows] == alone[:3]
     assert batch._graphs._memory.spans.columns == 256
     assert {len(x[0]) for x in batch._graphs._memory.store.keys} == {256}
+    assert not batch._graphs._memory.spans._taken
 
 
 def test_rows_that_leave_change_nothing_for_the_others(graphed):
