@@ -43,7 +43,7 @@ def committed(rows: Iterable[RunningRow]) -> int:
 def fill(
     model: Any, batch: RunningBatch, running: set[RunningRow], rows: int, steps: int, seconds: float, first: int
 ) -> dict[str, Any]:
-    """Keep `rows` rows in the batch for so long; `running` are those in it. The first new one has the number `first`."""
+    """Keep `rows` rows in the batch for so long; `running` are those in it. The first new one has number `first`."""
     number, passes, steps_made, longest, entering = first, batch.passes, 0, 0.0, 0.0
     settled = -committed(running)
     begin = time.perf_counter()

@@ -1,6 +1,7 @@
 """A row of a running batch, as its callers see it."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class RunningRow:
         self.confidence = torch.zeros(self.tokens.shape, device=self.tokens.device)
         self.settled = torch.zeros_like(canvas.valid) if self.request.params.revises else None
 
-    @property
+    @cached_property
     def answer_columns(self) -> slice:
         """Columns of the answer on the canvas [1, L]."""
         canvas = self.request.layout

@@ -36,6 +36,7 @@ class Engine:
     def __init__(self, text: TextModel, *, max_batch: int, metrics: Metrics) -> None:
         self.text, self.max_batch, self.metrics = text, max_batch, metrics
         self._batch, self._rows = RunningBatch(text.model), dict[RunningRow, Job]()
+        self._mask = text.model.config.mask_token_id
         self._group: list[Job] = []
         self._group_steps: Generator[Step, None, Any] | None = None
 
@@ -112,9 +113,8 @@ class Engine:
         rows = self._batch.step()
         self.metrics.passes(self._batch.passes - before, len(rows))
         for row in rows:
-            job, columns = self._rows[row], row.answer_columns
-            settled = None if row.settled is None else row.settled[0, columns]
-            self._tell(job, row.tokens[0, columns], settled, row.confidence[0, columns])
+            job, settled = self._rows[row], None if row.settled is None else row.settled[0]
+            self._tell(job, row.answer_columns, row.tokens[0], settled, row.confidence[0])
             if row.finished and not job.over:
                 raise RuntimeError("a row has ended before its answer")
             if job.over:
@@ -134,20 +134,21 @@ class Engine:
         self.metrics.passes(1, len(self._group))
         start = max(len(job.prompt) for job in self._group)
         for row, job in enumerate(self._group):
-            columns = slice(start, start + job.params.gen_length)
-            settled = None if step.settled is None else step.settled[row, columns]
-            self._tell(job, step.canvas[row, columns], settled, step.confidence[row, columns])
+            columns, settled = slice(start, start + job.params.gen_length), None
+            if step.settled is not None:
+                settled = step.settled[row]
+            self._tell(job, columns, step.canvas[row], settled, step.confidence[row])
 
-    def _tell(self, job: Job, tokens: Tensor, settled: Tensor | None, sure: Tensor) -> None:
-        """Tell a job what a pass did to its answer [gen_length]. `settled` bool; None: all that is no mask."""
+    def _tell(self, job: Job, answer: slice, tokens: Tensor, settled: Tensor | None, sure: Tensor) -> None:
+        """Tell a job what a pass did to its answer, columns of the canvas [L]. `settled` None: all that is no mask."""
         if job.over:
             return
-        at, mask = len(job.progress.tokens), self.text.model.config.mask_token_id
-        if not job.wants_canvas and at < len(tokens) and tokens[at] == mask:
+        at = answer.start + len(job.progress.tokens)
+        if not job.wants_canvas and at < answer.stop and int(tokens[at]) == self._mask:
             job.passes += 1  # nothing new is settled
             return
-        final = tokens if settled is None else tokens.masked_fill(~settled, mask)
-        job.tell(tokens.tolist(), final.tolist(), sure.tolist())
+        final = tokens if settled is None else tokens.masked_fill(~settled, self._mask)
+        job.tell(tokens[answer].tolist(), final[answer].tolist(), sure[answer].tolist())
         if job.progress.finish is not None:
             self.metrics.answer(time.monotonic() - job.arrived, len(job.progress.tokens))
 

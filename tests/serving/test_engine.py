@@ -60,7 +60,7 @@ def test_a_job_is_told_only_what_is_new(text):
     for wants_canvas, expected in ((False, []), (True, [(1, 63)])):
         one = job()
         one.wants_canvas, one.deliver = wants_canvas, lambda update: told.append((update.step, update.canvas[0][0]))
-        own._tell(one, torch.tensor([63, 5, 63]), None, torch.tensor([0.0, 0.5, 0.0]))
+        own._tell(one, slice(1, 4), torch.tensor([1, 63, 5, 63]), None, torch.tensor([0.0, 0.0, 0.5, 0.0]))
         assert one.passes == 1
         assert told == expected
 

@@ -28,8 +28,7 @@ class Kind(NamedTuple):
         return cls(request.policy, request.layout.block_length, form)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
+class Planned(NamedTuple):
     """One step of a row."""
 
     row: "GraphedRow"

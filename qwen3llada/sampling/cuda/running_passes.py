@@ -115,5 +115,5 @@ def results(program: SharedStepProgram, device: torch.device) -> tuple[Tensor, T
         copies.append(torch.empty(source.shape, dtype=source.dtype, pin_memory=True))
         copies[-1].copy_(source, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(device))
     return copies[0], copies[1], arrived
