@@ -45,9 +45,10 @@ class UnderWay:
 
 
 def bucket(count: int) -> int:
-    """Units of a program for so many: 1, 2, 4, 8, then a multiple of an eighth of the power of two above."""
+    """Units of a program for so many: at most a quarter more, and less where there are many, which cost the most."""
     power = 1 << (count - 1).bit_length()
-    return power if count <= 8 else -(-count // (power // 8)) * (power // 8)
+    part = power // (16 if power > 128 else 8)
+    return power if count <= 8 else -(-count // part) * part
 
 
 def divided(kind: Kind, steps: Sequence[Planned]) -> Iterator[list[Planned]]:
@@ -88,7 +89,7 @@ def launch(graphs: Graphs, memory: RunningMemory, head: Head, kind: Kind, steps:
     units = bucket(sum(len(step.units) for step in steps))
     guided = kind.form.guided
     shape = ProgramShape(units=units, queries=kind.block_length, width=kind.block_length, guided=guided)
-    variant = Variant(chunks_for(sum(step.masked for step in steps), units * kind.block_length))
+    variant = Variant(chunks_for(sum(step.masked for step in steps), len(steps) * kind.block_length))
     graphed = shape.rows * shape.queries <= GRAPHED_TOKENS
     form = kind.form._replace(draws=any(step.row.draws for step in steps))
     program = graphs.shared_step(shape, memory, head, form, variant if graphed else None)
