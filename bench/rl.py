@@ -1,10 +1,10 @@
 """Post-training of the built-in world: the methods at equal processor time, on the same prompts and rewards.
 
-    python -m bench.rl --out FILE [--methods trace coupled random_mask best_of] [--seeds 0 1 2] [--seconds 150]
+    python -m bench.rl --params FILE --out FILE [--methods trace …] [--seeds 0 1 2] [--seconds 150]
     python -m bench.rl --out FILE --draw docs/images/rl.png
 
-Needs out/qwen3llada-sft and data/tokenized/sft (`make repro`). Settings are the section `rl` of params.yaml, whose
-`max_steps` has no effect here. The clock is the process's own processor time on one thread, without the measurements;
+Needs the models and data that the parameter set names. Settings are its section `rl`, whose `max_steps` has no effect
+here. The clock is the process's own processor time on one thread, without the measurements;
 the held-out prompts are answered every few steps. Runs that FILE holds already are not repeated. --draw draws them.
 """
 
@@ -31,10 +31,10 @@ EVERY = 5  # steps between measurements
 MANY = 100_000  # steps, more than there is time for
 
 
-def run(method: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]:
+def run(settings: RlParams, method: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]:
     """Train for `seconds` of processor time. Returns the held-out reward over steps and time."""
     paths = {"dst": folder / "model", "output_dir": folder / "work", "reports": folder / "reports"}
-    given = load().rl.model_dump() | paths | {"method": method, "max_steps": MANY, "resume_from": ""}
+    given = settings.model_dump() | paths | {"method": method, "max_steps": MANY, "resume_from": ""}
     params = RlParams.model_validate(given)
     training = start(params, seed=seed, template="plain", task=Rewarded(params))
     assert training.judge is not None
@@ -108,6 +108,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--params", type=Path, help="parameter set; default: params.yaml as it is")
     parser.add_argument("--methods", nargs="*", default=["trace", "coupled", "random_mask", "best_of"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=150.0)
@@ -116,11 +117,12 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = json.loads(args.out.read_text())["runs"] if args.out.is_file() else []
     if args.draw is None:
+        settings = load(overlay=args.params).rl
         for seed in args.seeds:
             for method in args.methods:
                 if not any((entry["method"], entry["seed"]) == (method, seed) for entry in runs):
                     with tempfile.TemporaryDirectory() as folder:
-                        runs.append(run(method, seed, args.seconds, Path(folder)))
+                        runs.append(run(settings, method, seed, args.seconds, Path(folder)))
                     write_json(args.out, {"seconds": args.seconds, "runs": runs})
     else:
         draw(runs, args.draw)

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,10 @@ def run_all(rows: list[Row], gpus: int, folder: Path, out: Path, budget: float) 
     began, saved = time.monotonic(), False
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results").mkdir(exist_ok=True)
+    logs = out.with_name(f"{out.stem}-logs").absolute()  # written as the rows run, so that a kill leaves them
+    logs.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").symlink_to(logs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sizes = sorted({row.size for row in rows if row.size in MODELS})
         job = {"prepare": sizes, "folder": str(folder)}
@@ -74,14 +79,9 @@ def run_all(rows: list[Row], gpus: int, folder: Path, out: Path, budget: float) 
                     report(out, {"row": row.name, "skipped": f"{left:.0f} s left of the budget"})
                 continue
             saving = [r.checkpoint and not saved and affordable(r, rate, folder) for r in together]
-            results = run_together(together, saving, folder)
-            saved |= any(
-                "save_whole_s" in result and r.size != "tiny" for r, result in zip(together, results, strict=True)
-            )
-            for result in results:
-                report(out, result)
+            for result, row in zip(run_together(together, saving, folder, out), together, strict=True):
+                saved |= "save_whole_s" in result and row.size != "tiny"
     finally:
-        keep_logs(folder, out.with_suffix(".log"))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -91,9 +91,8 @@ def affordable(row: Row, rate: float, folder: Path) -> bool:
     return row.size == "tiny" or (size < SAVING * rate and size * 1e9 < 0.9 * shutil.disk_usage(folder).free)
 
 
-def run_together(rows: list[Row], saving: list[bool], folder: Path) -> list[dict[str, Any]]:
-    """Run rows at the same time, on GPUs of their own, and then their second parts, which resume."""
-    results = []
+def run_together(rows: list[Row], saving: list[bool], folder: Path, out: Path) -> list[dict[str, Any]]:
+    """Run rows at the same time, on GPUs of their own, and then their second parts, which resume. Reports each part."""
     jobs = [
         {"row": asdict(row) | {"checkpoint": save}, "folder": str(folder)}
         for row, save in zip(rows, saving, strict=True)
@@ -106,13 +105,15 @@ def run_together(rows: list[Row], saving: list[bool], folder: Path) -> list[dict
         for row, job, gpu, many in zip(rows, jobs, first, sharded, strict=True)
     ]
     results = finished(running, limit, folder)
-    for row, job, result, many in zip(rows, jobs, results, sharded, strict=True):
-        if checkpoint := result.pop("checkpoint", None):
+    checkpoints = [result.pop("checkpoint", None) for result in results]
+    for result in results:
+        report(out, result)
+    for row, job, result, many, checkpoint in zip(rows, jobs, results, sharded, checkpoints, strict=True):
+        if checkpoint:
             name = f"{row.name}-resumed"
             again = started(name, job | {"resume": checkpoint}, row.gpus, folder, first_gpu=0, sharded=many)
             resumed = finished([again], 120, folder)[0]
-            result["resumed"] = resumed
-            result |= compared(result, resumed)
+            report(out, resumed | compared(result, resumed))
         shutil.rmtree(folder / "runs" / row.name, ignore_errors=True)
     return results
 
@@ -126,7 +127,6 @@ def compared(whole: dict[str, Any], resumed: dict[str, Any]) -> dict[str, Any]:
 
 def started(name: str, job: dict, gpus: int, folder: Path, *, first_gpu: int, sharded: bool) -> tuple[str, Any, float]:
     """Start `bench.scale_row` on `gpus` GPUs. Its output goes to a log in the folder."""
-    (folder / "logs").mkdir(exist_ok=True)
     paths = [path for path in [os.environ.get("PYTHONPATH")] if path]
     environ = dict(os.environ) | {"SCALE_BEGAN": str(time.time()), "PYTHONPATH": os.pathsep.join([str(ROOT), *paths])}
     if sharded:
@@ -163,13 +163,6 @@ def finished(running: list[tuple[str, Any, float]], limit: float, folder: Path) 
             result |= {"error": reason, "log": telling[-15:]}
         results.append(result)
     return results
-
-
-def keep_logs(folder: Path, path: Path) -> None:
-    """Write the end of each row's log to one file."""
-    with open(path, "a") as kept:
-        for log in sorted((folder / "logs").glob("*.log"), key=lambda log: log.stat().st_mtime):
-            kept.write(f"==== {log.name}\n{log.read_text(errors='replace')[-20_000:]}\n")
 
 
 def report(out: Path, result: dict[str, Any]) -> None:

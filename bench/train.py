@@ -53,6 +53,8 @@ OURS: dict[str, dict[str, Any]] = {
     "lion8bit": {"bf16": True, "optim": {"name": "lion8bit"}},
     "random lengths": {"bf16": DEVICE.type == "cuda", "noise": {"random_length_prob": 0.01}},
     "block_causal": {"bf16": DEVICE.type == "cuda", "attention": BLOCKS_OF_32},
+    "default fa4": {"bf16": True, "attention": {"implementation": "flash_attention_4"}},
+    "block_causal fa4": {"bf16": True, "attention": BLOCKS_OF_32 | {"implementation": "flash_attention_4"}},
     "blocks of 4": {"bf16": DEVICE.type == "cuda", "attention": {"policy": "block_causal", "block_length": 4}},
     "two views": {
         "bf16": DEVICE.type == "cuda",
@@ -200,7 +202,7 @@ def profile(folder: Path, name: str, rows: int, length: int) -> None:
 
 def rival(name: str) -> str:
     """The published recipe to compare a candidate with."""
-    return "plain blocks" if "attention" in OURS.get(name, {}) else "plain"
+    return "plain blocks" if "policy" in OURS.get(name, {}).get("attention", {}) else "plain"
 
 
 def show(result: dict[str, Any], results: list[dict[str, Any]], tokens: int) -> None:

@@ -9,6 +9,7 @@ TEXTS = Path("data/tokenized/pretrain/train")
 TEXT = "A horse sleeps in a stable."
 QUESTION = "What is Bruno's animal?"
 TOKENS = 8  # of the text and of the answer, their ends included
+STEPS = 12  # 4 for each of the 3 blocks that the answer touches: a token a pass
 THEMES = {
     "light": {"ink": "#1f2328", "faint": "#59636e", "mask": "#c5cdd6", "new": "#ffd8a8", "line": "#d1d9e0"},
     "dark": {"ink": "#f0f6fc", "faint": "#9198a1", "mask": "#4a525c", "new": "#8a4b08", "line": "#3d444d"},
@@ -67,7 +68,7 @@ def decoded_rows(model: Path) -> list[Row]:
     from qwen3llada.sampling.sampler import SampleParams
 
     text, traces = TextModel.load(model), list[Trace]()
-    params = SampleParams(steps=TOKENS, gen_length=TOKENS, block_length=TOKENS)
+    params = SampleParams(steps=STEPS, gen_length=TOKENS)
     list(text.answers(text.encode([Exchange(QUESTION, "")]), params, seed=0, on_trace=traces.append))
     (trace,) = traces
     return [

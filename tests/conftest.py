@@ -1,12 +1,14 @@
 """Order of the test files, and garbage collection during the suite."""
 
+import atexit
 import gc
+import os
 
 gc.disable()  # until everything is imported: imports leave no garbage
 
 # Files that take long by themselves run first, so that the suite does not end waiting for them.
 FIRST = (
-    *("tests/flows/test_flow_kills.py", "tests/flows/test_flow_terminal.py", "tests/flows/test_flow_guard.py"),
+    *("tests/flows/test_flow_kills.py", "tests/flows/test_flow_guard.py"),
     "tests/test_triton_interpreter.py",
 )
 
@@ -21,5 +23,16 @@ def pytest_collection_finish():
     gc.enable()
 
 
-def pytest_unconfigure():
-    gc.unfreeze()  # triton counts its remaining objects at exit, and complains
+def is_one_of_several(config):
+    return hasattr(config, "workerinput")  # of pytest-xdist, which takes the results and no exit status
+
+
+def pytest_configure(config):
+    """Let the processes of a suite end at once: taking a million objects apart takes seconds in each."""
+    if is_one_of_several(config):
+        atexit.register(os._exit, 0)  # the first one registered is called last
+
+
+def pytest_unconfigure(config):
+    if not is_one_of_several(config):
+        gc.unfreeze()  # triton counts its remaining objects at exit, and complains

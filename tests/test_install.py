@@ -19,7 +19,8 @@ CODE = ("qwen3llada", "stages", "flows", "tests", "bench", "docs")
 FILES = ("pyproject.toml", "README.md", "LICENSE", "params.yaml", "dvc.yaml")
 
 ELSEWHERE = """
-import sys
+import gc, os, sys
+gc.disable()  # imports leave no garbage
 import qwen3llada
 assert not {"torch", "transformers"} & sys.modules.keys()
 from qwen3llada import generate, load
@@ -29,6 +30,8 @@ print(qwen3llada.__file__)
 model = load(sys.argv[1], device="cpu")
 print(repr(generate(model, "hello", steps=4, gen_length=8).text))
 assert page_templates().get_template("trace.html.jinja")
+sys.stdout.flush()
+os._exit(0)  # without taking apart what was imported
 """
 
 

@@ -1,5 +1,7 @@
 """Parameter files: reading YAML, and changing values in a file without changing its layout."""
 
+from copy import deepcopy
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: cannot be read: {error}") from error
     try:
-        tree = YAML(typ="safe", pure=True).load(text)
+        tree = deepcopy(_parsed(text))
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that Python lacks
         raise ParamsError(f"{path}: not valid YAML: {cut(' '.join(str(error).split()), 300)}") from error
     if not isinstance(tree, dict):
         raise ParamsError(f"{path}: must hold a mapping of sections, given {type(tree).__name__}")
     return tree
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:
+    """Remembered, because each stage reads params.yaml twice, and a reading takes 50 ms."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from torch.nn.attention.flex_attention import BlockMask
 
 
+BY_LIMITS = ("block_causal", "window")  # policies whose comparison `sees_by_limits` writes another way
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Where the columns of a pass stand in their sequences.
@@ -69,6 +72,36 @@ def _sees(policy: str, window: int, columns: Columns, query: _Side, key: _Side) 
     return seen
 
 
+class Limits(NamedTuple):
+    """A mask that follows from the columns' numbers: copies of `corrupted` columns each, the last of them clean."""
+
+    corrupted: int
+    views: int
+    block_length: int
+    window_blocks: int  # earlier blocks that a query sees; -1: all
+
+
+def sees_by_limits(limits: Limits, query: Any, key: Any) -> Any:
+    """`_sees` under `Limits`: the key is compared with limits that the query alone sets.
+
+    A query sees the block of its own copy that it stands in, and clean blocks before that. A kernel computes the limits
+    once for a query. For each pair it then takes four comparisons and no division.
+
+    query, key: columns, as tensors or in whatever form kernels have numbers.
+    """
+    size, block, first_clean = limits.corrupted, limits.block_length, limits.corrupted * limits.views
+    column = query % size
+    start = column // block * block
+    own = query - column + start
+    seen_own = (key >= own) & (key < own + block)
+    if size % block:  # the last block of a copy ends with the copy
+        seen_own = seen_own & (key < query - column + size)
+    seen_earlier = (key >= first_clean) & (key < first_clean + start)
+    if limits.window_blocks >= 0:
+        seen_earlier = seen_earlier & (key >= first_clean + start - limits.window_blocks * block)
+    return seen_own | seen_earlier
+
+
 def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
     """The mask as booleans, True where a query sees a key: [B or 1, 1, S, S].
 
@@ -97,10 +130,17 @@ def dense_mask(policy: str, columns: Columns, window_blocks: int) -> Tensor:
 def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, queries: int | None = None) -> BlockMask:
     """The same mask for FlexAttention, whose kernel skips the tiles that hold no visible pair: for [`rows`, 1, S, S].
 
-    One mask serves all rows where nothing in `columns` differs between them.
+    One mask serves all rows where nothing in `columns` differs between them. Its attribute `limits`, if not
+    None, says all about it: kernels that take arithmetic alone can compute it.
     """
     blocks, documents, valid = columns.blocks.int(), columns.documents, columns.valid
     alike = len(blocks) == 1
+    one_for_all = alike and documents is None and valid is None
+
+    limits = None
+    if one_for_all and columns.block_length and policy in BY_LIMITS:
+        seen_back = window_blocks if POLICIES[policy].windowed else -1
+        limits = Limits(columns.corrupted, columns.views, columns.block_length, seen_back)
 
     def block(b: Tensor, column: Tensor) -> Tensor:
         if columns.block_length:  # arithmetic is faster than memory
@@ -108,17 +148,20 @@ def flex_mask(policy: str, columns: Columns, window_blocks: int, rows: int, quer
         return blocks[b * 0 if alike else b, column]
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        if limits is not None:
+            return sees_by_limits(limits, q, k)
         query = _Side(q, block(b, q), None if documents is None else documents[b, q])
         key = _Side(k, block(b, k), None if documents is None else documents[b, k])
         seen = _sees(policy, window_blocks, columns, query, key)
         return seen if valid is None else seen & valid[b, k]
 
     length, device = blocks.shape[1], blocks.device
-    one_for_all = alike and documents is None and valid is None
     build = _create_block_mask(compiled=device.type == "cuda")
-    return build(
+    mask = build(
         visible, B=None if one_for_all else rows, H=None, Q_LEN=queries or length, KV_LEN=length, device=device
     )
+    mask.limits = limits
+    return mask
 
 
 def blocks_of_copies(corrupted: int, views: int, clean: int, block_length: int, device: torch.device) -> Tensor:

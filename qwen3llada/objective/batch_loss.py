@@ -1,6 +1,6 @@
 """From a batch to its loss: the one path that training and evaluation share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -14,30 +14,17 @@ from qwen3llada.diffusion.losses import LOSSES, MaskedLoss
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import POLICIES, blocks_of_columns, mask_of_each_kind, plan
 from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
-from qwen3llada.objective.attention_kernels import attention_kernel, resolve_implementation
+from qwen3llada.objective.attention_kernels import (
+    FLASH_ATTENTION_4,
+    FallBacks,
+    attention_kernel,
+    resolve_implementation,
+)
 from qwen3llada.objective.copies import Copies, copies, views_of
 from qwen3llada.objective.params import KernelParams, LossKnobs
+from qwen3llada.objective.prepared import Prepared, to_device
 
 TILE = 128  # columns, of FlexAttention
-
-
-class Prepared(NamedTuple):
-    """What the objective needs of a micro-batch (see `copies` for B, S, V and C), N of its positions corrupted."""
-
-    tokens: Tensor  # [B, S] int64
-    targets: Tensor  # [B, V·C] int64
-    token_weights: Tensor  # [B, V·C] float32, before division by the step's denominator
-    positions: Tensor  # [N] int64, corrupted ones in the flattened [B, V·C]
-    levels: Tensor  # [N] float32, noise level t of each
-    position_ids: Tensor | None  # [1 or B, S] int64
-    blocks: Tensor | None  # [B, S] int64, block numbers; None where they follow from the columns alone
-    valid: Tensor | None  # [B, S] bool
-    prompt_lengths: Tensor  # [B] int64
-    documents: Tensor | None  # [B, S] int64
-    corrupted: int  # C where there is a clean copy, else 0
-    views: int
-    block_length: int
-    pairs: int  # of a query and a key that are multiplied, in each head of a layer, on average over the layers
 
 
 class LossSum(NamedTuple):
@@ -67,6 +54,7 @@ class BatchLoss:
     pad_to_multiple_of: int
     device: torch.device
     shortened: bool = False  # whether the model's last layer takes fewer columns (`shorten_last_layer`)
+    fall_backs: FallBacks = field(default_factory=FallBacks, compare=False)
 
     @property
     def figure_names(self) -> tuple[str, ...]:
@@ -158,6 +146,8 @@ class BatchLoss:
             return mask_of_each_kind(
                 policy, self.config, lambda name: mask_of_shape(name, window, *sizes, flex, prepared.tokens.device)
             )
+        if self.attention.implementation == FLASH_ATTENTION_4:
+            self.fall_backs.count()
         columns = self._columns(prepared)
         rows = len(prepared.tokens)
 
@@ -228,17 +218,3 @@ def batch_loss(knobs: LossKnobs, tokenizer: Any, config: Any, device: torch.devi
         device=device,
         shortened=True,
     )
-
-
-def to_device(prepared: Prepared, device: torch.device) -> Prepared:
-    """The tensors on `device`, through page-locked memory where that lets the host go on at once."""
-    if device.type == "cpu":
-        return prepared
-    pin = device.type == "cuda"
-
-    def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
-
-    return Prepared._make(map(moved, prepared))

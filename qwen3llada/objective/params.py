@@ -11,9 +11,10 @@ from qwen3llada.modeling.params import AttentionParams
 class KernelParams(AttentionParams):
     """Attention policy and kernel in training. The policy is stored with the checkpoint."""
 
-    implementation: Literal["auto", "eager", "sdpa", "flex_attention"] = Field(
+    implementation: Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_4"] = Field(
         "auto",
-        description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies",
+        description="Attention kernel. auto: sdpa for full attention and on CPU, flex_attention for other policies."
+        " flash_attention_4: the kernels of that package, on an H100 or H200",
     )
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from qwen3llada.batches.batch import Batch
 from qwen3llada.batches.source import Step
 from qwen3llada.diffusion.corruption import Noised
-from qwen3llada.objective.batch_loss import BatchLoss, LossSum, Prepared, to_device
+from qwen3llada.objective.batch_loss import BatchLoss, LossSum
+from qwen3llada.objective.prepared import Prepared, to_device
 
 
 @dataclass(frozen=True, kw_only=True)

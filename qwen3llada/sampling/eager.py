@@ -78,7 +78,7 @@ class StepRule:
         """What the logits propose at the positions `where`, each entry [U, W], 0 elsewhere."""
         keys, shares = units.keys.to(states.device), units.shares.to(states.device)
         number = number.to(states.device) if isinstance(number, Tensor) else number
-        token, score, position = (noise.step_keys(keys, number, units.width, stream)[where] for stream in noise.STREAMS)
+        token, score, position = noise.step_keys(keys, number, units.width)[:, *where]
         found = self.head.propose(
             states[: len(units.rows)][where],
             states[len(units.rows) :][where] if self.guided else None,

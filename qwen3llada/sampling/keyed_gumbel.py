@@ -5,8 +5,7 @@ batch, on any device, eager or in a CUDA graph. The generator is SplitMix64 (Ste
 pseudorandom number generators"), written in wrapping int64 arithmetic, which torch has on every device.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _FRACTION_BITS = 52  # float64 holds 53: the half added below stays exact, and 1.0 is never drawn
 
-Stream = Literal["token", "score", "position"]
-STREAMS: dict[Stream, int] = {"token": 0, "score": 1, "position": 2}
+STREAMS = ("token", "score", "position")  # each has its number here as its key
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -44,10 +42,11 @@ def row_keys(seed: int, rows: Sequence[int]) -> Tensor:
     return fold(fold(torch.tensor(0), seed), torch.tensor(list(rows)))
 
 
-def step_keys(rows: Tensor, step: Tensor | int, positions: int, stream: Stream) -> Tensor:
-    """Keys [U, positions] of a block's positions at one step, from the keys [U] of (row, block)."""
-    keys = fold(fold(rows, step), STREAMS[stream])
-    return fold(keys[:, None], torch.arange(positions, device=rows.device)[None])
+def step_keys(rows: Tensor, step: Tensor | int, positions: int) -> Tensor:
+    """Keys [3, U, positions] of a block's positions at one step, for each of `STREAMS`, from the keys [U] of blocks."""
+    streams = torch.arange(len(STREAMS), device=rows.device)
+    keys = fold(fold(rows, step), streams[:, None])
+    return fold(keys[..., None], torch.arange(positions, device=rows.device))
 
 
 def _words(keys: Tensor, count: int) -> Tensor:
@@ -69,18 +68,3 @@ def gumbel(uniforms: Tensor) -> Tensor:
 def gumbel_float64(keys: Tensor, count: int) -> Tensor:
     """`count` standard Gumbel numbers for each key [N]: [N, count], float64."""
     return gumbel(uniform(keys, count))
-
-
-def gumbel_float32(keys: Tensor, count: int) -> Tensor:
-    """The same from the same words in float32, for kernels that cannot afford float64: [N, count].
-
-    Large numbers come from u next to 1, which float32 does not resolve: with v = 1 - u they are -log(-log1p(-v)), and
-    float32 resolves the smallest v.
-    """
-    v = ((1 << _FRACTION_BITS) - _words(keys, count)).float() * 2.0**-_FRACTION_BITS
-    return -torch.log(-torch.log1p(-v.clamp(max=1 - 2.0**-24)))
-
-
-Gumbel: TypeAlias = Callable[[Tensor, int], Tensor]
-GUMBELS: dict[str, Gumbel] = {"float64": gumbel_float64, "float32": gumbel_float32}
-"""Each way to draw tokens' noise. A test compares the distribution of each with the softmax."""

@@ -1,6 +1,7 @@
 """Losses against loops over numbers in float64; guidelines against its expectation over all masks of a toy model."""
 
 import math
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -272,6 +273,14 @@ def test_cross_entropy_is_in_float32(name, dtype):
     assert torch.equal(loss, LOSSES[name](noised=noised, mask_token_id=MASK, **arguments))
 
 
+@cache
+def many_noised(text, rows, seed, params, prompt=None):
+    """`text` with noise in so many rows; the same for every loss."""
+    prompts = None if prompt is None else torch.full((rows,), prompt)
+    common = {"mask_token_id": MASK, "indices": torch.arange(rows), "seed": seed, "epoch": 0}
+    return add_noise(torch.tensor(text).expand(rows, -1), params, prompt_lengths=prompts, **common)
+
+
 @pytest.mark.parametrize("length", [1, 4, 16])
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.weighs_by_inverse_p])
 def test_a_positions_mean_weight_is_one(name, length):
@@ -281,7 +290,7 @@ def test_a_positions_mean_weight_is_one(name, length):
     """
     rows = 20_000
     tokens = torch.zeros(rows, length, dtype=torch.long)
-    noised = add_noise(tokens, NoiseParams(), mask_token_id=MASK, indices=torch.arange(rows), seed=0, epoch=0)
+    noised = many_noised((0,) * length, rows, 0, NoiseParams())
     weights = LOSSES[name].token_weights(tokens, noised, mask_token_id=MASK)
     error = (1 / noised.p_mask.double() - 1).sum().div(length).sqrt().item() / rows
     assert error < 0.02
@@ -349,10 +358,7 @@ def test_unbiased(name, prompt):
     draws, eps = 40_000, 0.05
     tokens = TEXT.expand(draws, 3)
     prompts = None if prompt is None else torch.full((draws,), prompt)
-    params = NoiseParams(eps=eps)
-    noised = add_noise(
-        tokens, params, mask_token_id=MASK, indices=torch.arange(draws), seed=2, epoch=0, prompt_lengths=prompts
-    )
+    noised = many_noised(tuple(TEXT.tolist()), draws, 2, NoiseParams(eps=eps), prompt)
     logits = toy_model(noised.tokens)
     loss = LOSSES[name](logits, tokens, noised, mask_token_id=MASK, prompt_lengths=prompts, smoothing=SMOOTHING)
     weights = LOSSES[name].token_weights(tokens, noised, mask_token_id=MASK, prompt_lengths=prompts)

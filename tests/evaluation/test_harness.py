@@ -145,6 +145,7 @@ def test_lm_eval_runs_the_shipped_tasks_and_keeps_results_and_samples(folder, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")  # asks pip, which takes a second
     rows = [
         {"question": "the fox?", "choices": [f"hello {x}" for x in ("a", "b", "c", "d")], "label": i} for i in range(3)
     ]

@@ -15,6 +15,7 @@ ONCE = {"name": "once", **FLOW}
 ALONE = {"name": "alone", "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"}, **FLOW}  # as nightly
 MINUTE = {"name": "minute", "parameters": {"stages": ["prepare"]}, "schedules": [{"cron": "* * * * *"}], **FLOW}
 MONTHLY = {"name": "monthly", "schedules": [{"cron": "0 0 1 * *"}], **FLOW}
+SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever starts the temporary server
 STAGE = ("flows.guard", "dvc", "train.py")  # words in the command lines of a stage's processes
 
 

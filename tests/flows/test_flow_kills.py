@@ -8,7 +8,18 @@ import shutil
 
 import psutil
 import pytest
-from flow_kills import MONTHLY, ONCE, cancel, deploy, kill_service, next_life, tracebacks_of_runs, training
+from flow_kills import (
+    MONTHLY,
+    ONCE,
+    SERVER,
+    cancel,
+    deploy,
+    end_of_terminal_run,
+    kill_service,
+    next_life,
+    tracebacks_of_runs,
+    training,
+)
 from flow_project import Project
 from flow_service import PATIENCE, Service
 
@@ -16,6 +27,12 @@ from flows.environment import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # on a busy machine the server takes minutes
 ENDLESS = {"steps": 1_000_000, "step_seconds": 0.02}
+# The worker asks for new runs every five seconds instead of every ten. Nobody looks at the user interface, and nothing
+# here needs these services of the server.
+SETTINGS = {"PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_SERVER_UI_ENABLED": "false"} | {
+    f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false"
+    for name in ("TRIGGERS", "EVENT_PERSISTER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS")
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +42,7 @@ def served(pristine, tmp_path_factory):
     project = Project(folder / "project")
     shutil.copytree(ROOT / "flows", project.root / "flows")
     deploy(project, ONCE, MONTHLY)
-    # The worker asks for new runs every five seconds instead of every ten, and nobody looks at the user interface.
-    settings = {"PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_SERVER_UI_ENABLED": "false"}
-    made = Service(project, folder / "prefect", **settings)
+    made = Service(project, folder / "prefect", **SETTINGS)
     yield made
     if made.process.poll() is None:
         made.stop()
@@ -88,9 +103,22 @@ def test_tracebacks_of_the_server_are_told_from_those_of_a_run():
 
 
 def test_after_sigkill_of_the_worker_the_stage_saves_and_nothing_is_left(served):
-    """The last one: the service ends with it."""
+    """The last one with the service, which ends with it."""
     project = served.project
     shutil.rmtree(project.root / "work")
     project.set(**ENDLESS)
     training(served, project, stages=["train"], upstream=False)
     kill_service(served, project, "worker")
+
+
+def test_sigterm_to_a_run_without_a_server(served):
+    """In the database that the service has left: to make one takes Prefect a quarter of this test."""
+    project = served.project
+    shutil.rmtree(project.root / "work")
+    home = {"PREFECT_HOME": served.variables["PREFECT_HOME"]}
+    running = project.start("-m", "flows.pipeline", "--stage", "train", "--only", variables=home, process_group=0)
+    project.wait_until(project.has_checkpoint, PATIENCE)
+    assert project.running(*SERVER)
+    running.terminate()
+    end_of_terminal_run(running, project, 143)
+    assert project.dvc("status").returncode == 0

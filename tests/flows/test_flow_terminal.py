@@ -10,25 +10,13 @@ import time
 
 import psutil
 import pytest
-from flow_kills import end_of_terminal_run
+from flow_kills import SERVER
 from flow_project import Workspace
 from flow_service import PATIENCE
 
 from flows.environment import child_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # on a busy machine the server takes minutes
-SERVER = ("flows.temporary", "prefect.server.api.server:create_app")  # whatever starts the temporary server
-
-
-def test_sigterm_to_a_run_without_a_server(project):
-    project.set(steps=1_000_000)
-    home = {"PREFECT_HOME": str(project.root.parent / "prefect")}
-    running = project.start("-m", "flows.pipeline", "--stage", "train", "--only", variables=home, process_group=0)
-    project.wait_until(project.has_checkpoint, PATIENCE)
-    assert project.running(*SERVER)
-    running.terminate()
-    end_of_terminal_run(running, project, 143)
-    assert project.dvc("status").returncode == 0
 
 
 def test_sigkill_to_a_run_and_its_child(project):

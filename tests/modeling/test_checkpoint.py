@@ -87,42 +87,6 @@ def test_the_files_that_travel_import_torch_and_transformers_alone():
         assert {module.split(".")[0] for module in modules} <= allowed
 
 
-REGISTERS = """
-import gc, os, sys
-gc.disable()  # imports leave no garbage
-import transformers.models.qwen3.modeling_qwen3  # once, and not in each of the children; before the package
-import qwen3llada
-from transformers import AutoConfig, AutoModelForMaskedLM
-
-def registered():
-    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "head_dim": 4, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    try:
-        config = AutoConfig.for_model("qwen3llada", **sizes, **heads, mask_token_id=7)
-    except ValueError:  # an unknown type
-        return False
-    return type(AutoModelForMaskedLM.from_config(config)).__module__ == "qwen3llada.modeling.modeling_qwen3llada"
-
-for first in sys.argv[1:]:
-    if not (child := os.fork()):
-        exec(first)
-        os._exit(0 if registered() else 1)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(f"not registered after: {first}")
-assert not registered(), "the children show nothing"
-"""
-
-
-@pytest.mark.slow
-def test_importing_any_public_name_registers_the_auto_classes():
-    """Each public name registers the classes when imported alone in a new process; so does the start of training."""
-    import qwen3llada
-
-    assert {"Qwen3LLadaConfig", "Qwen3LLadaForMaskedLM", "Qwen3LLadaModel", "generate", "load"} == {*qwen3llada.__all__}
-    public = [f"from qwen3llada import {name}" for name in qwen3llada.__all__]
-    run(REGISTERS, *public, "import qwen3llada.training.start.start", cwd=ROOT)
-
-
 def test_importing_the_package_imports_nothing_heavy():
     run("import sys, qwen3llada; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()", cwd=ROOT)
 

@@ -1,9 +1,5 @@
-"""A checkpoint's own `generate` gives the sampler's tokens, also where the package cannot be imported."""
+"""A checkpoint's own `generate` gives the sampler's tokens."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -85,65 +81,6 @@ def test_with_a_temperature_answers_differ_and_hold_no_mask(model):
 def test_nothing_is_ignored_without_a_word(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         generate(model=model, **{"input_ids": prompt(4)} | arguments)
-
-
-REMOTE = """
-import json, sys, torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-try:
-    import qwen3llada
-    sys.exit("the package can be imported here, so that this shows nothing")
-except ImportError:
-    pass
-folder, again, logits = sys.argv[1:]
-found = []
-for given in ({"trust_remote_code": False}, {}):  # told, Transformers asks nothing; not told, it takes silence as no
-    tokenizer = AutoTokenizer.from_pretrained(folder, **given)
-    assert not [name for name in sys.modules if "qwen3llada" in name], "code of the checkpoint was run"
-    found.append([tokenizer.mask_token_id, tokenizer("hello <|mask|> world")["input_ids"]])
-    print("asked" if given else "", flush=True)
-model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules."), type(model)
-tokens = torch.tensor([[5, 6, 7]])
-with torch.no_grad():
-    assert torch.equal(model.eval()(tokens).logits, torch.load(logits)), "other logits than with the package"
-assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "Qwen3LLadaModel"
-first = model.generate(tokens, max_new_tokens=12, steps=6)
-named = model.generate(input_ids=tokens, max_new_tokens=12, steps=6)
-assert torch.equal(first, named)
-model.save_pretrained(again)
-loaded = AutoModelForMaskedLM.from_pretrained(again, trust_remote_code=True)
-assert torch.equal(loaded.generate(tokens, max_new_tokens=12, steps=6), first)
-print("\\n" + json.dumps([first[0].tolist(), *found]))
-"""
-
-
-@pytest.mark.slow
-def test_it_works_where_the_package_is_not(source, tmp_path):
-    """Tokenizer, model, and generation by Transformers' hook: from a conversion, and from what is saved there again."""
-    from qwen3llada.modeling.convert import convert_checkpoint
-    from qwen3llada.modeling.loading import load_pretrained
-    from qwen3llada.modeling.mask_token import load_any_tokenizer
-
-    convert_checkpoint(source, tmp_path / "out")
-    model = load_pretrained(tmp_path / "out").float()
-    expected = sampled(model, [[5, 6, 7]], DecodeParams(gen_length=12, steps=6, block_length=32)).canvas[0].tolist()
-    config = json.loads((tmp_path / "out/config.json").read_text())
-    (tmp_path / "out/config.json").write_text(json.dumps(config | {"dtype": "float32"}))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    with torch.no_grad():
-        torch.save(model.eval()(torch.tensor([[5, 6, 7]])).logits, tmp_path / "logits")
-    command = [sys.executable, "-c", REMOTE, *(str(tmp_path / name) for name in ("out", "again", "logits"))]
-    options = {"cwd": tmp_path, "env": environment, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-    done = subprocess.run(command, check=False, **options)
-    assert done.returncode == 0, done.stderr[-2000:]
-    tokens, *found = json.loads(done.stdout.strip().splitlines()[-1])
-    ids = load_any_tokenizer(tmp_path / "out")("hello <|mask|> world")["input_ids"]
-    assert (tokens, found) == (expected, [[296, ids]] * 2)
-    assert "run the custom code" not in done.stdout.partition("asked")[0]
-    for name in ("configuration_qwen3llada.py", "modeling_qwen3llada.py", "custom_generate/generate.py"):
-        assert (tmp_path / "again" / name).read_text() == (tmp_path / "out" / name).read_text()
 
 
 def test_it_travels_with_a_saved_model(model, tmp_path):

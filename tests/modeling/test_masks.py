@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen3llada.modeling.masks import Columns, dense_mask, flex_mask
+from qwen3llada.modeling.masks import Columns, blocks_of_copies, dense_mask, flex_mask, mask_of_shape
 
 WINDOW = 1
 
@@ -51,6 +51,46 @@ def test_who_sees_whom(policy, views, kind):
     pairs = tiles.mask_mod(batch, torch.zeros(()), index[None, :, None], index[None, None, :])
     assert torch.equal(pairs.expand_as(expected), expected)
     assert tiles.shape[0] == (1 if kind == "alike" else rows)
+
+
+@pytest.mark.parametrize("policy", ["block_causal", "window"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(("length", "block"), [(256, 32), (200, 48), (130, 4), (128, 32), (96, 128)])
+def test_mask_of_a_shape(policy, views, length, block):
+    """Where copies are alike the mask compares with limits: the same pairs as by block numbers, and tiles that fit."""
+    total, device = length * (views + 1), torch.device("cpu")
+    mask = mask_of_shape(policy, WINDOW, length, views, total, block, True, device)
+    columns = Columns(blocks=blocks_of_copies(length, views, length, block, device), corrupted=length, views=views)
+    expected = dense_mask(policy, columns, WINDOW)[0, 0]
+    index, zero = torch.arange(total), torch.zeros((), dtype=torch.long)
+    pairs = mask.mask_mod(zero, zero, index[:, None], index[None])
+    assert torch.equal(pairs, expected)
+    size, count = 128, -(-total // 128)
+    by_query = (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)
+    by_key = (mask.q_num_blocks, mask.q_indices), (mask.full_q_num_blocks, mask.full_q_indices)
+    for lists, transposed in ((by_query, False), (by_key, True)):
+        kinds = {
+            (j, i) if transposed else (i, j): full
+            for full, (number, indices) in enumerate(lists)
+            for i in range(count)
+            for j in indices[0, 0, i, : number[0, 0, i]].tolist()
+        }
+        for i in range(count):
+            for j in range(count):
+                tile = expected[i * size : (i + 1) * size, j * size : (j + 1) * size]
+                assert bool(tile.any()) == ((i, j) in kinds), (i, j)
+                assert not kinds.get((i, j)) or (bool(tile.all()) and tile.shape == (size, size)), (i, j)
+
+
+def test_mask_of_alike_copies_with_padding():
+    """Padding differs between rows, so the columns' numbers do not say all."""
+    blocks = blocks_of_copies(8, 1, 8, 4, torch.device("cpu"))
+    valid = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) < 0.7
+    columns = Columns(blocks=blocks, valid=valid, corrupted=8, block_length=4)
+    mask, index = flex_mask("block_causal", columns, WINDOW, 2), torch.arange(16)
+    pairs = mask.mask_mod(torch.arange(2)[:, None, None], torch.zeros(()), index[:, None], index)
+    assert torch.equal(pairs, dense_mask("block_causal", columns, WINDOW)[:, 0])
+    assert mask.limits is None
 
 
 def test_padding_alone_is_a_mask_of_keys():

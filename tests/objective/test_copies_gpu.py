@@ -35,15 +35,16 @@ def test_flex_equals_dense(policy, task, monkeypatch):
             for layer in model.model.layers:
                 layer.forward = torch.compile(layer.forward)
         objective = MaskedDiffusionObjective(model)
-        total = loss(objective, batch).total
-        total.backward()
+        whole = loss(objective, batch)
+        whole.total.backward()
         with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
-            half = loss(objective, batch).total
-        found[name] = total.detach(), half, [p.grad for p in model.parameters()]
+            half = loss(objective, batch)
+        found[name] = whole.cross_entropy, half.cross_entropy, [p.grad for p in model.parameters()]
     exact, rounded, gradients = found["sdpa"]
     for name in ("flex_attention", "fused"):
-        total, half, others = found[name]
-        torch.testing.assert_close(total, exact, rtol=2e-3, atol=1e-3)  # its products are in TF32
-        torch.testing.assert_close(half, rounded, rtol=2e-2, atol=1e-2)
+        whole, half, others = found[name]
+        # Products of float32 are in TF32. The message names the kernel, and shows which positions differ.
+        assert (whole - exact).abs().max() <= 2e-2, (name, (whole - exact).tolist())
+        assert (half - rounded).abs().max() <= 3e-2, (name, (half - rounded).tolist(), (rounded - exact).tolist())
         for one, other in zip(gradients, others, strict=True):
-            assert (one - other).norm() <= 2e-2 * one.norm() + 1e-4
+            assert (one - other).norm() <= 2e-2 * one.norm() + 1e-4, name

@@ -1,5 +1,6 @@
 """A tiny model that has been trained a little, so that its confidences vary as a real model's do."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,21 @@ from vocabulary import EOS, MASK, VOCAB
 
 
 @pytest.fixture(scope="session")
-def model():
-    """Briefly trained on arithmetic progressions that end in EOS. float32, two query heads per key head."""
+def model(tmp_path_factory):
+    """The `trained` model. The processes of a suite leave it for each other, because training takes seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained.pt"
+    if not file.exists():
+        mine = file.with_suffix(f".{os.getpid()}")
+        torch.save(trained().state_dict(), mine)
+        mine.rename(file)
+    model = untrained()
+    model.load_state_dict(torch.load(file))
+    return model.eval()
+
+
+def untrained():
+    """float32, two query heads per key head."""
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
 
     torch.manual_seed(0)
@@ -27,7 +41,12 @@ def model():
         block_length=4,
         tie_word_embeddings=True,
     )
-    model = Qwen3LLadaForMaskedLM(config)
+    return Qwen3LLadaForMaskedLM(config)
+
+
+def trained():
+    """Briefly trained on arithmetic progressions that end in EOS."""
+    model = untrained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(120):
         start, stride = torch.randint(0, 46, (32, 1)), torch.randint(1, 6, (32, 1))

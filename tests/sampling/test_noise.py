@@ -36,13 +36,12 @@ def excess(tokens, probabilities):
 
 
 def keys_of(seed, count=DRAWS):
-    return noise.step_keys(noise.row_keys(seed, range(count // 8)), 3, 8, "token").flatten()
+    return noise.step_keys(noise.row_keys(seed, range(count // 8)), 3, 8)[noise.STREAMS.index("token")].flatten()
 
 
-@pytest.mark.parametrize("gumbel", noise.GUMBELS.values(), ids=noise.GUMBELS)
 @pytest.mark.parametrize("logits", LOGITS.values(), ids=LOGITS)
-def test_every_noise_draws_from_the_softmax(gumbel, logits):
-    drawn = (logits + gumbel(keys_of(1), VOCAB)).argmax(-1)
+def test_the_noise_draws_from_the_softmax(logits):
+    drawn = (logits + noise.gumbel_float64(keys_of(1), VOCAB)).argmax(-1)
     assert excess(drawn, torch.softmax(logits, -1)) < 4
 
 
@@ -78,13 +77,3 @@ def test_the_comparison_sees_too_few_bits():
     for wrong, logits in ((coarse, LOGITS["flat"]), (wide, LOGITS["spread"])):
         drawn = (logits + wrong(keys_of(1), VOCAB)).argmax(-1)
         assert excess(drawn, torch.softmax(logits, -1)) > 8
-
-
-def test_float32_keeps_the_tail():
-    """The largest numbers, which decide among many tokens, agree with float64 to its precision."""
-    keys = keys_of(4, 80_000)
-    exact, short = (gumbel(keys, VOCAB).double() for gumbel in (noise.gumbel_float64, noise.gumbel_float32))
-    assert exact.max() > 14
-    large = exact > 8
-    assert torch.allclose(short[large], exact[large], rtol=1e-6)
-    assert (short - exact).abs().max() < 1e-2  # the least numbers, which never win

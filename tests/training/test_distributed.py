@@ -14,7 +14,7 @@ from qwen3llada.training.loop import train
 from qwen3llada.training.start import start as starting
 from qwen3llada.training.start.memory_estimate import PLANS
 
-STEPS, HALF = 8, 4  # an epoch and a third; steps of eight samples, the last of the epoch of six
+STEPS, HALF = 4, 2  # an epoch and a third; steps of eight samples, the last of the epoch of six
 
 
 @pytest.fixture

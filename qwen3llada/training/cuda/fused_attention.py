@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
 
+from qwen3llada.training.cuda.flash_attention_4 import can_compute, flash_attention_4
 from qwen3llada.training.cuda.rotary_kernels import norm_rotate
 
 FORWARD_TILES = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
@@ -23,9 +24,13 @@ BACKWARD_TILES = {
 SHORT = 4096  # columns: up to there the backward pass gains from small tiles
 
 
-def fuse_attention(model: Any) -> None:
-    """Replace each attention module's `forward` in `model`, in place. Parameters and their names stay the same."""
+def fuse_attention(model: Any, *, flash: bool = False) -> None:
+    """Replace each attention module's `forward` in `model`, in place. Parameters and their names stay the same.
+
+    flash: FlashAttention-4's kernels compute the masks that they can (`can_compute`).
+    """
     for layer in model.model.layers:
+        layer.self_attn.flash = flash
         layer.self_attn.forward = MethodType(attention, layer.self_attn)
         layer.self_attn.attend_some = _attend_some
 
@@ -54,6 +59,8 @@ def attention(
     own_cos, own_sin = (cos, sin) if queries is None else (cos[:, :queries].contiguous(), sin[:, :queries].contiguous())
     query = norm_rotate(query, self.q_norm.weight, own_cos, own_sin, self.q_norm.variance_epsilon)
     key = norm_rotate(key, self.k_norm.weight, cos, sin, self.k_norm.variance_epsilon)
+    if self.flash and self.attention_dropout == 0 and can_compute(query, attention_mask):
+        return self.o_proj(flash_attention_4(query, key, value, attention_mask, self.scaling).flatten(2)), None
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
     output, weights = attend(
         self,

@@ -10,7 +10,11 @@ from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import is_adapters_alone, load_pretrained
 from qwen3llada.modeling.params import store_attention
 from qwen3llada.modeling.streamed import empty_model, materialise
-from qwen3llada.objective.attention_kernels import resolve_implementation
+from qwen3llada.objective.attention_kernels import (
+    FLASH_ATTENTION_4,
+    check_flash_attention_4,
+    resolve_implementation,
+)
 from qwen3llada.objective.last_layer import shorten_last_layer
 from qwen3llada.training.checkpoints.shards import is_sharded
 from qwen3llada.training.run_params import RunParams
@@ -121,6 +125,17 @@ def is_compiled(params: RunParams, device: torch.device) -> bool:
     return params.compile == "always" or (params.compile == "auto" and device.type == "cuda")
 
 
+def check_implementation(params: RunParams, device: torch.device) -> None:
+    """Raises InputError if the attention kernel that is asked for cannot train on `device`."""
+    if params.attention.implementation == "flex_attention" and device.type != "cuda":
+        raise InputError(
+            f"attention.implementation=flex_attention needs a CUDA device to train on, the model would be on"
+            f" {device.type}; auto, sdpa and eager work there"
+        )
+    asked = {"bf16": params.bf16, "compiled": is_compiled(params, device), "deterministic": params.deterministic}
+    check_flash_attention_4(params.attention, device, **asked)
+
+
 def compile_layers(model: Any, params: RunParams, device: torch.device) -> bool:
     """torch.compile `forward` of each decoder layer and of the last norm, if requested. Returns whether it was.
 
@@ -138,7 +153,7 @@ def compile_layers(model: Any, params: RunParams, device: torch.device) -> bool:
         if device.type == "cuda":
             from qwen3llada.training.cuda.fused_attention import fuse_attention  # needs Triton
 
-            fuse_attention(model)
+            fuse_attention(model, flash=params.attention.implementation == FLASH_ATTENTION_4)
         for module in (*model.model.layers, model.model.norm):
             module.forward = torch.compile(module.forward)
     return wanted

@@ -36,6 +36,7 @@ from qwen3llada.training.start.memory_estimate import (
     over_budget,
 )
 from qwen3llada.training.start.model_and_processes import (
+    check_implementation,
     compile_layers,
     graph_layers,
     is_compiled,
@@ -121,11 +122,7 @@ def _check_attention(params: RunParams, accelerator: "Accelerator") -> None:
 
     A missing config.json is reported later, when the model is loaded.
     """
-    if params.attention.implementation == "flex_attention" and accelerator.device.type != "cuda":
-        raise InputError(
-            f"attention.implementation=flex_attention needs a CUDA device to train on, the model would be on"
-            f" {accelerator.device.type}; auto, sdpa and eager work there"
-        )
+    check_implementation(params, accelerator.device)
     if (params.model / "config.json").is_file():
         lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
         check_positions(params.model, lengths)

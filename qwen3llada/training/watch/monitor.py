@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from qwen3llada.errors import InputError
+from qwen3llada.objective.attention_kernels import FLASH_ATTENTION_4
 from qwen3llada.objective.loss_by_level import BUCKETS, by_noise_level
 from qwen3llada.training.checkpoints.fingerprint import knobs
 from qwen3llada.training.run import Evaluation, Run
@@ -162,6 +163,7 @@ class Monitor:
         """Results that depend on machine, launch and interruptions. Rates are None if nothing was trained."""
         run, total = self.run, self.speed.total
         trained = total["tokens"] > 0 and total["seconds"] > 0
+        flash = run.params.attention.implementation == FLASH_ATTENTION_4
         return {
             "tokens_per_second": round(total["tokens"] / total["seconds"], 1) if trained else None,
             "mfu": self._utilisation(total["flops"] / total["seconds"]) if trained else None,
@@ -170,6 +172,7 @@ class Monitor:
             "processes": run.accelerator.num_processes,
             "compiled": run.compiled,
             "graphed_shapes": len(run.graphs.shapes) if run.graphs else 0,
+            **({"attention_fall_backs": run.loss.fall_backs.passes} if flash else {}),
             "resumed_from": str(run.resumed_from) if run.resumed_from else None,
             "curves": self.curves.writer if self.curves else None,
         }

@@ -10,6 +10,7 @@ import pytest
 from qwen3llada.corpus.validation.gate import InvalidConversations, validate
 from qwen3llada.corpus.validation.rules import Rule, Rules, ValidateParams
 
+pytestmark = pytest.mark.usefixtures("without_docs")
 LIMIT = 600  # tokens (here bytes) of a record
 
 STRICT = Rules(**{name: Rule() for name in Rules.model_fields})

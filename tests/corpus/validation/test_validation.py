@@ -25,6 +25,7 @@ def pair(human, gpt, **more):
 GOOD = [pair(f"Question {i}?", f"Answer {i}.") for i in range(20)]
 HELDOUT = [pair("Held out?", "Yes."), pair("Also?", "Yes.")]
 BLANK = pair("Nothing?", " ")
+OPTIONAL = Rules.model_fields.keys() - {"readable", "structure", "unicode", "pairs"}
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +38,23 @@ def model(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def gate(tmp_path, model):
-    """A function that validates training records, one list per file, with reports in tmp_path."""
+    """A function that validates training records, one list per file, with reports in tmp_path.
 
-    def run(*files, heldout=HELDOUT, num_proc=1, **knobs):
+    `only`: the rules besides those that must be there; a rule that a test does not ask about takes time.
+    """
+
+    def run(*files, heldout=HELDOUT, num_proc=1, rules=None, only=None, **knobs):
         for split, parts in (("train", files), ("heldout", [heldout])):
             folder = tmp_path / "raw" / split
             folder.mkdir(parents=True, exist_ok=True)
             for number, rows in enumerate(parts):
                 (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        params = ValidateParams(**knobs)
+        off = {name: {"severity": "off"} for name in OPTIONAL if only is not None and name not in only}
+        params = ValidateParams(rules=off | (rules or {}), **knobs)
         arguments = (tmp_path / "raw", tmp_path / "validated", tmp_path / "reports")
         return validate(*arguments, model_folder=model, params=params, num_proc=num_proc)
 
     return run
-
-
-@pytest.fixture
-def without_docs(monkeypatch):
-    """Skips Great Expectations' own pages, which take a third of a test's time, in tests that ignore them."""
-    monkeypatch.setattr("qwen3llada.corpus.validation.gate.write_data_docs", lambda context: None)
 
 
 def quarantined(tmp_path):
@@ -85,7 +84,7 @@ def test_good_conversations_of_any_shape_pass(tmp_path, gate, tokenizer):
 
 
 def test_one_bad_record_closes_the_gate(tmp_path, gate):
-    gate(GOOD)
+    gate(GOOD, only=[])
     with pytest.raises(InvalidConversations) as caught:
         gate(GOOD[:7], [*GOOD[7:12], BLANK, *GOOD[12:]])
     message = str(caught.value)
@@ -114,24 +113,25 @@ def test_one_bad_record_closes_the_gate(tmp_path, gate):
 @pytest.mark.usefixtures("without_docs")
 def test_quarantine_is_not_proposed_where_it_would_not_help(gate):
     with pytest.raises(InvalidConversations, match="break not_blank") as caught:
-        gate([*GOOD[:7], BLANK, BLANK])
+        gate([*GOOD[:7], BLANK, BLANK], only=["not_blank"])
     assert "quarantine goes on" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("without_docs")
 def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
     rows = [*GOOD[:18], BLANK, BLANK]
-    report = gate(rows, on_invalid="quarantine", max_invalid_fraction=0.1)
+    knobs = {"on_invalid": "quarantine", "only": ["not_blank"]}
+    report = gate(rows, max_invalid_fraction=0.1, **knobs)
     assert report["passed"]
     assert report["train"]["invalid"] == 2
     assert [entry["index"] for entry in quarantined(tmp_path)] == [18, 19]
     assert "2 invalid records are set aside" in (tmp_path / "reports/validation/index.html").read_text()
     problem = r"train: 2 of 20 records are invalid, more than max_invalid_fraction=0\.09 allows \(1 records\)\. "
     with pytest.raises(InvalidConversations, match=problem):
-        gate(rows, on_invalid="quarantine", max_invalid_fraction=0.09)
+        gate(rows, max_invalid_fraction=0.09, **knobs)
     small = r"train: 2 of 20 .* allows \(0 records\); with 20 records in train one is too many: it is small"
     with pytest.raises(InvalidConversations, match=small):
-        gate(rows, on_invalid="quarantine", max_invalid_fraction=0.04)
+        gate(rows, max_invalid_fraction=0.04, **knobs)
     assert not (tmp_path / "validated").exists()
 
 
@@ -139,11 +139,11 @@ def test_bad_records_are_set_aside_up_to_a_share(tmp_path, gate):
 def test_a_rule_tolerates_what_its_share_allows(tmp_path, gate):
     """A tolerated record does not make the rule fail, but is not trained on."""
     rows = [*GOOD[:18], BLANK, pair("Nothing at all?", "")]
-    report = gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.9}})
+    report = gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.9}}, only=[])
     assert report["train"]["rules"]["not_blank"]["passed"]
     assert [entry["index"] for entry in quarantined(tmp_path)] == [18, 19]
     with pytest.raises(InvalidConversations, match="2 of 20 records break not_blank"):
-        gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.91}})
+        gate(rows, max_invalid_fraction=0.5, rules={"not_blank": {"mostly": 0.91}}, only=[])
 
 
 def test_warnings_let_records_through(tmp_path, gate):
@@ -164,16 +164,17 @@ def test_fields_that_are_not_used_are_named_with_counts(tmp_path, gate):
     noted = [row | {"note": "Mind this one.", "id": "a b"} for row in GOOD[:3]]
     pairs = [{"question": f"Q {i}?", "answer": "A.", "hint": "It is easy.", "note": "x y"} for i in range(2)]
     files = [*noted, *GOOD[3:]], [*pairs, pair("z", "Z") | {"a, b": "two words"}]
-    report = gate(*files)
+    report = gate(*files, only=["unused_fields"])
     assert report["passed"]
     assert report["warnings"] == [r"train: 6 of 23 records break unused_fields: note (5), hint (2), a\x2c b (1)"]
     assert report["train"]["unused_fields"] == {"note": 5, "hint": 2, r"a\x2c b": 1}
     assert report["heldout"]["unused_fields"] == {}
     assert "not used: hint, note" in (tmp_path / "reports/validation/index.html").read_text()
     with pytest.raises(InvalidConversations, match=r"6 of 23 records break unused_fields: note \(5\), hint \(2\)"):
-        gate(*files, rules={"unused_fields": {"severity": "error"}})
+        gate(*files, rules={"unused_fields": {"severity": "error"}}, only=[])
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_untaught_answers_media_and_null_filled_turns(tmp_path, gate, tokenizer):
     """Unusable records are rejected by their rule; history-only and null parts reach the right samples."""
     marked = pair("Is it 3?", "It is 4, wrong.")["conversations"]
@@ -218,8 +219,11 @@ def test_records_that_differ_in_what_is_taught_are_not_equal_and_answers_of_hist
     only = row("Otherwise.", {})
     only["conversations"][3] |= {"train": False}
     same = row("Wrong.", {"train": False}), row("Wrong.", {})
-    assert gate(GOOD, [*same, pair("How?", "Otherwise.")])["warnings"] == []
-    assert gate(GOOD, [only, pair("How?", "Rather.")])["warnings"] == ["train: 1 of 22 records break conflicts"]
+    rules = ["duplicates", "conflicts"]
+    assert gate(GOOD, [*same, pair("How?", "Otherwise.")], only=rules)["warnings"] == []
+    assert gate(GOOD, [only, pair("How?", "Rather.")], only=rules)["warnings"] == [
+        "train: 1 of 22 records break conflicts"
+    ]
 
 
 @pytest.mark.usefixtures("without_docs")
@@ -288,11 +292,12 @@ def test_the_gate_counts_with_the_tokenizer_of_the_model(tmp_path, model, tokeni
 def test_the_limit_in_tokens_is_the_models_unless_given(gate, tmp_path):
     fits, longer = pair("x" * 100, "y" * 156), pair("x" * 100, "y" * 157)  # one token per byte, 256 are allowed
     with pytest.raises(InvalidConversations, match=r"1 of 22 records break length.*length: 1 tokens above the limit"):
-        gate([*GOOD, fits, longer])
+        gate([*GOOD, fits, longer], only=["length"])
     with pytest.raises(InvalidConversations, match="2 of 22 records break length"):
-        gate([*GOOD, fits, longer], max_tokens=255)
+        gate([*GOOD, fits, longer], max_tokens=255, only=["length"])
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_an_exception_in_an_expectation_is_neither_success_nor_bad_data(tmp_path, gate, monkeypatch):
     import great_expectations.expectations as gxe
 
@@ -314,15 +319,16 @@ def test_an_exception_in_an_expectation_is_neither_success_nor_bad_data(tmp_path
     assert not (tmp_path / "validated").exists()
 
 
+@pytest.mark.usefixtures("without_docs")
 def test_drift_from_a_baseline_is_a_warning(tmp_path, gate):
-    gate(GOOD)
+    gate(GOOD, only=[])
     baseline = tmp_path / "baseline.json"
     baseline.write_bytes((tmp_path / "reports/validation/profile.json").read_bytes())
-    report = gate(GOOD, baseline=str(baseline))
+    report = gate(GOOD, baseline=str(baseline), only=[])
     assert set(report["drift"].values()) == {0}
     assert report["warnings"] == []
     other = [pair(f"Вопрос {i}? " * 5, f"Ответ {i}.") for i in range(20)]
-    report = gate(other, baseline=str(baseline))
+    report = gate(other, baseline=str(baseline), only=[])
     assert report["passed"]
     assert report["drift"]["prompt_characters"] == 1.0
     assert report["drift"]["turns"] == 0.0
@@ -330,7 +336,7 @@ def test_drift_from_a_baseline_is_a_warning(tmp_path, gate):
     assert "drifted from the baseline: prompt_characters 1.000" in report["warnings"][0]
     baseline.write_text("{}")
     with pytest.raises(ValueError, match="a baseline must have prompt_characters"):
-        gate(GOOD, baseline=str(baseline))
+        gate(GOOD, baseline=str(baseline), only=[])
 
 
 def test_divergence_is_that_of_jensen_and_shannon():

@@ -75,9 +75,7 @@ class PlainHead:
                 position_temperature=values[3] if form.draws_positions else 0.0,
                 entropy=True,
             )
-            of_step = (
-                noise.step_keys(keys[unit, None], steps[unit, None], width, s)[0, columns] for s in noise.STREAMS
-            )
+            of_step = noise.step_keys(keys[unit, None], steps[unit, None], width)[:, 0, columns]
             heat = annealed(values[2], steps[unit], shares[unit]).expand(len(places))
             without = torch.stack([x for _, x in read]) if form.guided else None
             found = head.propose(torch.stack([x for x, _ in read]), without, *of_step, heat)

@@ -245,7 +245,7 @@ def interpret():
     from qwen3llada.sampling.cuda.sampler import GraphSampler
 
     program_cache.COLUMN_BUCKET = 2  # the interpreter is slow
-    model = conftest.model.__wrapped__()
+    model = conftest.trained()
     model.config.attention_policy, model.config.window_blocks = "window", 1
     params = SampleParams(steps=3, gen_length=5, block_length=2, temperature=0.7, remasking="margin")
     eager, sure = watched(model, [[1, 2, 3]], params)

@@ -58,7 +58,7 @@ def plain(logits, without, masked, keys, shares, counts, params):
         position_temperature=params.position_temperature,
         entropy=True,
     )
-    streams = [noise.step_keys(keys, STEP, width, stream).flatten() for stream in noise.STREAMS]
+    streams = noise.step_keys(keys, STEP, width).flatten(1)
     temperature = annealed(params.remasking_temperature, STEP, shares).repeat_interleave(width)
     found = head.propose(logits, without if params.cfg_scale else None, *streams, temperature)
     values = [value.view(masked.shape) for value in (found.scores, found.log_probs.exp(), found.entropy)]

@@ -331,7 +331,7 @@ def interpret():
     """The same by the kernels themselves, on the CPU. Needs its own process: Triton decides at import."""
     import conftest
 
-    model = conftest.model.__wrapped__()
+    model = conftest.trained()
     running_batch.why_eager, running_memory.FIRST_COLUMNS = lambda model, request: None, 64
     for policy, length in (("full", 1), ("window", 2)):  # one pass, and two; the interpreter is slow
         with_policy(model, policy)

@@ -93,7 +93,8 @@ def uninterrupted(tiny, tmp_path_factory):
     from qwen3llada.training.params import PretrainParams
 
     folder = tmp_path_factory.mktemp("uninterrupted")
-    params = PretrainParams.model_validate(common(tiny, folder, "pretrain") | {"max_steps": 40, "save_steps": 2})
+    knobs = {"max_steps": 40, "save_steps": 2, "eval_every_steps": 20}  # each evaluation forks loader workers
+    params = PretrainParams.model_validate(common(tiny, folder, "pretrain") | knobs)
     train(params, seed=1)
     return params
 

@@ -1,5 +1,7 @@
 """LoRA: what is trained, what is saved, resumed and merged."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from runs import changed, checkpoint
@@ -13,7 +15,8 @@ from qwen3llada.modeling.loading import merged
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.training.loop import train
 
-pytest.importorskip("peft")
+# Not imported here: it imports torch's compiler, and each process of the suite reads this file.
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs peft, not installed")
 
 
 @pytest.fixture

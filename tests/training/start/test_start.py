@@ -66,6 +66,11 @@ def test_flex_attention_without_a_gpu(pretraining):
     refused(changed(pretraining, attention=attention), "attention.implementation=flex_attention needs a CUDA device")
 
 
+def test_flash_attention_4_where_it_cannot_run(pretraining):
+    attention = {"implementation": "flash_attention_4", "policy": "block_causal", "block_length": 4}
+    refused(changed(pretraining, attention=attention), "attention.implementation=flash_attention_4 needs bf16=true, ")
+
+
 @pytest.mark.parametrize(("checkpointed", "calls"), [(False, 1), (True, 2)])
 def test_dropout_and_checkpointing_act_from_the_first_step(pretraining, checkpointed, calls):
     """A checkpointed layer runs once more in the backward pass. Loading leaves the layers in evaluation mode."""
