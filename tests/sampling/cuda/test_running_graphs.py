@@ -18,7 +18,7 @@ from test_running_batch import asks, one_row, run, with_policy
 
 from qwen3llada.errors import InputError
 from qwen3llada.sampling import keyed_gumbel as noise
-from qwen3llada.sampling import running_batch
+from qwen3llada.sampling import decoding, running_batch
 from qwen3llada.sampling.cuda import program_cache, running_memory, running_passes, support
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import infill_rows, make_request
@@ -290,7 +290,8 @@ class TestOnGpu:
             assert [row.answer().tolist() for row in rows] == alone
         assert not batch.rows
 
-    def test_kinds_and_rows_without_graphs_run_beside_each_other(self, cuda_model):
+    def test_kinds_and_rows_without_graphs_run_beside_each_other(self, cuda_model, caplog):
+        decoding.say_once.cache_clear()
         with_policy(cuda_model, "block_causal")
         found, batch = [], RunningBatch(cuda_model)
         for knobs in (*SETTINGS, {"block_attention": True}, {"block_attention": False}, {"remask": 1}):
@@ -298,6 +299,8 @@ class TestOnGpu:
             found += [(request, answer) for request, answer in zip(requests, alone, strict=True)]
         rows = run(batch, [request for request, _ in found], [i % 7 for i in range(len(found))])
         assert [row.answer().tolist() for row in rows] == [answer for _, answer in found]
+        said = [record.getMessage() for record in caplog.records if "running batch" in record.getMessage()]
+        assert said == ["decoding in the running batch without CUDA graphs: remask=1 has no graph; 0 has one"]
 
     def test_memory_grows_and_large_passes_are_not_captured(self, cuda_model, monkeypatch):
         monkeypatch.setattr(running_memory, "FIRST_COLUMNS", 64)
