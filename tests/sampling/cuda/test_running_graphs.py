@@ -17,8 +17,8 @@ import plain_kernels
 from test_running_batch import asks, one_row, run, with_policy
 
 from qwen3llada.errors import InputError
-from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling import decoding, running_batch
+from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.cuda import program_cache, running_memory, running_passes, support
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import infill_rows, make_request
