@@ -293,6 +293,20 @@ def test_a_knob_left_out_is_found(tmp_path):
     assert not found & {"pretrain.noise.eps", "pretrain.max_steps", "pretrain.bf16", "sft.dst"}
 
 
+@pytest.mark.parametrize(
+    "path", [None, *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda path: path and path.stem
+)
+def test_all_stages_of_a_set_train_the_same_attention(path):
+    """And the sampler and the measurements have a step for each block that an answer may touch."""
+    params = load(FILE, path)
+    attention = [section.attention for section in (params.pretrain, params.sft, params.rl)]
+    assert len({(one.policy, one.block_length) for one in attention}) == 1
+    block = params.sft.attention.block_length
+    for decoding in (params.sample, params.rl.rollout):
+        assert decoding.steps >= (decoding.gen_length + block - 2) // block + 1
+    assert max(params.evaluate.tokens_per_step) <= block
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("qwen3-*.yaml")), ids=lambda path: path.stem)
 def test_real_runs_see_every_noise_level(path):
     params = load(FILE, path)
