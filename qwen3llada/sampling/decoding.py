@@ -114,14 +114,15 @@ def choose_sampler(model: Any, request: Request, tokens: Tensor) -> Sampler:
     reason = why_not(model, request)
     if reason is None:
         if request.session is not None and is_causal(request.policy):
-            _say("CUDA graphs keep nothing between calls: a conversation's earlier turns are computed again")
+            say_once("CUDA graphs keep nothing between calls: a conversation's earlier turns are computed again")
         return GraphSampler(model, request, tokens)
     if wanted == "graph":
         raise InputError(f"backend=graph cannot be used: {reason}")
-    _say(f"sampling without CUDA graphs: {reason}")
+    say_once(f"sampling without CUDA graphs: {reason}")
     return EagerSampler(model, request)
 
 
 @cache  # each line once per process
-def _say(line: str) -> None:
+def say_once(line: str) -> None:
+    """Log a warning."""
     log.warning(line)

@@ -153,8 +153,9 @@ def make_request(
     row_keys: Tensor,
     eos_token_ids: Sequence[int],
     session: Session | None = None,
+    device: torch.device | str | None = None,
 ) -> Request:
-    """Lay out the rows on the model's device. Raises InputError if the parameters do not fit them."""
+    """Lay out the rows on `device`, by default the model's. Raises InputError if the parameters do not fit them."""
     if session is not None and len(rows[0]) != 1:
         raise InputError(f"a session is one conversation: prompts must hold one row, given {len(rows[0])}")
     warn_of_noise(model.config.noise_type)
@@ -163,7 +164,7 @@ def make_request(
     canvas = lay_out(*rows, model.config.mask_token_id, block_length, from_zero=is_causal(policy))
     return Request(
         params=params,
-        canvas=canvas.to(model.device),
+        canvas=canvas.to(device or model.device),
         layout=canvas,
         unmask_plan=UnmaskPlan.of(canvas.masked_per_block(), params.steps),
         policy=policy,

@@ -7,13 +7,14 @@
 
 Each row has its own parameters, its own number of steps, and gets the tokens that it would get alone: passes compute
 the same function row by row, and noise depends on a row's key, block and step alone. A row that finishes its block goes
-on with the next one in the next pass, whatever the others do.
+on with the next one in the next pass, whatever the others do. On a GPU the passes are CUDA graphs (`RunningGraphs`);
+rows that have none run eagerly beside them.
 
 Shapes: L columns of a row's canvas, U rows of a step (units, each one block), W columns of a block.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen3llada.sampling.block_contexts import Policy
+from qwen3llada.sampling.decoding import say_once
 from qwen3llada.sampling.eager import StepRule
-from qwen3llada.sampling.open_blocks import Units, cut, waves
+from qwen3llada.sampling.open_blocks import Units, waves
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import Request
+from qwen3llada.sampling.running_row import RunningRow
 from qwen3llada.sampling.shared_pass import SharedPasses, Span
 
 NOT_OF_A_STEP = {"steps", "gen_length", "block_length", "block_attention", "backend"}
@@ -43,25 +46,17 @@ def shares_passes(params: DecodeParams) -> bool:
 
 
 @dataclass(kw_only=True, eq=False)
-class Row:
-    """One request in the batch."""
+class Row(RunningRow):
+    """One request that is decoded eagerly."""
 
-    request: Request  # of this row alone
     slots: tuple[int, ...]  # in the cache; under guidance the second is that of the masked prompt
     rule: StepRule
     units: Units | None = None  # the block that is being decoded
     number: int = 0  # step of that block
     kept: int = 0  # columns whose keys and values are computed and final
-    passes: int = 0
-    finished: bool = False
-    tokens: Tensor = field(init=False)  # [1, L] canvas so far
-    confidence: Tensor = field(init=False)  # [1, L], probability of each token when it was committed
-    settled: Tensor | None = field(init=False)  # [1, L] bool, tokens that no later step changes; None: all decoded ones
 
     def __post_init__(self) -> None:
-        canvas, self.tokens = self.request.canvas, self.request.canvas.tokens.clone()
-        self.confidence = torch.zeros(self.tokens.shape, device=self.tokens.device)
-        self.settled = torch.zeros_like(canvas.valid) if self.request.params.revises else None
+        super().__post_init__()
         self._steps = self._script()
 
     def _script(self) -> Iterator[int]:
@@ -81,16 +76,6 @@ class Row:
         """Go on to the next step, or finish."""
         number = next(self._steps, None)
         self.number, self.finished = number or 0, number is None
-
-    @property
-    def answer_columns(self) -> slice:
-        """Columns of the answer on the canvas [1, L]."""
-        canvas = self.request.layout
-        return slice(canvas.start + int(canvas.rests[0]), canvas.start + int(canvas.lengths[0]))
-
-    def answer(self) -> Tensor:
-        """The answer up to its EOS. Of a finished row."""
-        return cut(self.request, self.tokens)[0]
 
     def spans(self, *, keeps: bool, causal: bool) -> list[Span]:
         """What the row asks of the next pass: one span, or two under guidance. To be called once before a pass."""
@@ -126,23 +111,35 @@ class RunningBatch:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.rows: list[Row] = []
+        self.rows: list[Row] = []  # those that are decoded eagerly
         self._passes: dict[Policy, SharedPasses] = {}
+        self._graphs: Any = None  # `RunningGraphs`, where some row has been decoded by them
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) + (0 if self._graphs is None else len(self._graphs.rows))
 
     @property
     def passes(self) -> int:
         """Forward passes so far; rows of very different lengths, and of different policies, take several a step."""
-        return sum(passes.passes for passes in self._passes.values())
+        eager = sum(passes.passes for passes in self._passes.values())
+        return eager + (0 if self._graphs is None else self._graphs.passes)
 
     @torch.no_grad()
-    def enter(self, request: Request) -> Row:
-        """Take in a request of one row (`request.make_request`) whose parameters fit (`shares_passes`)."""
+    def enter(self, request: Request) -> RunningRow:
+        """Take in a request of one row (`request.make_request`) whose parameters fit (`shares_passes`).
+
+        Its canvas may be on the CPU, so that whoever makes it need not wait for the device.
+        """
         rows = len(request.row_keys)
         if rows != 1 or not shares_passes(request.params) or request.session is not None:
             raise ValueError(f"a running batch takes one row without a session that shares passes, given {rows} rows")
+        reason = why_eager(self.model, request)
+        if reason is None:
+            return self._entered(request)
+        if self.model.device.type == "cuda":
+            say_once(f"decoding in the running batch without CUDA graphs: {reason}")
+        if request.canvas.tokens.device != self.model.device:
+            request = replace(request, canvas=request.layout.to(self.model.device))
         taken = {slot for row in self.rows for slot in row.slots}
         free = (slot for slot in range(2 * len(self.rows) + 2) if slot not in taken)
         slots = tuple(next(free) for _ in range(2 if request.params.cfg_scale > 0 else 1))
@@ -152,17 +149,41 @@ class RunningBatch:
             self.rows.append(row)
         return row
 
-    def leave(self, row: Row) -> None:
+    def _entered(self, request: Request) -> RunningRow:
+        from qwen3llada.sampling.cuda.running_graphs import RunningGraphs
+
+        if self._graphs is None:
+            self._graphs = RunningGraphs(self.model)
+        row: RunningRow = self._graphs.enter(request)
+        return row
+
+    def leave(self, row: RunningRow) -> None:
         """Give a row up, or let a finished one go."""
+        if not isinstance(row, Row):
+            self._graphs.leave(row)
+            return
         if row in self.rows:
             self.rows.remove(row)
         if not self.rows:
             for passes in self._passes.values():
                 passes.cache.clear()
 
+    def close(self) -> None:
+        """Give up all rows, and free the memory of the graphs."""
+        self.rows = []
+        if self._graphs is not None:
+            self._graphs.close()
+
     @torch.no_grad()
-    def step(self) -> list[Row]:
-        """One forward pass for every row. Returns the rows that were in it; those that are `finished` have left."""
+    def step(self) -> list[RunningRow]:
+        """One forward pass for every row. Returns the rows that have got on; those that are `finished` have left.
+
+        What the passes of graphs did is seen in the step after, while the next one is under way.
+        """
+        seen: list[RunningRow] = [] if self._graphs is None else self._graphs.step()
+        return [*seen, *self._step_eagerly()]
+
+    def _step_eagerly(self) -> list[Row]:
         rows, states = list(self.rows), dict[Row, list[Tensor]]()
         for policy in dict.fromkeys(row.request.policy for row in rows):
             states |= self._hidden([row for row in rows if row.request.policy == policy], policy)
@@ -186,6 +207,17 @@ class RunningBatch:
         spans = [row.spans(keeps=passes.keeps, causal=passes.causal) for row in rows]
         found = iter(passes.hidden([span for part in spans for span in part]))
         return {row: [next(found) for _ in part] for row, part in zip(rows, spans, strict=True)}
+
+
+def why_eager(model: Any, request: Request) -> str | None:
+    """Why a row of a running batch is decoded without CUDA graphs, in one line; None if it is decoded by them."""
+    if request.params.backend == "eager":
+        return "backend=eager"
+    if model.device.type != "cuda":
+        return f"the model is on {model.device.type}"
+    from qwen3llada.sampling.cuda.support import why_not
+
+    return why_not(model, request)
 
 
 def run_step(rows: Sequence[Row], states: Sequence[Sequence[Tensor]]) -> None:

@@ -1,8 +1,8 @@
 """How answers are decoded together: in one running batch where they can share passes, else in groups.
 
 The running batch takes in an answer before any pass and lets it go after any, whatever its parameters are. A group is a
-batch of answers with equal parameters that runs to its end: what CUDA graphs decode, blocks that are decoded at once
-(`parallel_blocks`), and the approximate cache (`cache: dual`). Both run at the same time, a pass of each in turn.
+batch of answers with equal parameters that runs to its end: blocks that are decoded at once (`parallel_blocks`), and
+the approximate cache (`cache: dual`). Both run at the same time, a pass of each in turn.
 """
 
 import logging
@@ -22,7 +22,8 @@ from qwen3llada.sampling.decoding import Step, decode
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.remasking import UnmaskPlan
 from qwen3llada.sampling.request import Request, make_request
-from qwen3llada.sampling.running_batch import Row, RunningBatch, shares_passes
+from qwen3llada.sampling.running_batch import Row, RunningBatch, shares_passes, why_eager
+from qwen3llada.sampling.running_row import RunningRow
 from qwen3llada.serving.jobs import Job
 from qwen3llada.serving.metrics import Metrics
 
@@ -34,7 +35,8 @@ class Engine:
 
     def __init__(self, text: TextModel, *, max_batch: int, metrics: Metrics) -> None:
         self.text, self.max_batch, self.metrics = text, max_batch, metrics
-        self._batch, self._rows = RunningBatch(text.model), dict[Row, Job]()
+        self._batch, self._rows = RunningBatch(text.model), dict[RunningRow, Job]()
+        self._mask = text.model.config.mask_token_id
         self._group: list[Job] = []
         self._group_steps: Generator[Step, None, Any] | None = None
 
@@ -68,16 +70,11 @@ class Engine:
         return job.shares
 
     def _can_share(self, job: Job) -> bool:
-        """Graphs are faster than sharing passes, so they come first."""
-        params, model = job.params, self.text.model
-        if not shares_passes(params) or params.backend == "graph":
-            return False
-        if model.device.type != "cuda" or params.backend == "eager":
-            return True
-        from qwen3llada.sampling.cuda.support import why_not
-
+        """All that can. Where graphs are demanded and there are none, the sampler gives the error."""
+        if not shares_passes(job.params) or job.params.backend != "graph":
+            return shares_passes(job.params)
         try:
-            return why_not(model, self._request([job])) is not None
+            return why_eager(self.text.model, self._request([job], "cpu")) is None
         except InputError:
             return True  # `start` gives the job its error
 
@@ -86,13 +83,19 @@ class Engine:
         for job in jobs:
             if self._shares(job):
                 with failing(lambda job=job: [job]):  # type: ignore[misc]
-                    self._rows[self._batch.enter(self._request([job]))] = job
+                    self._enter(job)
             else:
                 self._group.append(job)
         if self._group and self._group_steps is None:
             self.metrics.group(len(self._group))
             with failing(self._drop_group):
                 self._group_steps = decode(self.text.model, self._request(self._group))
+
+    def _enter(self, job: Job) -> None:
+        row = self._batch.enter(self._request([job], "cpu"))  # a canvas on the device would wait for it
+        self._rows[row] = job
+        if isinstance(row, Row):
+            self.metrics.eager()
 
     def step(self) -> None:
         """One pass of the running batch, and one of the group."""
@@ -110,15 +113,14 @@ class Engine:
         rows = self._batch.step()
         self.metrics.passes(self._batch.passes - before, len(rows))
         for row in rows:
-            job, columns = self._rows[row], row.answer_columns
-            settled = None if row.settled is None else row.settled[0, columns]
-            self._tell(job, row.tokens[0, columns], settled, row.confidence[0, columns])
+            job, settled = self._rows[row], None if row.settled is None else row.settled[0]
+            self._tell(job, row.answer_columns, row.tokens[0], settled, row.confidence[0])
             if row.finished and not job.over:
                 raise RuntimeError("a row has ended before its answer")
             if job.over:
                 self._leave(row)
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: RunningRow) -> None:
         self._batch.leave(row)
         del self._rows[row]
 
@@ -132,22 +134,28 @@ class Engine:
         self.metrics.passes(1, len(self._group))
         start = max(len(job.prompt) for job in self._group)
         for row, job in enumerate(self._group):
-            columns = slice(start, start + job.params.gen_length)
-            settled = None if step.settled is None else step.settled[row, columns]
-            self._tell(job, step.canvas[row, columns], settled, step.confidence[row, columns])
+            columns, settled = slice(start, start + job.params.gen_length), None
+            if step.settled is not None:
+                settled = step.settled[row]
+            self._tell(job, columns, step.canvas[row], settled, step.confidence[row])
 
-    def _tell(self, job: Job, tokens: Tensor, settled: Tensor | None, sure: Tensor) -> None:
-        """Tell a job what a pass did to its answer [gen_length]. `settled` bool; None: all that is no mask."""
+    def _tell(self, job: Job, answer: slice, tokens: Tensor, settled: Tensor | None, sure: Tensor) -> None:
+        """Tell a job what a pass did to its answer, columns of the canvas [L]. `settled` None: all that is no mask."""
         if job.over:
             return
-        final = tokens if settled is None else tokens.masked_fill(~settled, self.text.model.config.mask_token_id)
-        job.tell(tokens.tolist(), final.tolist(), sure.tolist())
+        at = answer.start + len(job.progress.tokens)
+        if not job.wants_canvas and at < answer.stop and int(tokens[at]) == self._mask:
+            job.passes += 1  # nothing new is settled
+            return
+        final = tokens if settled is None else tokens.masked_fill(~settled, self._mask)
+        job.tell(tokens[answer].tolist(), final[answer].tolist(), sure[answer].tolist())
         if job.progress.finish is not None:
             self.metrics.answer(time.monotonic() - job.arrived, len(job.progress.tokens))
 
     def _drop_batch(self) -> list[Job]:
         """Forget the running batch; the jobs that were in it."""
         jobs = list(self._rows.values())
+        self._batch.close()
         self._batch, self._rows = RunningBatch(self.text.model), {}
         return jobs
 
@@ -159,13 +167,16 @@ class Engine:
         self._group_steps = None
         return jobs
 
-    def _request(self, jobs: list[Job]) -> Request:
-        """One request of the sampler for jobs that differ in nothing but prompts, seeds, lengths and steps."""
+    def _request(self, jobs: list[Job], device: str | None = None) -> Request:
+        """One request of the sampler for jobs that differ in nothing but prompts, seeds, lengths and steps.
+
+        device: of its canvas; None: the model's.
+        """
         model, mask = self.text.model, self.text.model.config.mask_token_id
         most = {name: max(getattr(job.params, name) for job in jobs) for name in ("gen_length", "steps")}
         rows = [job.prompt for job in jobs], [[mask] * job.params.gen_length for job in jobs]
         keys = torch.cat([noise.row_keys(job.seed, [job.index]) for job in jobs])
-        request = make_request(model, rows, jobs[0].params.model_copy(update=most), keys, self.text.ends)
+        request = make_request(model, rows, jobs[0].params.model_copy(update=most), keys, self.text.ends, device=device)
         if len(jobs) == 1:
             return request
         schedule = each_with_its_steps(request.layout.masked_per_block(), [job.params.steps for job in jobs])

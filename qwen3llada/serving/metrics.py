@@ -13,7 +13,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, int]] = Counter()
-        self._answers = self._tokens = self._passes = self._rows = self._groups = self._grouped = 0
+        self._answers = self._tokens = self._passes = self._rows = self._groups = self._grouped = self._eager = 0
         self._seconds, self._buckets = 0.0, [0] * len(BUCKETS)
 
     def request(self, path: str, status: int) -> None:
@@ -32,6 +32,11 @@ class Metrics:
         with self._lock:
             self._groups += 1
             self._grouped += answers
+
+    def eager(self) -> None:
+        """An answer has entered the running batch that is decoded without CUDA graphs."""
+        with self._lock:
+            self._eager += 1
 
     def answer(self, seconds: float, tokens: int) -> None:
         """An answer is complete, so long after its request came."""
@@ -55,6 +60,7 @@ class Metrics:
                 ("pass_rows", self._rows),
                 ("groups", self._groups),
                 ("group_rows", self._grouped),
+                ("eager_answers", self._eager),
             ):
                 lines += [f"# TYPE qwen3llada_{name}_total counter", f"qwen3llada_{name}_total {value}"]
             for name, value in (("waiting", waiting), ("decoding", decoding)):

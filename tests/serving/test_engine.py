@@ -1,11 +1,12 @@
-"""Which answers share passes, and which form groups; the device is played where it is a GPU."""
+"""Which answers share passes, and which form groups."""
 
 from collections import deque
-from types import SimpleNamespace
 
 import pytest
+import torch
 
 from qwen3llada.sampling.params import DecodeParams
+from qwen3llada.serving import engine as engine_module
 from qwen3llada.serving.engine import Engine
 from qwen3llada.serving.jobs import Job
 from qwen3llada.serving.metrics import Metrics
@@ -37,21 +38,31 @@ def test_all_that_can_share_passes_does_on_a_cpu(text, knobs, shares):
     assert engine(text)._shares(job(**knobs)) is shares
 
 
-@pytest.mark.parametrize(
-    ("knobs", "reason", "shares"),
-    [({}, None, False), ({"backend": "eager"}, None, True), ({}, "this policy has no graph", True)],
-    ids=str,
-)
-def test_on_a_gpu_what_has_a_graph_forms_groups(text, monkeypatch, knobs, reason, shares):
-    from qwen3llada.sampling.cuda import support
-
+@pytest.mark.parametrize(("reason", "shares"), [(None, True), ("this policy has no graph", False)])
+def test_graphs_that_are_demanded_share_passes_where_there_are_any(text, monkeypatch, reason, shares):
+    """Where there are none, the answer is a group, whose sampler refuses it by name."""
     asked = []
-    monkeypatch.setattr(support, "why_not", lambda model, request: asked.append(request) or reason)
-    one, own = job(**knobs), engine(text)
-    monkeypatch.setattr(own, "_request", lambda jobs: jobs)
-    monkeypatch.setattr(own, "text", SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="cuda"))))
+    monkeypatch.setattr(engine_module, "why_eager", lambda model, request: asked.append(request) or reason)
+    one, own = job(backend="graph"), engine(text)
     assert own._shares(one) is own._shares(one) is shares
-    assert len(asked) <= 1
+    assert len(asked) == 1
+
+
+def test_answers_without_graphs_are_counted(text):
+    own = engine(text)
+    own.start([job(), job()])
+    assert "qwen3llada_eager_answers_total 2" in own.metrics.text(waiting=0, decoding=0)
+
+
+def test_a_job_is_told_only_what_is_new(text):
+    """Steps that settle nothing at the answer's front are counted and not delivered, unless the canvas is asked for."""
+    own, told = engine(text), []
+    for wants_canvas, expected in ((False, []), (True, [(1, 63)])):
+        one = job()
+        one.wants_canvas, one.deliver = wants_canvas, lambda update: told.append((update.step, update.canvas[0][0]))
+        own._tell(one, slice(1, 4), torch.tensor([1, 63, 5, 63]), None, torch.tensor([0.0, 0.0, 0.5, 0.0]))
+        assert one.passes == 1
+        assert told == expected
 
 
 def test_the_oldest_start_first_and_a_group_holds_its_like(text):

@@ -288,6 +288,32 @@ def test_200_clients_at_once_get_what_each_would_get_alone(text):
     assert counts["qwen3llada_pass_rows_total"] > 8 * counts["qwen3llada_passes_total"]  # and not one after the other
 
 
+def test_graphs_decode_the_running_batch(text, monkeypatch):
+    """Plain torch stands in for the kernels. Knobs that have no graph are decoded beside it, and counted."""
+    pytest.importorskip("triton")
+    from qwen3llada.sampling import running_batch
+    from qwen3llada.sampling.cuda import support
+    from tests.sampling.cuda import plain_kernels
+
+    plain_kernels.install(monkeypatch)
+    monkeypatch.setattr(running_batch, "why_eager", lambda model, request: support.unknown_knob(request.params))
+    bodies = [
+        {"messages": ask(" ".join(f"w{(i + j) % 60}" for j in range(1 + i % 9))), "seed": i, "max_tokens": 4 + i % 13}
+        | [{"temperature": 0.7}, {"unmask": "threshold"}, {"remask": 1}][i % 3]
+        for i in range(18)
+    ]
+    with Served(text, max_batch=8) as server:
+        replies = asyncio.run(load(server.url, bodies))
+        counts = counters(server)
+    for body, reply in zip(bodies, replies, strict=True):
+        knobs = {name: body[name] for name in ("temperature", "unmask", "remask") if name in body}
+        said = reply.json()["choices"][0]["message"]["content"]
+        knobs["gen_length"] = body["max_tokens"]
+        assert said == alone(text, body["messages"][0]["content"], seed=body["seed"], **knobs), body
+    assert counts["qwen3llada_eager_answers_total"] == 6
+    assert counts["qwen3llada_groups_total"] == 0
+
+
 def test_what_cannot_share_passes_is_a_group_beside_the_running_batch(text):
     exact = {"messages": ask(), "temperature": 0.7}
     dual = {"messages": ask("w4 w5"), "block_attention": False, "cache": "dual"}

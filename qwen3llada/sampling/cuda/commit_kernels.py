@@ -1,7 +1,7 @@
 """Triton kernels that choose the masked positions of a step: which are projected, and which are committed.
 
 Safe to capture in a CUDA graph. Shapes: U units (a unit is one block of one row) of W columns, N = U·W positions, S
-steps, Q tokens of a unit on the canvas.
+steps, T tokens of the canvas.
 """
 
 import torch
@@ -49,10 +49,10 @@ def _less_entropy(entropy_ptr, first, value, w, width, BLOCK: tl.constexpr, TILE
     return total
 
 
-@triton.jit(do_not_specialize=["canvas_stride", "width", "steps"])
+@triton.jit(do_not_specialize=["width", "steps"])
 def _commit(
     tokens_ptr, log_probs_ptr, scores_ptr, entropy_ptr, canvas_ptr, masked_ptr, taken_ptr, confidence_ptr,
-    column_ptr, counts_ptr, step_ptr, knobs_ptr, canvas_stride, width, steps,
+    origins_ptr, counts_ptr, steps_ptr, knobs_ptr, width, steps,
     UNMASK: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Choose among some of the masked positions of a unit, as `qwen3llada.sampling.unmasking`, and commit."""
@@ -65,9 +65,9 @@ def _commit(
     score = tl.load(scores_ptr + first + w, mask=keep, other=float("-inf"))
     confidence = tl.exp(log_prob)
     rank = _ahead(scores_ptr, first, score, w, width, BLOCK, TILE)
-    bound = tl.load(knobs_ptr + 4)
+    bound = tl.load(knobs_ptr + 4 * tl.num_programs(0) + unit)
     if UNMASK == "fixed":
-        step = tl.load(step_ptr)
+        step = tl.load(steps_ptr + unit)
         taken = masked & (rank < tl.load(counts_ptr + unit * steps + step, mask=step < steps, other=0))
     elif UNMASK == "threshold":
         taken = masked & ((rank < 1) | (confidence > bound))
@@ -84,7 +84,7 @@ def _commit(
             none = bound <= 0.0
         taken = fits | (masked & (rank < tl.where(none, 1, 0)))
     token = tl.load(tokens_ptr + first + w, mask=keep, other=0).to(tl.int64)
-    tl.store(canvas_ptr + unit * canvas_stride + tl.load(column_ptr) + w, token, mask=taken)
+    tl.store(canvas_ptr + tl.load(origins_ptr + unit) + w, token, mask=taken)
     tl.store(masked_ptr + first + w, (masked & ~taken).to(tl.uint8), mask=keep)
     tl.store(taken_ptr + first + w, taken.to(tl.uint8), mask=keep)
     tl.store(confidence_ptr + first + w, confidence.to(tl.float32), mask=taken)
@@ -96,9 +96,9 @@ def commit_proposals(
     masked: Tensor,
     taken: Tensor,
     confidence: Tensor,
-    column: Tensor,
+    origins: Tensor,
     counts: Tensor,
-    step: Tensor,
+    steps: Tensor,
     knobs: Tensor,
     *,
     unmask: str,
@@ -106,16 +106,16 @@ def commit_proposals(
     """Commit the proposed tokens that the way of unmasking chooses, in place.
 
     Args:
-        canvas: [U, Q] int64. The block starts at `column`, a scalar on the device.
+        canvas: int64, of any shape. The block of a unit starts at element `origins` [U] int64.
         masked, taken: [U, W] bool. confidence: [U, W] float32, set at the committed positions.
-        counts: [U, S] int32, positions to commit in each step. step: number of this step, a scalar on the device.
-        knobs: [5] float64 on the device, see `logits_kernel.Knob`.
+        counts: [U, S] integers, positions to commit in each step. steps: [U], entries of `counts` for this step.
+        knobs: [5, U] float64, see `logits_kernel.Knob`.
     """
     units, width = masked.shape
     block = min(COLUMNS_TILE, triton.next_power_of_2(width))
     _commit[(units, triton.cdiv(width, block))](
         *proposals, canvas, masked.view(torch.uint8), taken.view(torch.uint8), confidence,
-        column, counts, step, knobs, canvas.shape[1], width, counts.shape[1],
+        origins, counts, steps, knobs, width, counts.shape[1],
         UNMASK=unmask, BLOCK=block, TILE=block, num_warps=4,
     )  # fmt: skip
 

@@ -47,10 +47,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["queries", "stored", "columns"])
+@triton.jit(do_not_specialize=["queries"])
 def _norm_rope(
     qkv_ptr, q_weight_ptr, k_weight_ptr, positions_ptr, cos_ptr, sin_ptr, out_ptr, eps,
-    keys_ptr, values_ptr, rows_ptr, columns_ptr, queries, stored, columns,
+    keys_ptr, values_ptr, firsts_ptr, counts_ptr, queries,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr,
     BLOCK_E: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
@@ -77,9 +77,8 @@ def _norm_rope(
     tl.store(out_ptr + token * (HQ + HK) * E + head * E + e, rotated, mask=keep)
     if STORE:
         unit, place = token // queries, token % queries
-        if place < stored:
-            column = tl.load(rows_ptr + unit) * columns + tl.load(columns_ptr + place)
-            to = column * HK * E
+        if place < tl.load(counts_ptr + unit):
+            to = (tl.load(firsts_ptr + unit) + place) * HK * E
             tl.store(keys_ptr + to + (head - HQ) * E + e, rotated, mask=key)
             key_head = tl.arange(0, KEY_HEADS)[:, None]
             there = (key_head < HK) & (e < E)
@@ -89,12 +88,12 @@ def _norm_rope(
 
 
 class Store(NamedTuple):
-    """Where keys and values of a unit's first C tokens are stored: column `columns` [C] of row `rows` [U], int64."""
+    """Where keys and values of each unit's first tokens are stored."""
 
     keys: Tensor  # [B, P, HK, E]
     values: Tensor
-    rows: Tensor
-    columns: Tensor
+    firsts: Tensor  # [U] int64, place of a unit's first token among the B·P
+    counts: Tensor  # [U] int64, how many of its tokens are stored
 
 
 def norm_rope(
@@ -112,13 +111,10 @@ def norm_rope(
     With `store`, these keys and the values are also stored there.
     """
     out = torch.empty(qkv.shape[0], (heads.queries + heads.keys) * heads.size, dtype=qkv.dtype, device=qkv.device)
-    queries, stored, columns = 1, 0, 0
-    if store is not None:
-        queries, stored = qkv.shape[0] // len(store.rows), len(store.columns)
-        columns = store.keys.shape[1]
+    queries = 1 if store is None else qkv.shape[0] // len(store.firsts)
     _norm_rope[(qkv.shape[0],)](
         qkv, q_weight, k_weight, positions, angles.cos, angles.sin, out, eps,
-        *(store or (out, out, positions, positions)), queries, stored, columns,
+        *(store or (out, out, positions, positions)), queries,
         HQ=heads.queries, HK=heads.keys, E=heads.size, HEADS=triton.next_power_of_2(heads.queries + heads.keys),
         KEY_HEADS=triton.next_power_of_2(heads.keys), BLOCK_E=triton.next_power_of_2(heads.size),
         STORE=store is not None, num_warps=4,

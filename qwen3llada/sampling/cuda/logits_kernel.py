@@ -51,7 +51,7 @@ class Form(NamedTuple):
 
 
 class Knob(IntEnum):
-    """Entries of the tensor `knobs` [5] float64."""
+    """Rows of the tensor `knobs` [5, U] float64: the parameters of each unit."""
 
     TEMPERATURE = 0
     GUIDANCE = 1
@@ -96,7 +96,7 @@ def _logits(logits_ptr, without_ptr, at, seen, guidance, GUIDED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["mask_token", "width", "positions"])
 def _read(
-    logits_ptr, without_ptr, places_ptr, keys_ptr, step_ptr, knobs_ptr, values_ptr, tokens_ptr,
+    logits_ptr, without_ptr, places_ptr, keys_ptr, steps_ptr, knobs_ptr, values_ptr, tokens_ptr,
     vocab, part, mask_token, width, positions,
     DRAWS: tl.constexpr, GUIDED: tl.constexpr, SECOND: tl.constexpr, ENTROPY: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -111,7 +111,8 @@ def _read(
     lane = tl.arange(0, BLOCK)
     first = row * vocab
     end = tl.minimum((split + 1) * part, vocab)
-    guidance = (tl.load(knobs_ptr + 1) + 1.0).to(tl.float32)
+    unit, units = place // width, positions // width
+    guidance = (tl.load(knobs_ptr + units + unit) + 1.0).to(tl.float32)
     # Each lane keeps its own results; they are merged at the end.
     top = tl.full((BLOCK,), NOTHING, tl.float32)
     index = tl.zeros((BLOCK,), tl.int32)
@@ -121,8 +122,8 @@ def _read(
     drawn = tl.full((BLOCK,), float("-inf"), tl.float32)
     drawn_index = tl.zeros((BLOCK,), tl.int32)
     if DRAWS:
-        key = step_key(tl.load(keys_ptr + place // width), tl.load(step_ptr), TOKEN, place % width)
-        temperature = tl.load(knobs_ptr).to(tl.float32)
+        key = step_key(tl.load(keys_ptr + unit), tl.load(steps_ptr + unit), TOKEN, place % width)
+        temperature = tl.load(knobs_ptr + unit).to(tl.float32)
     for start in range(split * part, end, BLOCK):
         v = start + lane
         allowed = (v < end) & (v != mask_token)
@@ -174,7 +175,7 @@ def read_logits(
     without: Tensor | None,
     places: Tensor,
     keys: Tensor,
-    step: Tensor,
+    steps: Tensor,
     knobs: Tensor,
     parts: Parts,
     *,
@@ -186,8 +187,8 @@ def read_logits(
 
     Args:
         without: [R, V] logits of the pass with the prompt masked; None without guidance.
-        keys: [U] int64, noise key of each unit of `width` positions. step: number of the step, a scalar on the device.
-        knobs: [5] float64 on the device, see `knob_values`.
+        keys, steps: [U] integers, noise key and number of the step of each unit of `width` positions.
+        knobs: [5, U] float64, see `Knob`.
         mask_token: its logit counts as -inf.
     """
     (rows, vocab), (_, positions, splits) = logits.shape, parts.values.shape
@@ -195,7 +196,7 @@ def read_logits(
     # Whole tiles, so that every load is aligned. The last part may be empty.
     part = triton.cdiv(triton.cdiv(vocab, splits), block) * block
     _read[(rows, splits)](
-        logits, logits if without is None else without, places, keys, step, knobs, *parts,
+        logits, logits if without is None else without, places, keys, steps, knobs, *parts,
         vocab, part, mask_token, width, positions,
         DRAWS=form.draws, GUIDED=form.guided, SECOND=form.second, ENTROPY=form.entropy,
         SPLITS=splits, BLOCK=block, num_warps=4,

@@ -100,11 +100,11 @@ class KeyValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """Where a pass stores keys and values of the first C tokens of its units."""
+    """Where a pass stores keys and values of the first tokens of its units."""
 
     to: KeyValues
-    rows: Tensor  # [U] int64
-    columns: Tensor  # [C] int64
+    firsts: Tensor  # [U] int64, place of a unit's first token among the B·P of `to`
+    counts: Tensor  # [U] int64, how many of its tokens are stored
 
 
 class PackedModel:
@@ -168,7 +168,7 @@ class PackedModel:
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
-            store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.rows, write.columns)
+            store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.firsts, write.counts)
             qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads, store)
             if i == last and not states:
                 return None

@@ -31,13 +31,22 @@ class Stored:
     """Tokens whose keys and values a pass stores, and where."""
 
     def __init__(self, rows: int, queries: int, to: KeyValues, device: torch.device) -> None:
-        self.spare = len(to.keys[0]) - 1  # the row of padding units
         self.tokens = torch.zeros(rows, queries, dtype=torch.int64, device=device)
-        self.rows = torch.full((rows,), self.spare, dtype=torch.int64, device=device)
-        self.columns = torch.arange(queries, device=device)
-        self.write = Write(to=to, rows=self.rows, columns=self.columns)
+        self.columns = to.keys[0].shape[1]
+        firsts, counts = torch.zeros(2, rows, dtype=torch.int64, device=device)
+        self.write = Write(to=to, firsts=firsts, counts=counts)
 
-    def fill(self, first: int, tokens: Tensor, rows: Tensor) -> None:
-        """Enter tokens [n, ...], aligned to the right, and their rows [n] in the prefix, from row `first` on."""
-        self.tokens[first : first + len(rows), -tokens.shape[1] :] = tokens
-        self.rows[first : first + len(rows)].copy_(rows, non_blocking=True)
+    def clear(self) -> None:
+        """Store nothing."""
+        self.tokens.zero_()
+        self.write.counts.zero_()
+
+    def fill(self, first: int, tokens: Tensor, rows: Tensor, column: int) -> None:
+        """Enter tokens [n, ...], aligned to the right, from row `first` on.
+
+        They are stored in the rows `rows` [n] of the prefix, the first of the Q in column `column`.
+        """
+        at = slice(first, first + len(rows))
+        self.tokens[at, -tokens.shape[1] :] = tokens
+        self.write.firsts[at].copy_(rows * self.columns + column, non_blocking=True)
+        self.write.counts[at] = self.tokens.shape[1]

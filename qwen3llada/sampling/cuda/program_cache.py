@@ -11,11 +11,13 @@ from torch import Tensor
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.logits_kernel import Form
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel
+from qwen3llada.sampling.cuda.running_memory import RunningMemory
+from qwen3llada.sampling.cuda.shared_step import SharedStepProgram
 from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram, Variant
 from qwen3llada.sampling.head import Head
 
 COLUMN_BUCKET = 64  # prompt columns are rounded up to a multiple
-KEPT_PROGRAMS = 32
+KEPT_PROGRAMS = 64
 WORTH_A_PASS = 256  # columns of padding that cost more than a pass of their own
 
 
@@ -95,6 +97,21 @@ class Graphs:
             lambda: StepProgram(self.packed, shape, prefix, head, form, blocks=blocks, device=self.device),
             variants,
         )
+
+    def shared_step(
+        self, shape: ProgramShape, memory: RunningMemory, head: Head, form: Form, variant: Variant | None
+    ) -> SharedStepProgram:
+        """The program of a step of a running batch, captured for `variant`, if one is given."""
+        return self._program(
+            ("shared", shape, id(memory), head.mask_token_id, form),
+            lambda: SharedStepProgram(self.packed, shape, memory, head, form, device=self.device),
+            set() if variant is None else {variant},
+        )
+
+    def forget(self, store: KeyValues) -> None:
+        """Drop the programs that read `store`."""
+        for key in [key for key, program in self._programs.items() if program.store is store]:
+            del self._programs[key]
 
     def _program(self, key: Hashable, make: Callable[[], Any], variants: set[Any]) -> Any:
         """The program of a cache key. A missing program or variant is captured, which overwrites its memory."""

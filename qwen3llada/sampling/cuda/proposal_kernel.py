@@ -56,7 +56,7 @@ def _score(key, step, position, log_prob, tail, gap, entropy, temperature, REMAS
 
 @triton.jit(do_not_specialize=["positions", "width"])
 def _propose(
-    values_ptr, parts_ptr, masked_ptr, keys_ptr, shares_ptr, step_ptr, knobs_ptr,
+    values_ptr, parts_ptr, masked_ptr, keys_ptr, shares_ptr, steps_ptr, knobs_ptr,
     tokens_ptr, log_probs_ptr, scores_ptr, entropy_ptr, positions, width,
     DRAWS: tl.constexpr, ENTROPY: tl.constexpr, SECOND: tl.constexpr, REMASKING: tl.constexpr,
     LOGARITHMIC: tl.constexpr, DRAWS_POSITIONS: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -92,16 +92,19 @@ def _propose(
         token = tl.sum(tl.where(won, tl.load(parts_ptr + plane + at, mask=there, other=0), 0), 1)
         x = tl.sum(tl.where(won, tl.load(values_ptr + 5 * plane + at, mask=there, other=0.0), 0.0), 1)
         log_prob += (x - top).to(tl.float64)
-    unit, position, step = n // width, n % width, tl.load(step_ptr)
+    unit, position, units = n // width, n % width, positions // width
+    step = tl.load(steps_ptr + unit, mask=keep, other=0)
     key = tl.load(keys_ptr + unit, mask=keep, other=0)
     shares = tl.maximum(tl.load(shares_ptr + unit, mask=keep, other=1), 1).to(tl.float64)
     # as `remasking.annealed`
-    temperature = tl.load(knobs_ptr + 2) * tl.maximum(1.0 - (step + 1).to(tl.float64) / shares, 0.0)
+    temperature = tl.load(knobs_ptr + 2 * units + unit, mask=keep, other=0.0)
+    temperature *= tl.maximum(1.0 - (step + 1).to(tl.float64) / shares, 0.0)
     score = _score(key, step, position, log_prob, tail, gap, entropy, temperature, REMASKING)
     if DRAWS_POSITIONS:  # as `remasking.drawn`
         if not LOGARITHMIC:
             score = tl.log(tl.maximum(score, 2.2250738585072014e-308))
-        score += tl.load(knobs_ptr + 3) * gumbel64(step_key(key, step, POSITION, position))
+        spread = tl.load(knobs_ptr + 3 * units + unit, mask=keep, other=0.0)
+        score += spread * gumbel64(step_key(key, step, POSITION, position))
     tl.store(tokens_ptr + n, token, mask=keep)
     tl.store(log_probs_ptr + n, tl.where(masked, log_prob, float("-inf")), mask=keep)
     tl.store(scores_ptr + n, tl.where(masked, score, float("-inf")), mask=keep)
@@ -114,7 +117,7 @@ def propose(
     masked: Tensor,
     keys: Tensor,
     shares: Tensor,
-    step: Tensor,
+    steps: Tensor,
     knobs: Tensor,
     proposals: Proposals,
     *,
@@ -124,13 +127,13 @@ def propose(
     """Write what the parts of every position propose to `proposals`.
 
     Args:
-        masked: [U, W] bool. keys, shares: [U] int64. step: number of the step, a scalar on the device.
-        knobs: [5] float64 on the device, see `logits_kernel.Knob`.
+        masked: [U, W] bool. keys, shares, steps: [U] integers; `steps` are the numbers of the units' steps.
+        knobs: [5, U] float64, see `logits_kernel.Knob`.
         logarithmic: whether the score is a logarithm already (`remasking.Score`).
     """
     positions = masked.numel()
     _propose[(triton.cdiv(positions, POSITIONS_TILE),)](
-        *parts, masked.view(torch.uint8), keys, shares, step, knobs, *proposals, positions, masked.shape[1],
+        *parts, masked.view(torch.uint8), keys, shares, steps, knobs, *proposals, positions, masked.shape[1],
         DRAWS=form.draws, ENTROPY=form.entropy, SECOND=form.second, REMASKING=form.remasking,
         LOGARITHMIC=logarithmic, DRAWS_POSITIONS=form.draws_positions, SPLITS=parts.values.shape[2],
         BLOCK=POSITIONS_TILE, num_warps=2,

@@ -16,7 +16,7 @@ from qwen3llada.modeling.attention import POLICIES, is_causal, plan
 from qwen3llada.sampling.cuda.attention_ranges import Blocks, Range
 from qwen3llada.sampling.cuda.logits_kernel import Form, knob_values
 from qwen3llada.sampling.cuda.packed_model import KeyValues
-from qwen3llada.sampling.cuda.pass_inputs import Places, Stored
+from qwen3llada.sampling.cuda.pass_inputs import Places
 from qwen3llada.sampling.cuda.program_cache import Graphs, bucket_columns, bucket_units, by_length
 from qwen3llada.sampling.cuda.step_programs import FillProgram, ProgramShape, StepProgram, Variant, chunks_for
 from qwen3llada.sampling.head import make_head
@@ -147,9 +147,14 @@ class GraphSampler:
             (program.counts.zero_()[:, :steps], units.counts[:, :steps].int()),
         ):
             buffer[:count].copy_(value, non_blocking=True)
-        program.knobs.copy_(self.knobs, non_blocking=True)
+        program.knobs.copy_(self.knobs[:, None], non_blocking=True)
         program.column.fill_(first)
-        program.step.zero_()
+        torch.add(
+            torch.arange(program.shape.units, device=self.tokens.device) * program.shape.queries,
+            first,
+            out=program.origins,
+        )
+        program.steps.zero_()
         program.confidence.zero_()
         for half in range(2 if self.guided else 1):
             rows, blocks = units.rows + half * self.rows, None if self.whole else units.blocks
@@ -167,16 +172,15 @@ class GraphSampler:
         assert program.joined is not None
         (places, stored), half = program.joined, program.shape.units
         tokens, rows = self._seen_tokens(units.tokens, units.given), self._seen_rows(units.rows)
-        stored.rows.fill_(stored.spare)
+        stored.clear()
         for i in range(2 if self.guided else 1):
             part = slice(i * len(units.rows), (i + 1) * len(units.rows))
-            stored.fill(i * half, tokens[part], rows[part])
+            stored.fill(i * half, tokens[part], rows[part], self._column(units))
             self._place(places, i * half, rows[part], units.blocks)
-        self._store_columns(stored, units)
 
-    def _store_columns(self, stored: Stored, units: Units) -> None:
-        first = self.start + units.blocks[0] * self.request.layout.block_length
-        stored.columns.copy_(first + torch.arange(units.width), non_blocking=True)
+    def _column(self, units: Units) -> int:
+        """The prefix's column at which the block of `units` begins."""
+        return self.start + int(units.blocks[0]) * self.request.layout.block_length
 
     def _fill_canvas(self, rows: Tensor, first: int, last: int) -> None:
         """Fill the prefix's columns from `first` up to `last` with keys and values of rows [U] of the canvas."""
@@ -188,27 +192,27 @@ class GraphSampler:
         aligned_to_end = -shape.queries % layout.block_length
         blocks = Blocks(layout.block_length, self.window, aligned_to_end) if self.causal else None
         program = self.graphs.fill(shape, self._store, reads=False, blocks=blocks)
-        program.stored.columns.copy_(torch.arange(first, last), non_blocking=True)
-        self._run(program, tokens, seen, None, first)
+        program.stored.clear()
+        program.stored.fill(0, tokens, seen, first)
+        self._place(program.places, 0, seen, None, first)
+        self._run(program)
 
     def _fill_block(self, units: Units) -> None:
         """Fill the prefix with keys and values of a finished block."""
         rows, blocks = self._seen_rows(units.rows), units.blocks.repeat(2 if self.guided else 1)
         shape = ProgramShape(units=bucket_units(len(rows)), queries=units.width)
         program = self.graphs.fill(shape, self._store, reads=True)
-        self._store_columns(program.stored, units)
-        self._run(program, self._seen_tokens(units.tokens, units.given), rows, blocks)
+        program.stored.clear()
+        program.stored.fill(0, self._seen_tokens(units.tokens, units.given), rows, self._column(units))
+        self._place(program.places, 0, rows, blocks)
+        self._run(program)
 
     @property
     def _store(self) -> KeyValues:
         assert self.prefix is not None, "only policies with a prefix fill it"
         return self.prefix
 
-    def _run(self, program: FillProgram, tokens: Tensor, rows: Tensor, blocks: Tensor | None, first: int = 0) -> None:
-        program.stored.tokens.zero_()
-        program.stored.rows.fill_(program.spare)
-        program.stored.fill(0, tokens, rows)
-        self._place(program.places, 0, rows, blocks, first)
+    def _run(self, program: FillProgram) -> None:
         program.replay(FillProgram.VARIANT)
         self.passes += 1
 

@@ -146,8 +146,10 @@ class StepProgram(Program):
         self.masked, self.taken = zeros(units, width, dtype=torch.bool), zeros(units, width, dtype=torch.bool)
         self.confidence = zeros(units, width, dtype=torch.float32)
         self.counts, self.shares, self.keys = zeros(units, width, dtype=torch.int32), zeros(units), zeros(units)
-        self.column, self.step = zeros(dtype=torch.int32), zeros(dtype=torch.int32)
-        self.knobs = zeros(len(Knob), dtype=torch.float64)
+        self.column, self.origins = zeros(dtype=torch.int32), zeros(units)
+        self.steps = zeros(units, dtype=torch.int32)
+        self.target, self.turns = self.canvas, self.steps  # where tokens are committed, and entries of `counts`
+        self.knobs = zeros(len(Knob), units, dtype=torch.float64)
         self.parts = Parts.empty(units * width, head.vocab_size, device)
         self.proposals = Proposals.empty(units * width, device)
         self._everything = torch.arange(units * width, device=device)
@@ -160,13 +162,20 @@ class StepProgram(Program):
         known = {variant.joined for variant in self._recorded if isinstance(variant, Variant)}
         new = {variant.joined: variant for variant in variants if variant.joined not in known}
         if self.joined is not None and True in new:
-            self.joined[1].rows.fill_(self.spare)  # so that the warm-up stores nothing that is read
+            self.joined[1].clear()  # so that the warm-up stores nothing that is read
         return list(new.values())
 
     def run(self, variant: Variant) -> None:
         """Run the step. At most `variant.chunks` · ROWS_OF_LOGITS positions may still be masked."""
         chosen, rows = self._chosen(variant)
-        states = self._states(variant, rows)
+        self._decide(self._states(variant, rows), chosen)
+        self.steps.add_(1)
+
+    def _decide(self, states: Tensor, chosen: Tensor) -> None:
+        """Propose tokens for the positions `chosen` [n] from their final hidden states, and commit some.
+
+        states: [n, D]; under guidance [2n, D], then those with masked prompts.
+        """
         count = len(chosen)
         for first in range(0, count, ROWS_OF_LOGITS):
             part = slice(first, min(first + ROWS_OF_LOGITS, count))
@@ -174,18 +183,17 @@ class StepProgram(Program):
             if self.form.guided:
                 without = self.head.project(states[part.start + count : part.stop + count])
             read_logits(
-                logits, without, chosen[part], self.keys, self.step, self.knobs, self.parts,
+                logits, without, chosen[part], self.keys, self.steps, self.knobs, self.parts,
                 form=self.form, mask_token=self.head.mask_token_id, width=self.shape.width,
             )  # fmt: skip
         propose(
-            self.parts, self.masked, self.keys, self.shares, self.step, self.knobs, self.proposals,
+            self.parts, self.masked, self.keys, self.shares, self.steps, self.knobs, self.proposals,
             form=self.form, logarithmic=SCORES[self.form.remasking].logarithmic,
         )  # fmt: skip
         commit_proposals(
-            self.proposals, self.canvas, self.masked, self.taken, self.confidence,
-            self.column, self.counts, self.step, self.knobs, unmask=self.form.unmask,
+            self.proposals, self.target, self.masked, self.taken, self.confidence,
+            self.origins, self.counts, self.turns, self.knobs, unmask=self.form.unmask,
         )  # fmt: skip
-        self.step.add_(1)
 
     def _states(self, variant: Variant, rows: Tensor | None) -> Tensor:
         """Final hidden states of the rows `rows` of the model's input, or of all."""

@@ -7,8 +7,9 @@ from qwen3llada.sampling.cuda.packed_model import unsupported
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.request import Request
 
-# A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` fills for these
-# policies. A policy that is not here runs eagerly, whatever its comparison is.
+# A list, not a field of `Policy`: the attention kernel sees keys by ranges (`Range`), which `_place` in `sampler.py`
+# and `units_of` in `running_units.py` fill for these policies. A policy that is not here runs eagerly, whatever its
+# comparison is.
 GRAPHED_POLICIES = ("full", "block", "block_causal", "window")
 GRAPHED_SCORES = ("low_confidence", "random", "random_topk", "entropy", "margin")  # `_score` in proposal_kernel.py
 GRAPHED_UNMASKING = ("fixed", "threshold", "factor", "entropy_bound")  # `_commit` in commit_kernels.py

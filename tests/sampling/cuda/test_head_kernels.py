@@ -32,6 +32,14 @@ def inputs(vocab=VOCAB, spread=3.0, units=UNITS, width=WIDTH):
     return logits, without, masked, keys, torch.arange(3, 3 + units)
 
 
+def of_units(params, units, device):
+    """Knobs [5, U] and steps [U] of units that agree in both."""
+    from qwen3llada.sampling.cuda.logits_kernel import knob_values
+
+    steps = torch.full((units,), STEP, dtype=torch.int32, device=device)
+    return knob_values(params)[:, None].repeat(1, units).to(device), steps
+
+
 def plain(logits, without, masked, keys, shares, counts, params):
     """Tokens [N], log probabilities, scores and the committed positions [U, W], by the plain sampler's functions."""
     from qwen3llada.sampling import keyed_gumbel as noise
@@ -61,29 +69,32 @@ def plain(logits, without, masked, keys, shares, counts, params):
     return found, unmasking.choose(candidates, bound)
 
 
-def fused(logits, without, masked, keys, shares, counts, params, device):
-    """The same by the kernels: proposals, and canvas, masked, taken and confidence after the commits."""
+def fused(logits, without, masked, keys, shares, counts, params, device, own=None):
+    """The same by the kernels: proposals, and canvas, masked, taken and confidence after the commits.
+
+    own: knobs [5, U] and steps [U] of the units, where they differ.
+    """
     from qwen3llada.sampling.cuda.commit_kernels import commit_proposals
-    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, knob_values, read_logits
+    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, read_logits
     from qwen3llada.sampling.cuda.proposal_kernel import Proposals, propose
     from qwen3llada.sampling.remasking import SCORES
 
     form, (units, width) = Form.of(params), masked.shape
     logits, without, masked, keys, shares = (x.to(device) for x in (logits, without, masked.clone(), keys, shares))
     parts, proposals = Parts.empty(units * width, logits.shape[1], device), Proposals.empty(units * width, device)
-    knobs, step = knob_values(params).to(device), torch.tensor(STEP, dtype=torch.int32, device=device)
+    knobs, steps = own or of_units(params, units, device)
     places = torch.randperm(units * width).to(device)
     rows = without[places] if form.guided else None
     common = {"form": form, "mask_token": MASK % logits.shape[1], "width": width}
-    read_logits(logits[places], rows, places, keys, step, knobs, parts, **common)
+    read_logits(logits[places], rows, places, keys, steps, knobs, parts, **common)
     logarithmic = SCORES[params.remasking].logarithmic
-    propose(parts, masked, keys, shares, step, knobs, proposals, form=form, logarithmic=logarithmic)
+    propose(parts, masked, keys, shares, steps, knobs, proposals, form=form, logarithmic=logarithmic)
     canvas = torch.full((units, width + 2), -1, device=device)
     taken, confidence = torch.ones_like(masked), torch.full((units, width), -1.0, device=device)
     table = torch.zeros(units, 4, dtype=torch.int32, device=device)
-    table[:, STEP] = counts.to(device)
-    column = torch.tensor(1, dtype=torch.int32, device=device)
-    commit_proposals(proposals, canvas, masked, taken, confidence, column, table, step, knobs, unmask=params.unmask)
+    table[torch.arange(units), steps.long()] = counts.to(device, torch.int32)
+    origins = torch.arange(units, device=device) * (width + 2) + 1
+    commit_proposals(proposals, canvas, masked, taken, confidence, origins, table, steps, knobs, unmask=params.unmask)
     return [*(x.cpu() for x in proposals)], [x.cpu() for x in (canvas, masked, taken, confidence)]
 
 
@@ -170,7 +181,7 @@ def unit_key_of(word):
 
 def compare_extreme_noise(device):
     """Numbers of the rarest words: u next to 0, 1/2 and 1."""
-    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, knob_values, read_logits
+    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, read_logits
     from qwen3llada.sampling.params import DecodeParams
 
     words = [0, 2**20, 2**40, 2**60, 2**63 - 2**12, 2**63, 2**64 - 2**60, 2**64 - 2**58]
@@ -178,9 +189,9 @@ def compare_extreme_noise(device):
     keys, params = torch.tensor([unit_key_of(word) for word in words]), DecodeParams(temperature=1.0)
     logits = torch.tensor([[0.0, -1e20]]).repeat(len(words), 1)
     parts = Parts.empty(len(words), 2, device)
-    places, step = torch.arange(len(words), device=device), torch.tensor(STEP, dtype=torch.int32, device=device)
+    places, (knobs, steps) = torch.arange(len(words), device=device), of_units(params, len(words), device)
     common = {"form": Form.of(params), "mask_token": -1, "width": 1}
-    read_logits(logits.to(device), None, places, keys.to(device), step, knob_values(params).to(device), parts, **common)
+    read_logits(logits.to(device), None, places, keys.to(device), steps, knobs, parts, **common)
     exact = []
     for word in words:
         below, above = (word >> 12) + 0.5, 2**52 - (word >> 12) - 0.5  # u and 1 - u, times 2^52
@@ -193,19 +204,20 @@ def compare_noise(device):
     """The noise of the kernel is that of the plain sampler, and draws from the softmax."""
     from test_noise import LOGITS, VOCAB, excess, keys_of
 
-    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, knob_values, read_logits
+    from qwen3llada.sampling.cuda.logits_kernel import Form, Parts, read_logits
     from qwen3llada.sampling.keyed_gumbel import gumbel_float64, row_keys
     from qwen3llada.sampling.params import DecodeParams
 
     params = DecodeParams(temperature=1.0)
     units = 60_000 // 8 if device != "cpu" else 4
-    keys, step = row_keys(1, range(units)).to(device), torch.tensor(3, dtype=torch.int32, device=device)
+    keys, (knobs, steps) = row_keys(1, range(units)).to(device), of_units(params, units, device)
+    steps.fill_(3)
     for logits in (values.float() for values in LOGITS.values()):
         parts = Parts.empty(units * 8, VOCAB, device)
-        places, knobs = torch.arange(units * 8, device=device), knob_values(params).to(device)
+        places = torch.arange(units * 8, device=device)
         rows = logits.to(device).expand(units * 8, -1).contiguous()
         common = {"form": Form.of(params), "mask_token": -1, "width": 8}
-        read_logits(rows, None, places, keys, step, knobs, parts, **common)
+        read_logits(rows, None, places, keys, steps, knobs, parts, **common)
         best = parts.values[4].cpu().max(-1)
         drawn = parts.tokens[1].cpu().gather(1, best.indices[:, None])[:, 0].long()
         exact = logits.double() + gumbel_float64(keys_of(1, units * 8), VOCAB)
@@ -213,6 +225,32 @@ def compare_noise(device):
         torch.testing.assert_close(best.values.double(), exact.amax(-1), rtol=1e-6, atol=1e-5)
         if device != "cpu":
             assert excess(drawn, torch.softmax(logits.double(), -1)) < 4
+
+
+def compare_units_of_other_numbers(device):
+    """Units of other steps and parameters, in one call as each by itself."""
+    from qwen3llada.sampling.cuda.logits_kernel import knob_values
+    from qwen3llada.sampling.params import DecodeParams
+
+    given, counts, steps = inputs(), torch.tensor([2, 1]), torch.tensor([3, 1], device=device)
+    common = {"remasking": "random_topk"}
+    first = {"temperature": 3.0, "cfg_scale": 1.5, "position_temperature": 0.4, "remasking_temperature": 2.0}
+    second = {"temperature": 2.0, "cfg_scale": 0.5, "position_temperature": 0.9, "remasking_temperature": 0.3}
+    for unmask in ({}, {"unmask": "threshold"}, {"unmask": "factor"}):
+        bounds = ({"confidence_threshold": 0.2, "factor": 3.0}, {"confidence_threshold": 0.9, "factor": 0.4})
+        both = [
+            DecodeParams(**common, **unmask, **own, **bound) for own, bound in zip((first, second), bounds, strict=True)
+        ]
+        knobs = torch.stack([knob_values(params) for params in both], 1).to(device)
+        together = fused(*given, counts, both[0], device, (knobs, steps))
+        for unit, params in enumerate(both):
+            places, at = slice(unit * WIDTH, (unit + 1) * WIDTH), slice(unit, unit + 1)
+            alone = given[0][places], given[1][places], *(x[at] for x in given[2:])
+            own = knobs[:, at].contiguous(), steps[at]
+            found = fused(*alone, counts[at], params, device, own)
+            for values, wholes, where in zip(found, together, (places, at), strict=True):
+                for value, whole in zip(values, wholes, strict=True):
+                    assert torch.equal(value, whole[where])
 
 
 def compare_chosen(device):
@@ -231,7 +269,7 @@ def compare_chosen(device):
 
 
 CHECKS = [compare_all, compare_wide_blocks_and_vocabularies, compare_several_tiles]
-CHECKS += [compare_extreme_noise, compare_noise, compare_chosen]
+CHECKS += [compare_extreme_noise, compare_noise, compare_units_of_other_numbers, compare_chosen]
 
 
 @pytest.mark.gpu
