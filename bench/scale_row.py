@@ -86,6 +86,7 @@ def train(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> d
             times["first_step_s"] = since_start()
         if result.step in (WARM_UP, last_timed):
             monitor.flush()
+            monitor.peak_memory.read()  # after the graphs' recording, from when on their memory counts
             marks[result.step] = time.perf_counter()
         if result.step == last_timed and row["checkpoint"] and not resume:
             saved = begin_save(run, monitor)

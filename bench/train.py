@@ -146,8 +146,8 @@ def whole_loop(folder: Path, rows: int, length: int) -> dict[str, Any]:
             monitor.take(result)
             if result.step in (WARMUP, run.total_steps):  # the last one before the loader's workers end
                 monitor.flush()
+                peak = monitor.peak_memory.read()  # first after the graphs' recording, from when on their memory counts
                 seconds[result.step] = time.perf_counter()
-        peak = monitor.peak_memory.read()
         utilisation = monitor.finish()["mfu"]
         per_step = (seconds[run.total_steps] - seconds[WARMUP]) / LOOP_STEPS
         return {"seconds": per_step, "peak": peak, "warm_up": seconds[WARMUP] - seconds[0], "mfu": utilisation}

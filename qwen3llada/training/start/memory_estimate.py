@@ -35,7 +35,7 @@ class MemoryEstimate:
 
     process: int  # what the process held before it loaded the model: on a CPU, whose peak counts it too
     weights: int
-    gathered: int  # under FSDP2: whole 16-bit weights
+    gathered: int  # under FSDP2: whole 16-bit weights, at the end of the forward pass
     gradients: int
     moments: int
     activations: int  # of one micro-batch, saved for the backward pass
@@ -94,12 +94,13 @@ def estimate_memory(
     weights = stored_weights // shards + params.models_beside * count * computed
     gradients = trained * stored // shards
     moments = _moments(params, model, trained, stored) // shards
-    gathered, buffers = (0, 0) if plan is None else _gathered(model, plan, computed, accumulates=params.accumulates)
+    sums = plan is not None and plan.sums_locally and params.accumulates
+    gathered, left, buffers = (0, 0, 0) if plan is None else _gathered(model, plan, computed, sums=sums)
     early = gradients * (ddp + params.accumulates)  # that are there before the backward pass of a micro-batch
-    if plan is not None and plan.sums_locally and params.accumulates:
-        early, gradients = early + 4 * trained, gradients + 4 * trained
-    forward = rounded + early + saved + head_gradient + max(chunk, again)
-    backward = max(gradients, early) + buffers + layer
+    if sums:  # whole gradients; the shards come into being as these are reduced and freed
+        early = 4 * trained
+    forward = gathered + rounded + early + saved + head_gradient + max(chunk, again)
+    backward = left + max(gradients, 0 if sums else early) + buffers + layer
     return MemoryEstimate(
         process=process,
         weights=weights + rounded,
@@ -108,7 +109,7 @@ def estimate_memory(
         moments=moments,
         activations=saved + again,
         projection=chunk + head_gradient,
-        total=process + weights + gathered + moments + max(forward, backward),
+        total=process + weights + moments + max(forward, backward),
     )
 
 
@@ -164,19 +165,21 @@ def _moments(params: RunParams, model: Any, trained: int, stored: int) -> int:
     return moments * (optimizer.moment_bytes or stored)
 
 
-def _gathered(model: Any, plan: ShardingPlan, computed: int, *, accumulates: bool) -> tuple[int, int]:
-    """Under FSDP2: bytes of gathered weights, and of whole gradients on their way to the ranks.
+def _gathered(model: Any, plan: ShardingPlan, computed: int, *, sums: bool) -> tuple[int, int, int]:
+    """Under FSDP2, bytes of gathered weights: at the end of the forward pass, and at the end of the backward pass.
 
-    The outermost group (head, norm, tied embeddings) stays gathered in any case, and its gradients are reduced at the
-    end of the backward pass, when they exist in 16 bits and in float32.
+    And third, of whole gradients on their way to the ranks. Each layer's weights are freed after its last backward
+    pass. The outermost group (head, norm, tied embeddings) stays gathered, and its gradients are reduced at the end of
+    the backward pass, when they exist twice: as they were computed, in 16 bits or summed up in float32 (`sums`), and
+    in float32 to be sent.
     """
     count = sum(p.numel() for p in model.parameters())
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     root = head.numel()
-    weights = count if plan.gathered else root + LAYERS_IN_FLIGHT * layer
-    whole = 0 if plan.sums_locally and accumulates else computed  # or they are counted with the gradients
-    return weights * computed, (whole + 4) * max(layer, root if embedding is head else root + embedding.numel())
+    few = root + LAYERS_IN_FLIGHT * layer
+    sent = max(layer, root if embedding is head else root + embedding.numel())
+    return (count if plan.gathered else few) * computed, few * computed, (4 + (4 if sums else computed)) * sent
 
 
 def layer_bytes(config: Any, computed: int, *, compiled: bool, masked: bool) -> int:
