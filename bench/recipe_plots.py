@@ -1,6 +1,7 @@
 """Tables and figures of `bench.recipes`, from its results alone.
 
 Tables go between `<!-- recipes: KIND -->` and `<!-- end -->` of docs/recipes.md, or to stdout if there is no such page.
+`<!-- recipes: KIND HASH -->` takes the table of the base with this hash.
 """
 
 import re
@@ -30,7 +31,10 @@ def plot(results: Path, base: str | None) -> None:
         found = of_one_base([line for line in lines if line["kind"] == kind], base)
         if not found:
             continue
-        put(kind, table(kind, found, autoregressive))
+        put(kind, "", table(kind, found, autoregressive))
+        for named in bases_on_page(kind):
+            if others := of_one_base([line for line in lines if line["kind"] == kind], named):
+                put(kind, f" {named}", table(kind, others, autoregressive))
         for path in (curves(kind, found, autoregressive), differences(kind, found)):
             print(path)
 
@@ -87,13 +91,19 @@ def final(line: Line) -> float:
     return line["points"][-1]["nelbo"]
 
 
-def put(kind: str, text: str) -> None:
-    """Put a table into the page, or print it."""
-    marks = re.compile(rf"(<!-- recipes: {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
+def bases_on_page(kind: str) -> list[str]:
+    """The hashes of the bases whose tables the page shows beside the main one."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    return re.findall(rf"<!-- recipes: {kind} (\w+) -->", page)
+
+
+def put(kind: str, base: str, text: str) -> None:
+    """Put a table into the page, or print it. base: as the page's mark has it after the kind."""
+    marks = re.compile(rf"(<!-- recipes: {kind}{base} -->\n).*?(<!-- end -->)", re.DOTALL)
     page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     if marks.search(page):
         PAGE.write_text(marks.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page), encoding="utf-8")
-        print(f"{PAGE}: {kind}")
+        print(f"{PAGE}: {kind}{base}")
     else:
         print(f"{kind}\n{text}\n")
 

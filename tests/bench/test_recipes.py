@@ -157,17 +157,22 @@ def test_starting_weights(project, studied, tmp_path):
 def test_tables_and_figures_come_from_the_results(studied, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/recipes.md").write_text("# Recipes\n<!-- recipes: pretrain -->\nold\n<!-- end -->\nafter\n")
     _, lines = studied
+    marks = [f"<!-- recipes: pretrain{base} -->\nold\n<!-- end -->\n" for base in ("", " ab12")]
+    (tmp_path / "docs/recipes.md").write_text(f"# Recipes\n{marks[0]}{marks[1]}after\n")
+    other = lines[1] | {"base": "ab12cd34", "seed": 7, "device": "another device"}
     worse = lines[1] | {"recipe": "lr 2e-3", "factor": "lr"}
     worse["points"] = [*worse["points"][:-1], worse["points"][-1] | {"nelbo": lines[1]["points"][-1]["nelbo"] + 0.25}]
     lost = lines[1] | {"recipe": "lr 4e-3", "factor": "lr", "diverged": "loss nan", "points": worse["points"][:1]}
     results = tmp_path / "out.jsonl"
-    results.write_text("".join(json.dumps(line) + "\n" for line in [*lines, worse, lost]))
+    results.write_text("".join(json.dumps(line) + "\n" for line in [other, *lines, worse, lost]))
     recipe_plots.plot(results, None)
     page = (tmp_path / "docs/recipes.md").read_text()
     assert page.startswith("# Recipes\n<!-- recipes: pretrain -->\ncpu; 0.2 s of training; ")
     assert page.endswith("<!-- end -->\nafter\n")
+    first, second = page.split("<!-- recipes: pretrain ab12 -->\n")
+    assert second.startswith("another device; ")
+    assert ("another device" in first, "lr 2e-3" in second) == (False, False)
     assert "old" not in page
     assert "| +0.250 |" in page
     assert "| lr | lr 4e-3 | diverged |" in page
