@@ -13,7 +13,7 @@ BASE = "base"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Differences from the base."""
+    """Differences from the base. A recipe whose values the base has already is left out of a comparison."""
 
     factor: str
     changes: Mapping[str, Any] = field(default_factory=dict)  # of the training section, nested as in params.yaml
@@ -57,6 +57,7 @@ PRETRAIN: dict[str, Recipe] = {
     "low noise first": Recipe(factor="curriculum", changes=EASY_FIRST),
     "level per sequence": Recipe(factor="level", changes=noise(level="sequence")),
     "two views": Recipe(factor="views", changes=noise(views=2), rows=0.625),
+    "t in 0 to 1": Recipe(factor="t_range", changes=noise(t_range=[0.0, 1.0])),
     "t in 0.1 to 0.9": Recipe(factor="t_range", changes=noise(t_range=[0.1, 0.9])),
     "t in 0.3 to 0.8": Recipe(factor="t_range", changes=noise(t_range=[0.3, 0.8])),
     "cosine noise": Recipe(factor="schedule", changes=noise(schedule="cosine")),
@@ -68,6 +69,7 @@ PRETRAIN: dict[str, Recipe] = {
     "lr 3e-4": Recipe(factor="lr", changes=optim(lr=3e-4)),
     "lr 5e-4": Recipe(factor="lr", changes=optim(lr=5e-4)),
     "lr 7e-4": Recipe(factor="lr", changes=optim(lr=7e-4)),
+    "lr 1e-3": Recipe(factor="lr", changes=optim(lr=1e-3)),
     "lr 2e-3": Recipe(factor="lr", changes=optim(lr=2e-3)),
     "lr 4e-3": Recipe(factor="lr", changes=optim(lr=4e-3)),
     "no warm-up": Recipe(factor="warm-up", changes=optim(warmup_ratio=0.0)),
@@ -105,6 +107,11 @@ SFT: dict[str, Recipe] = {
 }
 
 RECIPES = {"pretrain": PRETRAIN, "sft": SFT}
+
+
+def changes_nothing(recipe: Recipe, base: Mapping[str, Any]) -> bool:
+    """Whether the base, a training section, has all values of the recipe already."""
+    return recipe == Recipe(factor=recipe.factor, changes=recipe.changes) and merged(base, recipe.changes) == base
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.recipe_inputs import builtin, read_params
-from bench.recipe_list import RECIPES, SFT, Recipe, merged
+from bench.recipe_list import BASE, RECIPES, SFT, Recipe, changes_nothing, merged
 
 if TYPE_CHECKING:
     from qwen3llada.params import Params
@@ -123,6 +123,9 @@ def study(params: "Params", given: argparse.Namespace, scratch: Path) -> None:
         model = given.models / f"{first}-{seed}-{given.budget:g}s-{hashes['pretrain']}"
         keep = kind == "pretrain" and name in kept
         if key(facts) in done and (model.is_dir() or not keep):
+            continue
+        if name != BASE and changes_nothing(recipe, bases[kind]):
+            print(f"{kind} {name}: left out, it is the base", flush=True)
             continue
         late = time.perf_counter() - began + budgets[kind] + overhead > given.seconds
         if late or (kind == "sft" and not model.is_dir()):

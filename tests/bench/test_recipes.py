@@ -9,7 +9,7 @@ import torch
 
 from bench import recipe_plots, recipe_run
 from bench.recipe_inputs import builtin
-from bench.recipe_list import RECIPES, merged
+from bench.recipe_list import RECIPES, changes_nothing, merged
 from bench.recipes import base_of, chosen, parse, read_lines, section_of, study
 from qwen3llada.evaluation.likelihood import nelbo
 from qwen3llada.modeling.loading import load_pretrained
@@ -51,7 +51,7 @@ def studied(project, tmp_path_factory):
 def test_every_recipe_is_a_training_section_that_differs_by_one_thing(tmp_path):
     params = load(ROOT / "params.yaml", ROOT / "configs/own-checkpoint.yaml")
     for kind, recipes in RECIPES.items():
-        base = base_of(params, kind, [])
+        base = base_of(params, kind, ["pretrain.optim.lr=6e-4", "pretrain.noise.t_range=[0.2, 0.9]"])
         plain = section_of(params, kind, base, recipes["base"], tmp_path, tmp_path / "m").model_dump()
         for name, recipe in recipes.items():
             section = section_of(params, kind, base, recipe, tmp_path, tmp_path / "m").model_dump()
@@ -63,10 +63,25 @@ def test_every_recipe_is_a_training_section_that_differs_by_one_thing(tmp_path):
 
 
 def test_recipes_are_chosen_by_name_and_by_factor(capsys):
-    assert chosen("pretrain", ["lr", "base", "lr 3e-4"]) == ["lr 3e-4", "lr 2e-3", "lr 4e-3", "base"]
+    rates = [f"lr {rate}" for rate in ("3e-4", "5e-4", "7e-4", "1e-3", "2e-3", "4e-3")]
+    assert chosen("pretrain", ["lr", "base", "lr 3e-4"]) == [*rates, "base"]
     assert chosen("sft", ["all"]) == list(RECIPES["sft"])
     with pytest.raises(SystemExit, match="--sft 'warm-up' must be all, a recipe or a factor: base, full"):
         chosen("sft", ["warm-up"])
+
+
+def test_a_recipe_that_is_the_base_is_left_out(project, tmp_path, monkeypatch, capsys):
+    base = base_of(project, "pretrain", ["pretrain.optim.lr=2e-3", "pretrain.noise.t_range=[0.1, 0.9]"])
+    same = [name for name, recipe in RECIPES["pretrain"].items() if changes_nothing(recipe, base)]
+    assert {"base", "t in 0.1 to 0.9", "lr 2e-3"} <= set(same)
+    assert not {"two views", "half the rows", "random weights", "mask as EOS", "lr 1e-3"} & set(same)
+    given = parse(
+        [*FLAGS[:-1], "--pretrain", "lr 2e-3", "--set", "pretrain.optim.lr=2e-3", "--out", str(tmp_path / "o")]
+    )
+    monkeypatch.setattr("bench.recipes.autoregressive_line", lambda *args: None)
+    monkeypatch.setattr("bench.recipes.one_run", lambda *args, **options: pytest.fail("it ran"))
+    study(project, given, tmp_path)
+    assert "pretrain lr 2e-3: left out, it is the base" in capsys.readouterr().out
 
 
 def test_one_sequence_is_refused(capsys):
