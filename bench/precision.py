@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 
+from bench.fp8 import in_8_bits
 from bench.random_run import DEVICE, QWEN3_0_6B, TINY, clean
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
 from qwen3llada.objective.objective import MaskedDiffusionObjective
@@ -35,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp32 weights": {},
     "fp32 weights, another seed": {},
     "fp32 weights, wide residuals": {},  # residual stream in fp32, as autocast alone leaves it
+    "fp32 weights, fp8 products": {},  # of the layers (bench/fp8.py)
     "bf16 weights": {"param_dtype": "bfloat16"},
     "adamw8bit": {"optim": {"name": "adamw8bit"}},
     "lion8bit": {"optim": {"name": "lion8bit"}},
@@ -110,7 +112,7 @@ def train(args: argparse.Namespace, folder: Path, name: str, lr: float) -> dict[
         }
     )
     seed = 1 if "another seed" in name else 0
-    with wide_residuals() if "wide" in name else nullcontext():
+    with wide_residuals() if "wide" in name else in_8_bits() if "fp8" in name else nullcontext():
         run, stop = start(params, seed=seed, template="plain"), StopRequest()
         results = list(training_steps(run, stop))
         held_out, _ = evaluate(run)

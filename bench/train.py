@@ -25,6 +25,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from bench.fp8 import in_8_bits
 from bench.measure import synchronize
 from bench.plain_training import plain_step
 from bench.random_run import DEVICE, GIB, QWEN3_0_6B, TINY, clean, write_data, write_model
@@ -36,6 +37,7 @@ from qwen3llada.training.stopping import StopRequest
 from qwen3llada.training.watch.monitor import Monitor
 from qwen3llada.training.watch.peak_memory import PeakMemory
 
+FUSED = "qwen3llada.training.cuda.fused_attention"
 WARMUP, BLOCKS, BLOCK_STEPS, LOOP_STEPS = 4, 4, 10, 40
 
 BLOCKS_OF_32 = {"policy": "block_causal", "block_length": 32}
@@ -56,6 +58,8 @@ OURS: dict[str, dict[str, Any]] = {
     "default fa4": {"bf16": True, "attention": {"implementation": "flash_attention_4"}},
     "block_causal fa4": {"bf16": True, "attention": BLOCKS_OF_32 | {"implementation": "flash_attention_4"}},
     "blocks of 4": {"bf16": DEVICE.type == "cuda", "attention": {"policy": "block_causal", "block_length": 4}},
+    "default fp8": {"bf16": DEVICE.type == "cuda"},  # bench/fp8.py
+    "block_causal fp8": {"bf16": DEVICE.type == "cuda", "attention": BLOCKS_OF_32},
     "two views": {
         "bf16": DEVICE.type == "cuda",
         "attention": BLOCKS_OF_32,
@@ -174,8 +178,8 @@ def ours(folder: Path, name: str, rows: int, length: int) -> Iterator[Run]:
             **changes,
         }
     )
-    unfused = patch("qwen3llada.training.cuda.fused_attention.fuse_attention", lambda model: None)
-    with unfused if name == "Qwen3's attention" else nullcontext():
+    contexts = {"Qwen3's attention": patch(f"{FUSED}.fuse_attention", lambda model, **options: None)}
+    with in_8_bits() if name.endswith("fp8") else contexts.get(name, nullcontext()):
         run = start(params, seed=0, template="plain")
     run.objective.train()
     yield run
