@@ -22,6 +22,7 @@ PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 ASIDE = Path("post_training")  # the folder of the second pipeline, with files of the same names
 OUTPUTS = ("outs", "metrics", "plots")
 TEMPLATE = re.compile(r"\$\{([\w.]+)\}")
+OPTIONAL = {Path("data/raw/SOURCE.json")}  # inputs that a stage can do without: a model's card then names no licences
 SHOWN = 6  # outputs named in an error
 
 
@@ -52,7 +53,7 @@ def check_inputs(stage: str, used: Mapping[str, Any], asked: Request) -> None:
     makers: dict[str, list[Path]] = {}
     for name, entry in stages.items():
         made = set(_filled(outputs(entry), used).values())
-        if found := [path for path in needed if not path.exists() and made & {path, *path.parents}]:
+        if found := [p for p in needed if p not in OPTIONAL and not p.exists() and made & {p, *p.parents}]:
             makers[name] = found
     if makers:
         lacking = ", ".join(path.as_posix() for paths in makers.values() for path in paths)

@@ -181,6 +181,22 @@ def test_in_a_fresh_clone_each_stage_but_the_first_names_another(tmp_path_factor
     check_inputs("download", PARAMS, Request())
 
 
+def test_models_and_tokens_are_enough_to_train(tmp_path_factory, monkeypatch):
+    """Where they were copied to a machine for training: what data/raw says serves the model's card alone."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("clone"))
+    Path("dvc.yaml").write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    for stage, model, data in (
+        ("pretrain", "out/qwen3llada-converted", "data/tokenized/pretrain"),
+        ("sft", "out/qwen3llada-base", "data/tokenized/sft"),
+    ):
+        with pytest.raises(ValueError, match="not there yet") as refused:
+            check_inputs(stage, PARAMS, Request())
+        assert "SOURCE.json" not in str(refused.value)
+        for folder in (model, data):
+            Path(folder).mkdir(parents=True)
+        check_inputs(stage, PARAMS, Request())
+
+
 def test_a_stage_asks_before_it_begins(monkeypatch, capsys):
     """Through `run_as_stage`, which starts every stage. Every stage has the flag --force."""
     import sys
