@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.clients import at_once
 from bench.engine_speed import OURS, THEIRS
 from bench.lmdeploy_engine import CACHE, ENVIRONMENT, SESSION, THRESHOLD
 
@@ -107,27 +108,26 @@ async def run_round(url: str, engine: str, clients: int, requests: int, steps: i
     import httpx
 
     times, tokens, wrong, numbers = list[float](), 0, list[str](), iter(range(requests))
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120, trust_env=False) as client:
 
-        async def work() -> None:
-            nonlocal tokens
-            for number in numbers:
-                sent = time.perf_counter()
-                try:
-                    reply = await client.post("/v1/completions", json=body(number, engine, steps))
-                    reply.raise_for_status()
-                    tokens += reply.json()["usage"]["completion_tokens"]
-                    times.append(time.perf_counter() - sent)
-                except (httpx.HTTPError, ValueError, KeyError) as error:
-                    text = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
-                    wrong.append(f"request {number}: {error!r} {text:.200}")
+    async def work(client: Any) -> None:
+        nonlocal tokens
+        for number in numbers:
+            sent = time.perf_counter()
+            try:
+                reply = await client.post("/v1/completions", json=body(number, engine, steps))
+                reply.raise_for_status()
+                tokens += reply.json()["usage"]["completion_tokens"]
+                times.append(time.perf_counter() - sent)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                text = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
+                wrong.append(f"request {number}: {error!r} {text:.200}")
 
-        begin = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(clients)))
-        taken = time.perf_counter() - begin
+    begin = time.perf_counter()
+    own = await at_once(url, clients, work, timeout=120)
+    taken = time.perf_counter() - begin
     times.sort()
-    found: dict[str, Any] = {"clients": clients, "requests": requests, "answered": len(times), "seconds": taken}
+    found: dict[str, Any] = {"clients": clients, "requests": requests, "answered": len(times)}
+    found |= {"seconds": taken, "clients_processor_seconds": own}
     if times:
         at = {name: times[int((len(times) - 1) * share)] for name, share in (("p50", 0.5), ("p99", 0.99))}
         found |= {"requests_per_second": len(times) / taken, "tokens_per_second": tokens / taken} | at

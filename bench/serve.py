@@ -24,11 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.clients import at_once
+
 QUESTIONS = (
     "What is Bruno's animal?",
     "In which town can I visit Petra?",
     "Tell me where Mira lives and which animal she keeps, please.",
 )
+TIMEOUT = 300.0  # seconds that a client waits for its answer
 GONE = -1  # status of a request whose client left before the answer
 PARTS = 10  # memory is looked at after each of so many parts of a run
 GROWTH = 1.1  # memory after the last part, over that after the third: until then buffers find their sizes
@@ -61,20 +64,16 @@ class Load:
 
     async def run(self, clients: int, requests: int) -> dict[str, Any]:
         """Send them. Returns the figures."""
-        import httpx
+        numbers = iter(range(requests))
 
-        numbers, begin = iter(range(requests)), time.perf_counter()
-        used = processor_seconds(self.args.pid)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(base_url=self.url, limits=limits, trust_env=False) as client:
+        async def work(client: Any) -> None:
+            for number in numbers:
+                await self._one(client, number)
+                if self.args.pid and (number + 1) % max(1, requests // PARTS) == 0:
+                    self.memory.append(memory(self.args.pid))
 
-            async def work() -> None:
-                for number in numbers:
-                    await self._one(client, number)
-                    if self.args.pid and (number + 1) % max(1, requests // PARTS) == 0:
-                        self.memory.append(memory(self.args.pid))
-
-            await asyncio.gather(*(work() for _ in range(clients)))
+        used, begin = processor_seconds(self.args.pid), time.perf_counter()
+        own = await at_once(self.url, clients, work, timeout=TIMEOUT)
         seconds, times = time.perf_counter() - begin, sorted(self.times)
         return {
             "clients": clients,
@@ -82,6 +81,7 @@ class Load:
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "answers_per_second": round(len(times) / seconds, 1),
             "processor_seconds": round(processor_seconds(self.args.pid) - used, 1),
+            "clients_processor_seconds": round(own, 1),
             "p50_seconds": round(times[len(times) // 2], 3) if times else None,
             "p99_seconds": round(times[int(len(times) * 0.99)], 3) if times else None,
             "memory_MiB": self.memory,
@@ -92,7 +92,7 @@ class Load:
 
         leave, bad = (bool(n) and number % n == n - 1 for n in (self.args.vanish, self.args.bad))
         bad = bad and not leave
-        begin, timeout = time.perf_counter(), 0.02 if leave else 300.0
+        begin, timeout = time.perf_counter(), 0.02 if leave else TIMEOUT
         sent = body(number, self.args.tokens, bad=bad)
         try:
             reply = await client.post("/v1/chat/completions", json=sent, timeout=timeout)
