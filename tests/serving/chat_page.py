@@ -84,9 +84,9 @@ async def talk(page: Any, url: str, folder: Path, questions: list[str]) -> list[
         for colour in COLOURS:
             await window(page, device, colour)
             wrong += await shot(page, folder, f"{device}-{colour}", device)
-    for name in ("max_tokens", "steps"):
+    for name, value in {"max_tokens": 900, "steps": 900, "temperature": 5}.items():  # hot: no end of text for long
         field = f"document.querySelector('[name={name}]')"
-        await page.value(f"{field}.value = 900; {field}.onchange()")
+        await page.value(f"{field}.value = {value}; {field}.onchange()")
     await type_and_send(page, questions[0])
     await until(
         page,
