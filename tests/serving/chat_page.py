@@ -56,8 +56,8 @@ async def shot(page: Any, folder: Path, name: str, device: str) -> list[str]:
     return [f"{name}: {content} pixels wide in a window of {WIDTHS[device]}"] if content > WIDTHS[device] else []
 
 
-async def talk(page: Any, url: str, folder: Path, questions: list[str]) -> list[str]:
-    """Go through the page. Returns what is wrong."""
+async def talk(page: Any, url: str, folder: Path, questions: list[str], tokens: int) -> list[str]:
+    """Go through the page. Returns what is wrong. tokens: of the answer that is stopped."""
     for domain in ("Page", "Runtime", "Log", "Network"):
         await page.call(f"{domain}.enable")
     wrong = []
@@ -84,7 +84,11 @@ async def talk(page: Any, url: str, folder: Path, questions: list[str]) -> list[
         for colour in COLOURS:
             await window(page, device, colour)
             wrong += await shot(page, folder, f"{device}-{colour}", device)
-    for name, value in {"max_tokens": 900, "steps": 900, "temperature": 5}.items():  # hot: no end of text for long
+    for name, value in {
+        "max_tokens": tokens,
+        "steps": tokens,
+        "temperature": 5,
+    }.items():  # hot: no end
         field = f"document.querySelector('[name={name}]')"
         await page.value(f"{field}.value = {value}; {field}.onchange()")
     await type_and_send(page, questions[0])
@@ -102,7 +106,7 @@ async def talk(page: Any, url: str, folder: Path, questions: list[str]) -> list[
     return wrong + [p for p in page.problems() if not p.startswith(f"asked for {url}")]
 
 
-async def visit(browser: str, url: str, folder: Path, questions: list[str]) -> list[str]:
+async def visit(browser: str, url: str, folder: Path, *to_say: Any) -> list[str]:
     """Start the browser, go through the page, end the browser."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
@@ -111,7 +115,7 @@ async def visit(browser: str, url: str, folder: Path, questions: list[str]) -> l
         try:
             address = await DRIVER.first_page(await DRIVER.listening_port(Path(profile) / "DevToolsActivePort"))
             async with websockets.connect(address, max_size=None, proxy=None) as socket:
-                return await talk(Page(socket), url, folder, questions)
+                return await talk(Page(socket), url, folder, *to_say)
         finally:
             process.terminate()
             process.wait()
@@ -123,10 +127,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--browser", default="chromium")
     parser.add_argument("--question", action="append", default=None)
+    parser.add_argument("--tokens", type=int, default=900, help="of the answer that is stopped")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     questions = args.question or ["What is Bruno's animal?", "In which town can I visit Petra?"]
-    wrong = asyncio.run(visit(args.browser, args.url.rstrip("/") + "/", args.folder, questions))
+    wrong = asyncio.run(visit(args.browser, args.url.rstrip("/") + "/", args.folder, questions, args.tokens))
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     print(json.dumps({"wrong": len(wrong)}))

@@ -5,14 +5,19 @@ import contextlib
 import itertools
 import json
 import resource
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import generate
+from qwen3llada.serving.engine import Engine
 from qwen3llada.serving.jobs import Job
 from qwen3llada.serving.params import ServeParams
 from qwen3llada.serving.progress import Progress
@@ -484,6 +489,19 @@ def test_the_official_client_works(served):
     assert client.completions.create(model="tiny", prompt="w1", max_tokens=4, logprobs=1).choices[0].text
     with pytest.raises(openai.BadRequestError, match=r"top_p=0\.3 is not supported"):
         client.chat.completions.create(model="tiny", messages=ask(), top_p=0.3)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_page_in_a_browser(text, tmp_path, monkeypatch):
+    """Questions typed and sent, answers, a stop, a reload, on a desktop and a phone, light and dark."""
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.02), step(engine)))  # time to stop
+    with Served(text) as server:
+        command = [sys.executable, str(Path(__file__).with_name("chat_page.py")), server.url, str(tmp_path)]
+        command += ["--tokens", "80", "--question", "w1 w2", "--question", "w3"]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert len(list(tmp_path.glob("*.png"))) == 8
 
 
 def test_the_page_loads_nothing_from_elsewhere(served):
