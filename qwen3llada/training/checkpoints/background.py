@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from qwen3llada.artifacts import FullDiskError, full_disk_named
+from qwen3llada.training.checkpoints.fingerprint import HASH_THREADS
 from qwen3llada.training.checkpoints.folder import describe_files
 from qwen3llada.training.checkpoints.shards import SHARDS, Stager, own_files
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Files = dict[str, dict[str, Any]]
+FILE_BYTES = 2**30  # of a rank's shards, for which it writes one more file: files are written and hashed side by side
 
 
 class ShardWriter:
@@ -51,7 +53,8 @@ class ShardWriter:
         assert self._thread is None
         staged = _fits_on_host(size)
         ahead = 0 if staged else 10_000_000  # bytes that are copied from the device while others are written
-        writer = dcp.FileSystemWriter(temporary / SHARDS, thread_count=1, per_thread_copy_ahead=ahead)
+        count = min(HASH_THREADS, 1 + size // dist.get_world_size() // FILE_BYTES)
+        writer = dcp.FileSystemWriter(temporary / SHARDS, thread_count=count, per_thread_copy_ahead=ahead)
         future: Any
         if staged:
             self.stager = self.stager or Stager(self.mesh)

@@ -1,7 +1,7 @@
 """Sharded tensors of a checkpoint, in the format of torch's distributed checkpoints (DCP).
 
     step-{N}/shards/.metadata         which part of which tensor lies where
-                    __{rank}_0.distcp the parts that this rank held
+                    __{rank}_{n}.distcp the parts that this rank held
 
 Each rank writes what it holds. Any number of ranks can read, each the parts that it needs; so can a process alone.
 `.metadata` is a pickle, and torch would run whatever it contains. It is read here by an unpickler that knows only the

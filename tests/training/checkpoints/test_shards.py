@@ -128,6 +128,15 @@ def check_writing(rank, port, folder):
     assert error.value.errno == errno.ENOSPC
     check_read(final, mesh, 100)
 
+    background.FILE_BYTES = 34  # what each rank has, so each writes two files
+    begin()
+    published.set()
+    writer.settle()
+    names = [f"__{rank}_{number}.distcp" for rank in range(2) for number in range(2)]
+    assert sorted(path.name for path in (final / SHARDS).glob("*.distcp")) == names
+    assert {f"shards/{name}" for name in names} < json.loads((final / "files.json").read_text()).keys()
+    check_read(final, mesh, 100)
+
     background._fits_on_host = lambda size: False  # no memory for copies
     begin()
     for tensor in tensors.values():
