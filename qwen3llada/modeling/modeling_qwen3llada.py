@@ -76,8 +76,9 @@ class Qwen3LLadaModel(Qwen3Model):
             masks = {kind: prepare(mask) for kind, mask in masks.items()}
         else:
             masks = dict.fromkeys(masks, prepare(attention_mask))
-        if options := flex_options(next(iter(masks.values())), queries):
-            kwargs = {"kernel_options": options} | kwargs
+        for mask in masks.values():
+            if options := flex_options(mask, queries):
+                kwargs = {"kernel_options": options} | kwargs
         return super().forward(
             input_ids=input_ids,
             attention_mask=masks,

@@ -291,3 +291,23 @@ def test_flex_attentions_options_reach_each_layer(model, monkeypatch):
     monkeypatch.setattr(last_layer, "eager_attention_forward", attend)
     model.model(torch.ones(1, 6, dtype=torch.long), kept=4)
     assert given == [(6, {"queries": 6}), (6, {"queries": 6}), (4, {"queries": 4})]
+
+
+def test_options_for_one_kind_of_mask_are_enough(model, monkeypatch):
+    """In a layered plan only some layers may have a block mask, which need not be the first."""
+    from qwen3llada.modeling import modeling_qwen3llada
+
+    given, masked = [], torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    model.set_attn_implementation("eager")
+    model.config.layer_types = ["full_attention", "sliding_attention", "sliding_attention"]
+
+    def attend(module, query, key, value, mask, kernel_options=None, **kwargs):
+        given.append(kernel_options)
+        return query.transpose(1, 2), None
+
+    monkeypatch.setattr("transformers.models.qwen3.modeling_qwen3.eager_attention_forward", attend)
+    monkeypatch.setattr(modeling_qwen3llada, "flex_options", lambda mask, queries: {} if mask is None else {"a": 1})
+    for first, second in ((None, masked), (masked, None)):
+        masks = {"full_attention": first, "sliding_attention": second}
+        model.model(torch.ones(1, 6, dtype=torch.long), attention_mask=masks)
+    assert given == [{"a": 1}] * 6

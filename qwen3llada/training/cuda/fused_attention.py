@@ -49,7 +49,7 @@ def attention(
     """`Qwen3Attention.forward` [B, L, D] for training. Raises ValueError if given a key-value cache.
 
     queries: the result is that of so many first columns alone, [B, queries, D]; None: of all.
-    kernel_options: FlexAttention's, beside the tiles that are chosen here.
+    kernel_options: FlexAttention's (`flex_options`), beside the tiles that are chosen here.
 
     Queries and keys are rounded once, after the rotation. Qwen3's own forward rounds after each operation.
     """
@@ -64,6 +64,7 @@ def attention(
     key = norm_rotate(key, self.k_norm.weight, cos, sin, self.k_norm.variance_epsilon)
     if self.flash and self.attention_dropout == 0 and can_compute(query, attention_mask):
         return self.o_proj(flash_attention_4(query, key, value, attention_mask, self.scaling).flatten(2)), None
+    flex = isinstance(attention_mask, BlockMask)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
     output, weights = attend(
         self,
@@ -74,7 +75,7 @@ def attention(
         dropout=self.attention_dropout if self.training else 0.0,
         scaling=self.scaling,
         sliding_window=self.sliding_window,
-        kernel_options=_flex_options(query, attention_mask) | (kernel_options or {}) or None,
+        kernel_options=(flex_tiles(query) or {}) | (kernel_options or {}) if flex else None,
         **kwargs,
     )
     return self.o_proj(output.flatten(2)), weights
@@ -82,13 +83,8 @@ def attention(
 
 def _attend_some(self: Any, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], mask: Any, kept: int) -> Tensor:
     """What `objective.last_layer` asks of the last layer's attention."""
-    return attention(self, hidden, position_embeddings, mask, queries=kept)[0]
-
-
-def _flex_options(query: Tensor, mask: Any) -> dict[str, Any]:
-    """FlexAttention's options for queries [B, Q, heads, d]; empty without a `BlockMask`."""
-    tiles = flex_tiles(query) if isinstance(mask, BlockMask) else None
-    return flex_options(mask, query.shape[1]) | (tiles or {})
+    options = flex_options(mask, kept)
+    return attention(self, hidden, position_embeddings, mask, queries=kept, kernel_options=options)[0]
 
 
 def flex_tiles(query: Tensor) -> dict[str, Any] | None:
