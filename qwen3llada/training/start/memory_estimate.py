@@ -1,13 +1,14 @@
 """Estimate of a run's device memory before it starts, and of the largest micro-batch that fits."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from qwen3llada.diffusion.fused_cross_entropy import ACCELERATOR_CHUNK_BYTES, CPU_CHUNK_BYTES
 from qwen3llada.training.run_params import RunParams
 from qwen3llada.training.start.groups_and_schedule import matrices_of
+from qwen3llada.training.start.layer_bytes import layer_bytes
 from qwen3llada.training.start.optimizers import OPTIMIZERS
 from qwen3llada.training.start.sharding import ShardingPlan
 
@@ -95,16 +96,16 @@ def estimate_memory(
     gradients = trained * stored // shards
     moments = _moments(params, model, trained, stored) // shards
     sums = plan is not None and plan.sums_locally and params.accumulates
-    gathered, left, buffers = (0, 0, 0) if plan is None else _gathered(model, plan, computed, sums=sums)
+    gathered = Gathered(0, 0, 0) if plan is None else _gathered(model, plan, computed, sums=sums)
     early = gradients * (ddp + params.accumulates)  # that are there before the backward pass of a micro-batch
     if sums:  # whole gradients; the shards come into being as these are reduced and freed
         early = 4 * trained
-    forward = gathered + rounded + early + saved + head_gradient + max(chunk, again)
-    backward = left + max(gradients, 0 if sums else early) + buffers + layer
+    forward = gathered.forward + rounded + early + saved + head_gradient + max(chunk, again)
+    backward = gathered.backward + max(gradients, 0 if sums else early) + gathered.gradients + layer
     return MemoryEstimate(
         process=process,
         weights=weights + rounded,
-        gathered=gathered,
+        gathered=gathered.forward,
         gradients=max(gradients, early),
         moments=moments,
         activations=saved + again,
@@ -165,13 +166,20 @@ def _moments(params: RunParams, model: Any, trained: int, stored: int) -> int:
     return moments * (optimizer.moment_bytes or stored)
 
 
-def _gathered(model: Any, plan: ShardingPlan, computed: int, *, sums: bool) -> tuple[int, int, int]:
-    """Under FSDP2, bytes of gathered weights: at the end of the forward pass, and at the end of the backward pass.
+class Gathered(NamedTuple):
+    """Bytes that FSDP2 holds whole on each device."""
 
-    And third, of whole gradients on their way to the ranks. Each layer's weights are freed after its last backward
-    pass. The outermost group (head, norm, tied embeddings) stays gathered, and its gradients are reduced at the end of
-    the backward pass, when they exist twice: as they were computed, in 16 bits or summed up in float32 (`sums`), and
-    in float32 to be sent.
+    forward: int  # weights, at the end of the forward pass
+    backward: int  # weights, at the end of the backward pass: each layer's are freed after its own
+    gradients: int  # on their way to the ranks, at the end of the backward pass
+
+
+def _gathered(model: Any, plan: ShardingPlan, computed: int, *, sums: bool) -> Gathered:
+    """The outermost group (head, norm, tied embeddings) stays gathered, and its gradients are reduced last.
+
+    They exist twice then: as they were computed, and in float32 to be sent.
+
+    sums: gradients of several micro-batches were summed up, in float32. Otherwise they were computed in 16 bits.
     """
     count = sum(p.numel() for p in model.parameters())
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
@@ -179,25 +187,8 @@ def _gathered(model: Any, plan: ShardingPlan, computed: int, *, sums: bool) -> t
     root = head.numel()
     few = root + LAYERS_IN_FLIGHT * layer
     sent = max(layer, root if embedding is head else root + embedding.numel())
-    return (count if plan.gathered else few) * computed, few * computed, (4 + (4 if sums else computed)) * sent
-
-
-def layer_bytes(config: Any, computed: int, *, compiled: bool, masked: bool) -> int:
-    """Bytes per token that a layer saves for its backward pass.
-
-    Compiled: four vectors of the hidden size (the residual stream before and inside the layer, both normalised inputs),
-    queries and keys before and after norm and rotation, values, the attention output, gate, up and their product.
-    Otherwise each operation saves its inputs. Norms have two, SiLU has one, and all that concerns norms is in float32.
-
-    Args:
-        computed: bytes of a number in matrix products. Norms are computed in float32 in any case.
-        masked: attention gets a mask. On a CPU, keys and values are then repeated for each query head.
-    """
-    hidden, between = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    if compiled:
-        return computed * (4 * hidden + 3 * queries + 3 * keys + 3 * between)
-    repeated = 2 * computed * (queries - keys) if masked else 0
-    if computed == 4:
-        return 4 * (6 * hidden + 4 * queries + 4 * keys + 4 * between) + repeated
-    return 20 * hidden + 12 * queries + 12 * keys + 8 * between + repeated
+    return Gathered(
+        forward=(count if plan.gathered else few) * computed,
+        backward=few * computed,
+        gradients=(4 + (4 if sums else computed)) * sent,
+    )

@@ -42,6 +42,7 @@ DECIDES_NOTHING = {
     "training/checkpoints/background.py",
     *(
         "training/watch/flops.py",
+        "training/start/layer_bytes.py",
         "training/start/memory_estimate.py",
         "training/start/out_of_memory.py",
         "training/watch/peak_memory.py",

@@ -12,6 +12,7 @@ from tiny_settings import write_model
 from bench.context import model_of_size
 from bench.scale_models import SHAPES as QWEN3
 from qwen3llada.params import load
+from qwen3llada.training.start.layer_bytes import layer_bytes
 from qwen3llada.training.start.memory_estimate import (
     GIB,
     LEAST,
@@ -20,7 +21,6 @@ from qwen3llada.training.start.memory_estimate import (
     choose_plan,
     estimate_memory,
     largest_micro_batch,
-    layer_bytes,
     over_budget,
 )
 
@@ -122,6 +122,9 @@ def test_weights_and_gradients_stay_gathered_where_they_fit(pretraining):
     assert (whole.total - weights.total) / GIB == pytest.approx(8.19e9 * 4 / GIB, rel=0.2)  # float32 gradients
     assert weights.gathered - least.gathered == pytest.approx(8.19e9 * 2, rel=0.2)  # all but the head and a few layers
     assert weights.total > least.total
+    # At the end of the backward pass: head and three layers in 16 bits, gradients of head and embedding in 16 and 32.
+    whole_there = least.total - least.weights - least.moments - least.gradients
+    assert whole_there == pytest.approx(2 * (0.622e9 + 3 * 0.193e9) + 6 * 2 * 0.622e9, rel=0.12)  # and a layer's inputs
     chosen = [choose_plan(params, model, gib and gib * GIB, **options) for gib in (130, 60, 30, None)]
     assert chosen == [*PLANS, LEAST]
     barely = int(1.05 * estimate_memory(params, model, plan=PLANS[0], **options).total)
