@@ -97,3 +97,10 @@ def text(checkpoint):
     from qwen3llada.sampling.dialogue.text_model import TextModel
 
     return TextModel.load(checkpoint)
+
+
+@pytest.fixture
+def cuda_model(model):
+    """The model on a GPU, for the time of a test."""
+    yield model.cuda()
+    model.cpu()

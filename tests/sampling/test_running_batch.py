@@ -11,7 +11,7 @@ from qwen3llada.sampling import keyed_gumbel as noise
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.sampling.remasking import SCORES
 from qwen3llada.sampling.request import infill_rows, make_request, prompt_rows
-from qwen3llada.sampling.running_batch import RunningBatch, shares_passes
+from qwen3llada.sampling.running_batch import RunningBatch, shares_passes, why_eager
 from qwen3llada.sampling.sampler import generate, infill
 from qwen3llada.sampling.shared_pass import PASS_TOKENS, share
 from qwen3llada.sampling.unmasking import UNMASKING
@@ -74,9 +74,8 @@ def run(batch, requests, arrivals, leave=()):
     return [rows[i] for i in range(len(requests))]
 
 
-@settings(max_examples=12)
-@given(st.lists(asks(), min_size=1, max_size=5), st.sampled_from(PLANS))
-def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
+def check_rows(model, asked, policy):
+    """Every row gets the tokens that it gets alone."""
     with_policy(model, policy)
     requests = [one_row(model, params, prompt, seed) for params, prompt, seed, _ in asked]
     rows = run(RunningBatch(model), requests, [when for *_, when in asked])
@@ -85,6 +84,12 @@ def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
         assert row.answer().tolist() == alone.tokens[0].tolist(), (params, prompt, seed)
         assert row.tokens[0, : len(prompt)].tolist() == prompt
         assert MASK not in row.answer()
+
+
+@settings(max_examples=12)
+@given(st.lists(asks(), min_size=1, max_size=5), st.sampled_from(PLANS))
+def test_every_row_gets_the_tokens_that_it_gets_alone(model, asked, policy):
+    check_rows(model, asked, policy)
 
 
 @pytest.mark.parametrize(
@@ -243,3 +248,9 @@ def test_what_cannot_share_a_pass_is_told_apart(model):
     params = DecodeParams(cache="dual", gen_length=8, steps=8)
     with pytest.raises(ValueError, match="one row"):
         RunningBatch(model).enter(one_row(model, params, [1], 0))
+
+
+def test_why_a_row_has_no_graphs(model):
+    for backend, reason in (("eager", "backend=eager"), ("auto", f"the model is on {model.device.type}")):
+        request = one_row(model, DecodeParams(steps=4, gen_length=4, backend=backend), [1, 2, 3], 0)
+        assert why_eager(model, request) == reason

@@ -49,12 +49,6 @@ def watched(model, prompts, params, seed=7):
 
 
 @pytest.fixture
-def cuda_model(model):
-    yield model.cuda()
-    model.cpu()
-
-
-@pytest.fixture
 def biased_cuda_model(biased_model):
     yield biased_model.cuda()
     biased_model.cpu()

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 import itertools
 
 import plain_kernels
-from test_running_batch import asks, one_row, run, with_policy
+from test_running_batch import asks, check_rows, one_row, run, with_policy
 
 from qwen3llada.errors import InputError
 from qwen3llada.sampling import decoding, running_batch
@@ -44,13 +44,7 @@ def graphed(model, monkeypatch):
 @settings(max_examples=8)
 @given(st.lists(asks(), min_size=1, max_size=5), st.sampled_from(POLICIES))
 def test_every_row_gets_the_tokens_that_it_gets_alone(graphed, asked, policy):
-    with_policy(graphed, policy)
-    requests = [one_row(graphed, params, prompt, seed) for params, prompt, seed, _ in asked]
-    rows = run(RunningBatch(graphed), requests, [when for *_, when in asked])
-    for row, (params, prompt, seed, _) in zip(rows, asked, strict=True):
-        alone = generate(graphed, [prompt], params, seed=seed)
-        assert row.answer().tolist() == alone.tokens[0].tolist(), (params, prompt, seed)
-        assert row.tokens[0, : len(prompt)].tolist() == prompt
+    check_rows(graphed, asked, policy)
 
 
 SETTINGS = [
@@ -117,16 +111,21 @@ def test_confidence_is_that_of_a_row_alone(graphed):
         assert row.confidence[0, row.answer_columns].tolist() == pytest.approx(decided.tolist(), abs=1e-5)
 
 
-def test_a_long_answer_needs_one_pass_a_step(graphed):
-    """The clean pass of a finished block joins the next one's first step; the host waits between blocks alone."""
-    with_policy(graphed, "block_causal")
-    batch = RunningBatch(graphed)
-    batch.enter(one_row(graphed, DecodeParams(steps=12, gen_length=12), [1, 2, 3, 4], 0, ends=()))
+def check_a_long_answer(model):
+    """Three blocks of four steps: a step of the batch returns what the pass before did."""
+    with_policy(model, "block_causal")
+    batch = RunningBatch(model)
+    batch.enter(one_row(model, DecodeParams(steps=12, gen_length=12), [1, 2, 3, 4], 0, ends=()))
     seen = []
     while len(batch):
         seen.append(len(batch.step()))
     assert batch.passes == 12
     assert seen == [0, 1, 1, 1, 1] * 3
+
+
+def test_a_long_answer_needs_one_pass_a_step(graphed):
+    """The clean pass of a finished block joins the next one's first step; the host waits between blocks alone."""
+    check_a_long_answer(graphed)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -271,12 +270,6 @@ def test_spans_never_overlap(actions):
             del taken[first]
 
 
-@pytest.fixture
-def cuda_model(model):
-    yield model.cuda()
-    model.cpu()
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnGpu:
@@ -323,14 +316,7 @@ class TestOnGpu:
 
     def test_the_host_runs_ahead_by_one_pass(self, cuda_model):
         """A step returns what the pass before did, without waiting for its own."""
-        with_policy(cuda_model, "block_causal")
-        batch = RunningBatch(cuda_model)
-        batch.enter(one_row(cuda_model, DecodeParams(steps=12, gen_length=12), [1, 2, 3, 4], 0, ends=()))
-        seen = []
-        while len(batch):
-            seen.append(len(batch.step()))
-        assert batch.passes == 12
-        assert seen == [0, 1, 1, 1, 1] * 3
+        check_a_long_answer(cuda_model)
 
 
 def interpret():
