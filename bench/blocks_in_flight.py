@@ -2,9 +2,9 @@
 
     python -m bench.blocks_in_flight [--model out/qwen3llada-sft] [--data data/tokenized/sft]
 
-A block begins when the one before it has `begin` of its tokens, and up to `--most` blocks are open at once. Trained
-blocks saw finished blocks before them only, so this is approximate. Every pass computes the whole canvas: passes are
-counted, not seconds.
+A block begins when `begin` tokens of the answer are in the block before it. At most `--most` blocks are open at once.
+In training a block saw finished blocks before it, and never masks, so the result is approximate. Every pass computes
+the whole canvas: passes are counted, not seconds.
 """
 
 import argparse
@@ -26,8 +26,8 @@ class Rule(NamedTuple):
 
     name: str
     begin: int | None  # tokens of the block before; None: all
-    most: int = 1  # the surest so many
-    threshold: float | None = None  # or all that are as sure; in the first open block at least one
+    commits: int = 1  # the surest so many
+    threshold: float | None = None  # instead all that are so sure; in the first open block at least one
 
 
 RULES = (
@@ -83,7 +83,7 @@ def chosen(sure: Tensor, masked: Tensor, start: int, width: int, rule: Rule, *, 
     columns = [column for column in range(start, start + width) if masked[column]]
     columns.sort(key=lambda column: -float(sure[column]))
     if rule.threshold is None:
-        return columns[: rule.most]
+        return columns[: rule.commits]
     return [column for column in columns if sure[column] >= rule.threshold] or columns[: int(first)]
 
 

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of the rows that take all; 0: those that there are")
     parser.add_argument("--budget", type=float, default=3600, help="seconds after which no further row starts")
     parser.add_argument("--folder", type=Path, help="for models and checkpoints, removed at the end")
+    parser.add_argument("--no-checkpoints", action="store_true", help="save none, and resume none")
     parser.add_argument("--list", action="store_true")
     args = parser.parse_args()
     known = {row.name: row for row in [*ROWS, *TINY]}
@@ -49,6 +50,8 @@ def main() -> None:
         return
     gpus = args.gpus or gpu_count()
     rows = [replace(known[name], gpus=known[name].gpus or gpus) for name in names]
+    if args.no_checkpoints:
+        rows = [replace(row, checkpoint=False) for row in rows]
     folder = args.folder or roomiest(sum(MODELS.get(size, 0) / 2 for size in {r.size for r in rows}) + 100)
     run_all(rows, gpus, folder, args.out, args.budget)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.blocks_in_flight import RULES, Rule, decode, opened
+from bench.blocks_in_flight import RULES, Rule, chosen, decode, opened
 from qwen3llada.sampling.sampler import DecodeParams, generate
 from tests.objective.objective_steps import make_model
 
@@ -41,3 +41,11 @@ def test_a_block_begins_when_enough_of_the_one_before_is_there():
         for begin, blocks in expected.items():
             assert opened(list(masked), 6, rules[begin], 4, most=4) == blocks, (masked, begin)
             assert opened(list(masked), 6, rules[begin], 4, most=1) == blocks[:1]
+
+
+def test_a_pass_commits_the_surest_or_all_that_are_sure():
+    sure, masked = torch.tensor([0.9, 0.2, 0.8, 0.7, 0.95]), torch.tensor([False, True, True, True, True])
+    assert chosen(sure, masked, 0, 4, Rule("", 2, 2), first=True) == [2, 3]
+    assert chosen(sure, masked, 1, 4, Rule("", 2, threshold=0.75), first=False) == [4, 2]
+    assert chosen(sure, masked, 1, 3, Rule("", 2, threshold=0.99), first=True) == [2]
+    assert chosen(sure, masked, 1, 3, Rule("", 2, threshold=0.99), first=False) == []
