@@ -16,8 +16,9 @@ from bench.recipe_list import BASE, RECIPES
 from bench.recipes import read_lines
 
 PAGE, IMAGES = Path("docs/recipes.md"), Path("docs/images")
-DRAWN = ("full", "blocks of 4", "blocks of 16", "blocks of 64", "two views", "random weights")  # curves beside the base
+DRAWN = ("full", "blocks of 4", "blocks of 16", "blocks of 64", "two views")  # curves beside the base
 OWN_BOUND = ("attention", "blocks", "window")  # factors whose bound is another quantity than the base's
+FAR = ("start",)  # so much worse that the other points would fall on one line
 Line = Mapping[str, Any]
 
 
@@ -144,7 +145,7 @@ def differences(kind: str, lines: Sequence[Line]) -> Path:
     rows = []
     for name, runs in recipes.items():
         apart = [final(run) - base[run["seed"]] for run in runs if "diverged" not in run and run["seed"] in base]
-        if apart and name != BASE and runs[0]["factor"] not in OWN_BOUND:
+        if apart and name != BASE and runs[0]["factor"] not in (*OWN_BOUND, *FAR):
             rows.append((f"{runs[0]['factor']}: {name}", apart))
     figure = Figure(figsize=(8, 1.2 + 0.22 * max(1, len(rows))), layout="constrained")
     axis = figure.subplots()
