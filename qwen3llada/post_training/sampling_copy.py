@@ -41,9 +41,11 @@ class SamplingCopy:
 
 
 def _weight(module: Any, leaf: str) -> Tensor:
-    """The unsharded parameter `leaf` of a module; under LoRA with the adapter added."""
+    """The unsharded parameter `leaf` of a module; under LoRA a weight has the adapter added, a bias has none."""
     if not hasattr(module, "base_layer"):
         return _unsharded(getattr(module, leaf))
+    if leaf != "weight":
+        return _unsharded(getattr(module.base_layer, leaf))
     from peft.utils.integrations import dequantize_module_weight
 
     base = _unsharded(dequantize_module_weight(module.base_layer))

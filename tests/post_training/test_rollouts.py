@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_settings import write_model
 
 from qwen3llada.errors import InputError
 from qwen3llada.post_training.params import RlParams, RolloutParams
@@ -109,14 +110,18 @@ def test_figures_and_json(text):
     assert found["equal_groups"] == np.mean([a == b for a, b in zip(rewards[::2], rewards[1::2], strict=True)])
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_the_copy_has_the_trained_weights_and_sampling_changes_nothing(params, adapter):
-    params = RlParams.model_validate(params.model_dump() | {"adapter": {"method": adapter, "rank": 2}})
+@pytest.mark.parametrize(("adapter", "bias"), [("none", False), ("lora", False), ("lora", True)])
+def test_the_copy_has_the_trained_weights_and_sampling_changes_nothing(params, adapter, bias, tmp_path):
+    changes: dict = {"adapter": {"method": adapter, "rank": 2}}
+    if bias:
+        write_model(tmp_path / "biased", attention_bias=True)
+        changes["model"] = tmp_path / "biased"
+    params = RlParams.model_validate(params.model_dump() | changes)
     from qwen3llada.post_training.task import Rewarded
 
     run = start(params, seed=1, template="plain", task=Rewarded(params))
     with torch.no_grad():
-        for parameter in run.parameters():
+        for parameter in (*run.parameters(), *(p for n, p in run.model.named_parameters() if n.endswith("bias"))):
             parameter.add_(torch.randn_like(parameter))
     before = {name: p.clone() for name, p in run.model.named_parameters()}
     state = torch.get_rng_state()
