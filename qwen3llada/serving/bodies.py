@@ -106,10 +106,8 @@ def read_completion(text: TextModel, values: Any, defaults: AnswerParams) -> Ask
 
 
 def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: AnswerParams, *, logprobs: bool) -> Asked:
-    stream, options = body.switch("stream"), body.values.get("stream_options") or {}
-    if not isinstance(options, Mapping) or set(options) - {"include_usage", "include_obfuscation"}:
-        raise InputError(f"stream_options={options!r:.80} may hold include_usage alone")
-    canvas = body.switch("canvas")
+    stream, canvas = body.switch("stream"), body.switch("canvas")
+    usage = _usage(body.values.get("stream_options"), stream=stream)
     if canvas and not stream:
         raise InputError("canvas=true needs stream=true")
     asked = Asked(
@@ -119,12 +117,28 @@ def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: Answ
         seed=body.whole("seed", secrets.randbits(62), 0, MOST_SEED - 1),
         stops=body.stops(),
         stream=stream,
-        usage=bool(options.get("include_usage")),
+        usage=usage,
         logprobs=logprobs,
         canvas=canvas,
     )
     check_request(text.model, prompts, asked.params)
     return asked
+
+
+def _usage(options: Any, *, stream: bool) -> bool:
+    """Whether `stream_options` ask for the usage as the last chunk."""
+    if options is None:
+        return False
+    if not isinstance(options, Mapping) or set(options) - {"include_usage", "include_obfuscation"}:
+        raise InputError(f"stream_options={options!r:.80} may hold include_usage alone")
+    if not stream:
+        raise InputError(f"stream_options={options!r:.80} needs stream=true")
+    if options.get("include_obfuscation"):
+        raise InputError(f"include_obfuscation={options['include_obfuscation']!r:.80} is not supported; leave it out")
+    usage = options.get("include_usage")
+    if not isinstance(usage, bool | None):
+        raise InputError(f"include_usage={usage!r:.80} must be true or false")
+    return bool(usage)
 
 
 def _params(text: TextModel, body: Body, prompts: list[list[int]], defaults: AnswerParams) -> DecodeParams:

@@ -54,7 +54,12 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue all jobs of a request, or none. Raises Busy."""
+        """Queue all jobs of a request, or none.
+
+        Raises: Busy; another InputError for more jobs than the queue ever takes.
+        """
+        if len(jobs) > self.max_queue:
+            raise InputError(f"{len(jobs)} answers to one request are more than may wait, max_queue={self.max_queue}")
         with self._changed:
             if self._stopping:
                 raise Busy("the server is stopping")

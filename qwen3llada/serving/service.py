@@ -67,13 +67,15 @@ class Service:
         if asked.stream:
             chunks = streamed(work, replies, self.scheduler)
             return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        finished = 0  # by their last updates: `Progress.finish` is set before the text is decoded, in another thread
         try:
-            while unfinished(work.jobs):
+            while finished < len(work.jobs):
                 update = await next_update(work, request.is_disconnected)
                 if update is None:
                     return Response(status_code=GONE)
                 if update.error:
                     raise Refusal(500, update.error, "server_error")
+                finished += update.finished
         finally:
             self.scheduler.cancel(work.jobs)
         return JSONResponse(replies.whole(work.jobs))
@@ -112,11 +114,9 @@ class Service:
             self.scheduler.submit(jobs)
         except Busy as error:
             raise Refusal(429, str(error), "rate_limit_error") from error
+        except InputError as error:
+            raise Refusal(400, str(error)) from error
         return Work(jobs=jobs, updates=updates, deadline=time.monotonic() + self.params.timeout_seconds)
-
-
-def unfinished(jobs: list[Job]) -> bool:
-    return any(job.progress.finish is None for job in jobs)
 
 
 async def body_of(request: Any) -> Any:

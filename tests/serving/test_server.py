@@ -213,6 +213,18 @@ def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(served):
         ({"messages": ask(), "tools": [{}]}, "tools=[{}] is not supported", "tools"),
         ({"messages": ask(), "stream": 1}, "stream=1 must be true or false", "stream"),
         ({"messages": ask(), "canvas": True}, "canvas=true needs stream=true", "canvas"),
+        ({"messages": ask(), "stream_options": {"include_usage": True}}, "needs stream=true", "stream_options"),
+        ({"messages": ask(), "stream": True, "stream_options": [1]}, "stream_options=[1] may hold", "stream_options"),
+        (
+            {"messages": ask(), "stream": True, "stream_options": {"include_usage": "no"}},
+            "include_usage='no' must be true or false",
+            "include_usage",
+        ),
+        (
+            {"messages": ask(), "stream": True, "stream_options": {"include_obfuscation": True}},
+            "include_obfuscation=True is not supported",
+            "include_obfuscation",
+        ),
         ({"messages": ask(), "parallel_blocks": True}, "parallel_blocks=true needs attention policy block", None),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "a user last; given ['assistant']", None),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0]: content must be text", None),
@@ -385,6 +397,39 @@ def idle(server, seconds=10):
                 return True
         time.sleep(0.02)
     return False
+
+
+def test_a_reply_waits_for_the_text_of_every_answer(text, monkeypatch):
+    """The scheduler's thread decodes the text of the second answer while the first one's last update is read."""
+    from qwen3llada.serving import service
+
+    decode, next_update = text.tokenizer.decode, service.next_update
+
+    def slow_decode(*args, **options):
+        time.sleep(0.1)
+        return decode(*args, **options)
+
+    async def late(*args):
+        update = await next_update(*args)
+        await asyncio.sleep(0.03)
+        return update
+
+    with Served(text) as server:
+        right = server.post(CHAT, messages=ask(), seed=3, n=2, max_tokens=4, steps=2).json()
+        monkeypatch.setattr(text.tokenizer, "decode", slow_decode)
+        monkeypatch.setattr(service, "next_update", late)
+        found = server.post(CHAT, messages=ask(), seed=3, n=2, max_tokens=4, steps=2).json()
+    assert found["choices"] == right["choices"]
+    assert found["usage"] == right["usage"]
+
+
+def test_more_answers_than_may_ever_wait_are_a_wrong_request(text):
+    with Served(text, max_queue=2) as server:
+        reply = server.post(CHAT, messages=ask(), n=3)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"] == "3 answers to one request are more than may wait, max_queue=2"
+        assert "retry-after" not in reply.headers
+        assert server.post(CHAT, messages=ask(), n=2, max_tokens=4).status_code == 200
 
 
 def test_a_full_queue_says_429_and_a_free_one_answers_again(text, slow):
