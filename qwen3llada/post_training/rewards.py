@@ -133,11 +133,11 @@ class RewardSum:
                 own_function(part.name)
 
     def digest(self) -> str:
-        """Hash of the code that functions given by path come from."""
+        """Hash of the code that functions given by path come from. Raises InputError for a module without source."""
         digest = hashlib.sha256()
         for part in self.parts:
             if ":" in part.name:
-                digest.update(inspect.getsource(_module(part.name.rpartition(":")[0])).encode())
+                digest.update(_source_of(part.name.rpartition(":")[0]).encode())
         return digest.hexdigest()
 
     def __call__(self, sample: Sample) -> tuple[float, dict[str, float]]:
@@ -170,6 +170,15 @@ def own_function(path: str) -> Callable[[Sample], float]:
     if not callable(function):
         raise InputError(f"rewards: {path}: {place} has no function {name!r}")
     return function
+
+
+def _source_of(place: str) -> str:
+    try:
+        return inspect.getsource(_module(place))
+    except (OSError, TypeError) as error:  # a compiled or built-in module
+        raise InputError(
+            f"rewards: {place} has no Python source, which a checkpoint must agree with; wrap the function in a .py file"
+        ) from error
 
 
 @cache

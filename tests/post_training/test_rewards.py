@@ -54,6 +54,12 @@ def test_a_function_is_named_by_file_or_module(tmp_path, monkeypatch):
         RewardSum([WeightedReward("no_such_module:f", "", 1.0, "f")]).check()
 
 
+@pytest.mark.parametrize("module", ["math", "sys"])
+def test_a_module_without_source_is_refused_before_the_run_begins(module):
+    with pytest.raises(InputError, match=f"rewards: {module} has no Python source, which a checkpoint must agree with"):
+        RewardSum([WeightedReward(f"{module}:intern", "", 1.0, "f")]).digest()
+
+
 @pytest.mark.parametrize(("body", "reason"), [("'x'", "ValueError"), ("float('nan')", "finite"), ("None", "Type")])
 def test_what_is_no_number_is_an_error(tmp_path, body, reason):
     (tmp_path / "bad.py").write_text(f"def f(sample):\n    return {body}\n")
