@@ -12,7 +12,11 @@ from qwen3llada.serving.metrics import Metrics
 
 
 class Busy(InputError):
-    """More requests wait than `max_queue`."""
+    """More answers would wait than `max_queue`."""
+
+
+class Stopping(InputError):
+    """The server takes no more requests."""
 
 
 class Scheduler:
@@ -56,13 +60,13 @@ class Scheduler:
     def submit(self, jobs: list[Job]) -> None:
         """Queue all jobs of a request, or none.
 
-        Raises: Busy; another InputError for more jobs than the queue ever takes.
+        Raises: Busy; Stopping; another InputError for more jobs than the queue ever takes.
         """
         if len(jobs) > self.max_queue:
             raise InputError(f"{len(jobs)} answers to one request are more than may wait, max_queue={self.max_queue}")
         with self._changed:
             if self._stopping:
-                raise Busy("the server is stopping")
+                raise Stopping("the server is stopping")
             if len(self._waiting) + len(jobs) > self.max_queue:
                 raise Busy(f"{len(self._waiting)} answers wait, at most {self.max_queue} may; try again later")
             self._waiting.extend(jobs)

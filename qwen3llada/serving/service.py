@@ -17,7 +17,7 @@ from qwen3llada.serving.jobs import Job, Update
 from qwen3llada.serving.params import ServeParams
 from qwen3llada.serving.progress import Progress
 from qwen3llada.serving.replies import DONE, Kind, Replies, error_body, event
-from qwen3llada.serving.scheduler import Busy, Scheduler
+from qwen3llada.serving.scheduler import Busy, Scheduler, Stopping
 
 BODY_BYTES = 8 * 2**20
 GONE = 499  # status of what nobody reads, because the client has left; only the metrics show it
@@ -114,6 +114,8 @@ class Service:
             self.scheduler.submit(jobs)
         except Busy as error:
             raise Refusal(429, str(error), "rate_limit_error") from error
+        except Stopping as error:
+            raise Refusal(503, str(error), "server_error") from error
         except InputError as error:
             raise Refusal(400, str(error)) from error
         return Work(jobs=jobs, updates=updates, deadline=time.monotonic() + self.params.timeout_seconds)

@@ -432,6 +432,15 @@ def test_more_answers_than_may_ever_wait_are_a_wrong_request(text):
         assert server.post(CHAT, messages=ask(), n=2, max_tokens=4).status_code == 200
 
 
+def test_a_request_to_a_server_that_stops_gets_503(text):
+    with Served(text) as server:
+        server.scheduler.stop()
+        reply = server.post(CHAT, messages=ask())
+        assert (reply.status_code, reply.json()["error"]["type"]) == (503, "server_error")
+        assert reply.json()["error"]["message"] == "the server is stopping"
+        assert server.client.get("/health").status_code == 503
+
+
 def test_a_full_queue_says_429_and_a_free_one_answers_again(text, slow):
     with Served(text, max_batch=1, max_queue=2) as server:
         replies = asyncio.run(load(server.url, [{"messages": ask()}] * 8))
