@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 from qwen3llada.sampling.dialogue.text_model import TextModel
@@ -58,10 +59,10 @@ class Replies:
 
     def _log_probs(self, job: Job, first: int, last: int) -> dict[str, Any]:
         """Of the settled tokens `first` to `last` (exclusive): the probability that each had when it was committed."""
-        tokens, values = job.progress.tokens[first:last], job.progress.log_probs[first:last]
-        pieces = [self.text.tokenizer.decode([token]) for token in tokens]
+        values = job.progress.log_probs[first:last]
+        pieces = [self.text.tokenizer.decode([token]) for token in job.progress.tokens[:last]]
+        offsets, pieces = [0, *accumulate(map(len, pieces))][first:last], pieces[first:]
         if self.kind == "completion":
-            offsets = [len("".join(pieces[:i])) for i in range(len(pieces))]
             return {"tokens": pieces, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
         content = [
             {"token": piece, "logprob": value, "bytes": list(piece.encode()), "top_logprobs": []}

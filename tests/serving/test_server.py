@@ -141,6 +141,18 @@ def test_log_probabilities_are_those_of_the_committed_tokens(served, text):
     assert all(entry["logprob"] <= 0 and entry["bytes"] for entry in content)
 
 
+def test_offsets_in_a_stream_are_those_of_the_whole_text(served):
+    asked = {"prompt": "w1 w2 w3", "seed": 5, "temperature": 0.8, "logprobs": 1, "max_tokens": 12}
+    whole = served.post(COMPLETE, **asked).json()["choices"][0]["logprobs"]
+    chunks = [body["choices"][0]["logprobs"] for body in events(served.post(COMPLETE, **asked, stream=True))]
+    assert len([chunk for chunk in chunks if chunk["tokens"]]) > 1
+    for key in ("tokens", "token_logprobs", "text_offset"):
+        assert [value for chunk in chunks for value in chunk[key]] == whole[key]
+    text = "".join(whole["tokens"])
+    assert all(text[at:].startswith(token) for at, token in zip(whole["text_offset"], whole["tokens"], strict=True))
+    assert whole["text_offset"] == sorted(whole["text_offset"])
+
+
 def test_stop_strings_end_an_answer_before_them(served):
     whole = served.post(CHAT, messages=ask(), max_tokens=24).json()["choices"][0]["message"]["content"]
     words = whole.split()
