@@ -163,7 +163,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--alone", type=int, default=100, help="requests that are sent one after the other")
     parser.add_argument("--tokens", type=int, nargs="+", default=[4, 8, 16, 32], help="lengths of the answers")
-    parser.add_argument("--vanish", type=int, default=20, help="of so many clients one leaves before its answer; 0: none")
+    parser.add_argument(
+        "--vanish", type=int, default=20, help="of so many clients one leaves before its answer; 0: none"
+    )
     parser.add_argument("--bad", type=int, default=19, help="of so many bodies one is wrong; 0: none")
     args = parser.parse_args()
     if args.url:

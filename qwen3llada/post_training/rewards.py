@@ -177,7 +177,7 @@ def _source_of(place: str) -> str:
         return inspect.getsource(_module(place))
     except (OSError, TypeError) as error:  # a compiled or built-in module
         raise InputError(
-            f"rewards: {place} has no Python source, which a checkpoint must agree with; wrap the function in a .py file"
+            f"rewards: {place} has no Python source, which a checkpoint must agree with; put it into a .py file"
         ) from error
 
 
