@@ -97,22 +97,7 @@ def train(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> d
     if saved:
         saved["step_while_saving_s"] = round((time.perf_counter() - saving) / 2, 3)
         saved = end_save(run, saved)
-    values = [result.read() for result in results]
-    outcome = {
-        "row": name,
-        "gpus": run.accelerator.num_processes,
-        "strategy": row["strategy"],
-        "policy": row["policy"],
-        "accumulation": params.gradient_accumulation_steps,
-        "plan": str(run.sharded.plan) if run.sharded else None,
-        **times,
-        "losses": [value.loss for value in values],
-        "grad_norms": [value.grad_norm for value in values],
-        "estimated_gib": round(run.memory.total / GIB, 2),
-        "estimate": str(run.memory),
-        "largest_micro_batch": run.memory.largest,
-        **saved,
-    }
+    outcome = {"row": name} | described(run, row) | times | computed(results) | saved
     if not resume:
         outcome |= speed(results, marks, run.accelerator.num_processes)
     outcome["peak_gib"] = gather_object([round(monitor.peak_memory.read() / GIB, 2)])
@@ -120,6 +105,26 @@ def train(folder: Path, row: dict[str, Any], name: str, resume: str | None) -> d
         outcome["reserved_gib"] = gather_object([round(torch.cuda.max_memory_reserved() / GIB, 2)])
     run.accelerator.end_training()
     return outcome
+
+
+def described(run: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """How the run was divided, and what it was estimated to take."""
+    return {
+        "gpus": run.accelerator.num_processes,
+        "strategy": row["strategy"],
+        "policy": row["policy"],
+        "accumulation": run.params.gradient_accumulation_steps,
+        "plan": str(run.sharded.plan) if run.sharded else None,
+        "estimated_gib": round(run.memory.total / GIB, 2),
+        "estimate": str(run.memory),
+        "largest_micro_batch": run.memory.largest,
+    }
+
+
+def computed(results: list[Any]) -> dict[str, list[float]]:
+    """Loss and gradient norm of each step."""
+    values = [result.read() for result in results]
+    return {"losses": [value.loss for value in values], "grad_norms": [value.grad_norm for value in values]}
 
 
 def speed(results: list[Any], marks: dict[int, float], processes: int) -> dict[str, Any]:
