@@ -187,6 +187,11 @@ def test_a_card_says_base_data_recipe_scores_and_limits(run, model, tmp_path):
     assert "9.5" not in card
 
 
+def test_a_score_without_a_standard_error_stands_alone(run, model, tmp_path):
+    (tmp_path / "reports/evaluate.json").write_text('{"sft": {"answers_nelbo": 0.5573, "answers_nelbo_error": null}}')
+    assert "| NELBO of held-out answers, nats a token | 0.557 | `python" in card_of(model, run, tmp_path)
+
+
 def test_a_card_of_another_model_claims_nothing(run, model, tmp_path):
     run["sft"]["dst"] = "elsewhere"
     card = card_of(model, run, tmp_path)
