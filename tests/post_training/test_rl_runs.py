@@ -153,6 +153,17 @@ def test_a_run_that_ended_early_does_not_go_on_when_killed_before_its_model_was_
     assert tracked(params) == whole
 
 
+def test_several_rewards_have_a_curve_each(params):
+    more = {"name": "length", "argument": "2-4", "weight": 0.5}
+    given = params.model_dump()["rewards"] + (more,)
+    run(changed(params, max_steps=1, rewards=given))
+    curves = read_curves(params.reports)
+    for kind in ("train", "eval"):
+        first, second = (dict(curves[f"{kind}/rewards/{name}"]) for name in ("low_words", "length"))
+        total = dict(curves[f"{kind}/reward"])
+        assert total == pytest.approx({step: first[step] + 0.5 * second[step] for step in total})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
