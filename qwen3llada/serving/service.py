@@ -108,6 +108,12 @@ class Service:
             for number, prompt in enumerate(asked.prompts)
             for choice in range(asked.n)
         ]
+        if len(jobs) > self.params.max_queue:
+            raise Refusal(
+                400,
+                f"{len(asked.prompts)} prompts with n={asked.n} must be at most max_queue={self.params.max_queue}"
+                " answers in one request",
+            )
         try:
             self.scheduler.submit(jobs)
         except Busy as error:

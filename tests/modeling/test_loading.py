@@ -62,7 +62,10 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
         (lambda folder: (folder / "model.safetensors").unlink(), ["no file named model.safetensors"]),
         (text("model.safetensors", ""), ["header too small"]),
         (weights(lambda tensors: tensors.pop(NORM)), [f"{NORM} is missing"]),
-        (weights(lambda tensors: tensors.update({NORM.replace("0", "1"): tensors[NORM] + 0})), ["layers.1.", "not one of"]),
+        (
+            weights(lambda tensors: tensors.update({NORM.replace("0", "1"): tensors[NORM] + 0})),
+            ["layers.1.", "not one of"],
+        ),
         (weights(lambda tensors: tensors.update({NORM: tensors[NORM].to(torch.int8)})), [NORM, "dtype I8", "float32"]),
     ],
     ids=range(13),

@@ -77,7 +77,8 @@ class TextModel:
         tokenizer, mask = load_tokenizer(folder), model.config.mask_token_id
         if tokenizer.mask_token_id not in (None, mask):
             raise InputError(
-                f"{folder}: mask_token_id={mask} in config.json must be that of its tokenizer, {tokenizer.mask_token_id}"
+                f"{folder}: mask_token_id={mask} in config.json must be that of its tokenizer,"
+                f" {tokenizer.mask_token_id}"
             )
         for name, weight in model.named_parameters():
             if not weight.sum(dtype=torch.float32).isfinite():  # a sum needs no second tensor
