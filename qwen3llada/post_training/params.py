@@ -132,6 +132,11 @@ class RlParams(RunParams):
             raise ValueError(
                 f"rollout.cfg_scale={rollout.cfg_scale} must be 0: the guided model is another than the trained one"
             )
+        if METHODS[self.method].ordered and rollout.revises:
+            raise ValueError(
+                f"method={self.method} needs rollouts that commit each token once: rollout.remask={rollout.remask} and"
+                f" rollout.edit_threshold={rollout.edit_threshold} must be 0"
+            )
         if rollout.temperature == 0 and not SCORES[rollout.remasking].noisy:
             raise ValueError(
                 f"rollout.temperature=0 with rollout.remasking={rollout.remasking} makes all rollouts of a prompt equal"
