@@ -165,7 +165,7 @@ def test_rollouts_of_an_earlier_run_do_not_lie_among_the_new_ones(params):
 @pytest.mark.parametrize("knobs", [{"remask": 1}, {"edit_threshold": 0.5}], ids=str)
 def test_a_trace_of_tokens_that_are_revised_is_refused_by_its_knobs(params, knobs):
     rollout = {"gen_length": 8, "block_length": 4, "steps": 4, **knobs}
-    with pytest.raises(ValueError, match="method=trace needs rollouts that commit each token once: rollout.remask="):
+    with pytest.raises(ValueError, match=r"method=trace needs rollouts .* once: rollout\.remask="):
         changed(params, method="trace", rollout=rollout)
     changed(params, method="coupled", rollout=rollout)
 
