@@ -87,6 +87,12 @@ class AttentionParams(Section):
         return self.block_schedule[-1].block_length if self.block_schedule else self.block_length
 
     @property
+    def block_lengths(self) -> dict[str, int]:
+        """Every block length of a run, by its knob."""
+        parts = {f"attention.block_schedule[{i}].block_length": p.block_length for i, p in enumerate(self.block_schedule)}
+        return {"attention.block_length": self.block_length, **parts}
+
+    @property
     def causal(self) -> bool:
         """Whether blocks are counted from position 0 and trained against clean earlier ones (see `Policy`)."""
         return is_causal(self.policy)
