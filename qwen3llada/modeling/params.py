@@ -89,8 +89,9 @@ class AttentionParams(Section):
     @property
     def block_lengths(self) -> dict[str, int]:
         """Every block length of a run, by its knob."""
-        parts = {f"attention.block_schedule[{i}].block_length": p.block_length for i, p in enumerate(self.block_schedule)}
-        return {"attention.block_length": self.block_length, **parts}
+        parts = enumerate(self.block_schedule)
+        later = {f"attention.block_schedule[{number}].block_length": part.block_length for number, part in parts}
+        return {"attention.block_length": self.block_length, **later}
 
     @property
     def causal(self) -> bool:
