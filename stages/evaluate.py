@@ -25,7 +25,11 @@ def main(params: Params) -> None:
     )
     for name, numbers in metrics.items():
         values = {key: value for key, value in numbers.items() if not key.endswith("_error")}
-        said = (f"{key} {value:.4f} ± {numbers[f'{key}_error']:.4f}" for key, value in values.items())
+        errors = {key: numbers[f"{key}_error"] for key in values}
+        said = (
+            f"{key} {value:.4f}" + ("" if errors[key] is None else f" ± {errors[key]:.4f}")
+            for key, value in values.items()
+        )
         print(f"{name}: {', '.join(said)} nats per token")
 
 

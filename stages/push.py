@@ -10,10 +10,13 @@ from qwen3llada.serving.params import PushRequest
 
 def main(params: Params, request: PushRequest) -> None:
     from qwen3llada.artifacts import new_file
+    from qwen3llada.destinations import CARD, check_destinations
     from qwen3llada.serving.card_scores import card_of
     from qwen3llada.serving.push import push
 
     folder = request.folder or params.sft.dst
+    if request.card is not None:
+        check_destinations({"card": (request.card, CARD)}, {"folder": folder})
     card = card_of(folder, params.model_dump(mode="json", by_alias=True))
     if request.card is not None:
         with new_file(request.card) as temporary:

@@ -6,6 +6,18 @@ reports/ belong to DVC and are not checked, unless a source may lie in them (`OU
 """
 
 from qwen3llada.destinations.check import check_destinations
-from qwen3llada.destinations.kinds import ANSWERS, EXPORT, LOCK_FILE, MODEL, OUTPUT, PAGE, REPORTS, WORK, Kind
+from qwen3llada.destinations.kinds import ANSWERS, CARD, EXPORT, LOCK_FILE, MODEL, OUTPUT, PAGE, REPORTS, WORK, Kind
 
-__all__ = ["ANSWERS", "EXPORT", "LOCK_FILE", "MODEL", "OUTPUT", "PAGE", "REPORTS", "WORK", "Kind", "check_destinations"]
+__all__ = [
+    "ANSWERS",
+    "CARD",
+    "EXPORT",
+    "LOCK_FILE",
+    "MODEL",
+    "OUTPUT",
+    "PAGE",
+    "REPORTS",
+    "WORK",
+    "Kind",
+    "check_destinations",
+]

@@ -27,6 +27,7 @@ CURVES = (
 )
 ANSWER_KEYS = {"prompt", "answer", "forward_passes"}
 PAGE_TITLE = "<title>qwen3llada: denoising of "
+CARD_PART = ": renewed by qwen3llada -->"  # begins a part of a model card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,11 @@ def _foreign_to_page(path: Path, own: frozenset[str]) -> str | None:
     return None if not head or PAGE_TITLE in head else "exists and is no page of this stage"
 
 
+def _foreign_to_card(path: Path, own: frozenset[str]) -> str | None:
+    text = path.read_bytes()
+    return None if not text or CARD_PART.encode() in text else "exists and is no model card of this project"
+
+
 def _json(path: Path) -> dict:
     """The JSON object in a file; {} if there is none."""
     try:
@@ -132,4 +138,5 @@ WORK = Kind(folder=True, foreign=_foreign_to_work, replaced="checkpoints")  # on
 REPORTS = Kind(folder=True, foreign=_foreign_to_curves)  # DVCLive removes its content
 ANSWERS = Kind(folder=False, foreign=_foreign_to_answers)
 PAGE = Kind(folder=False, foreign=_foreign_to_page)
+CARD = Kind(folder=False, foreign=_foreign_to_card)
 OUTPUT = Kind(folder=True, foreign=lambda path, own: None)  # of DVC, at a path that no knob sets

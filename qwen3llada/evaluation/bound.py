@@ -20,6 +20,10 @@ class Bound:
         """exp of the nats per token."""
         return math.exp(self.nats)
 
+    def known_error(self, digits: int) -> float | None:
+        """The standard error, rounded, for JSON, which has no nan: None where one draw is all there is."""
+        return None if math.isnan(self.standard_error) else round(self.standard_error, digits)
+
 
 def per_token(nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> Bound:
     """Nats per token, of the nats [S, R] of S sequences in R rounds and their `tokens` [S].

@@ -96,9 +96,9 @@ def _read(name: str, folder: Path, samples: int) -> HeldOut:
 
 def _model(
     text: TextModel, kinds: Sequence[HeldOut], params: EvaluateParams, processes: Processes
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Metrics and details of one of our models."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     details: dict[str, Any] = {}
     for kind in kinds:
         found = estimate(
@@ -121,12 +121,12 @@ def _model(
 
 def _source(
     folder: Path, kinds: Sequence[HeldOut], params: EvaluateParams, processes: Processes
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float | None], dict[str, Any]]:
     """Metrics and details of the Qwen3 checkpoint, whose texts follow its end-of-text token."""
     dtype = torch.bfloat16 if params.bf16 else torch.float32
     model, tokenizer = load_qwen3(folder, dtype=dtype).to(processes.device), load_tokenizer(folder)
     start = tokenizer.bos_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     details: dict[str, Any] = {}
     for kind in kinds:
         nats = processes.sum(
@@ -146,8 +146,8 @@ def _source(
     return metrics, details
 
 
-def _numbers(name: str, bound: Bound) -> dict[str, float]:
-    return {name: round(bound.nats, DIGITS), f"{name}_error": round(bound.standard_error, DIGITS)}
+def _numbers(name: str, bound: Bound) -> dict[str, float | None]:
+    return {name: round(bound.nats, DIGITS), f"{name}_error": bound.known_error(DIGITS)}
 
 
 def _described(bound: Bound, sequences: int) -> dict[str, Any]:

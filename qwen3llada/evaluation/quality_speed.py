@@ -32,7 +32,7 @@ class Quality:
     setting: float | str  # the confidence threshold, the tokens that a step commits, or the knobs of the setting
     exact_match: float
     answer_nll: float  # nats per token of the answers that were given, by the model's own bound
-    answer_nll_error: float
+    answer_nll_error: float | None  # None where one draw is all there is
     tokens: int
     forward_passes: int  # of all batches
     tokens_per_pass: float  # of one row: tokens divided by the passes of its batch
@@ -123,7 +123,10 @@ def measure_quality(
     """
     chosen = settings(params, sample, text.model.config)
     for setting in chosen:
-        check_request(text.model, prompts, setting.sample)
+        try:
+            check_request(text.model, prompts, setting.sample)
+        except InputError as error:
+            raise InputError(f"evaluate: unmask {setting.unmask} at {setting.value}: {error}") from error
     results = [_at(text, prompts, references, setting, params, processes) for setting in chosen]
     return [quality for quality, _ in results], [speed for _, speed in results]
 
@@ -150,7 +153,7 @@ def _at(
         setting=setting.value,
         exact_match=round(sum(matches) / len(matches), 6),
         answer_nll=round(bound.nats, 6),
-        answer_nll_error=round(bound.standard_error, 6),
+        answer_nll_error=bound.known_error(6),
         tokens=count,
         forward_passes=int(passes.sum()),
         tokens_per_pass=round(count / float((passes * rows).sum()), 6),

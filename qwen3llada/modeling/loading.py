@@ -7,7 +7,8 @@ from typing import Any
 
 from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
-from qwen3llada.modeling.qwen3_checkpoint import model_type
+from qwen3llada.modeling.qwen3_checkpoint import check_dtypes, model_type
+from qwen3llada.modeling.shards import find_shards
 
 ADAPTER_CONFIG = "adapter_config.json"
 BAR_BYTES = 4 * 2**30  # takes about ten seconds to read from disk
@@ -19,7 +20,8 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
 
     `options`: for Transformers' `from_pretrained` (dtype, attn_implementation). Code in the folder is never run.
     Raises: InputError if there is no model, if the adapters' base is missing, or if config or weights are unreadable or
-    do not fit together. (Transformers alone would initialise missing or misshapen tensors at random.)
+    do not fit together. (Transformers alone would initialise missing or misshapen tensors at random, leave out those
+    that the config does not describe, and take the integers of quantised ones for weights.)
     torch.OutOfMemoryError passes through.
     """
     from qwen3llada.modeling.modeling_qwen3llada import Qwen3LLadaConfig, Qwen3LLadaForMaskedLM
@@ -36,6 +38,8 @@ def load_pretrained(folder: str | Path, **options: Any) -> Any:
         return merged(base, folder, config=config, **options)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with files_blamed(folder), bar_for_large_weights(folder):
+        if any((folder / name).is_file() for name in WHOLE):
+            check_dtypes(find_shards(folder))
         model, info = Qwen3LLadaForMaskedLM.from_pretrained(folder, trust_remote_code=False, **options)
     _check_loaded(folder, info)
     return model
@@ -93,6 +97,7 @@ def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
     wrong += [
         f"{name} has shape {list(is_)} instead of {list(must)}" for name, is_, must in sorted(info["mismatched_keys"])
     ]
+    wrong += [f"{name} is not one of them" for name in sorted(info["unexpected_keys"])]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise InputError(f"{folder}: its weights are not those that config.json describes: {wrong[0]}{more}")

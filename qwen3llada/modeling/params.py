@@ -87,6 +87,13 @@ class AttentionParams(Section):
         return self.block_schedule[-1].block_length if self.block_schedule else self.block_length
 
     @property
+    def block_lengths(self) -> dict[str, int]:
+        """Every block length of a run, by its knob."""
+        parts = enumerate(self.block_schedule)
+        later = {f"attention.block_schedule[{number}].block_length": part.block_length for number, part in parts}
+        return {"attention.block_length": self.block_length, **later}
+
+    @property
     def causal(self) -> bool:
         """Whether blocks are counted from position 0 and trained against clean earlier ones (see `Policy`)."""
         return is_causal(self.policy)

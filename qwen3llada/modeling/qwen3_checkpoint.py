@@ -78,5 +78,5 @@ def check_dtypes(shards: Shards) -> None:
         more = f" (and {len(wrong) - 1} more tensors are not)" if len(wrong) > 1 else ""
         raise InputError(
             f"{shards.folder / tensor.file}: tensor {name} has dtype {tensor.dtype}, but must be "
-            f"{', '.join(PLAIN_DTYPES.values())}{more}; convert takes plain weights, not quantised ones"
+            f"{', '.join(PLAIN_DTYPES.values())}{more}; quantised weights are not supported"
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from qwen3llada.artifacts import read_json
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import check_is_ours, files_blamed
+from qwen3llada.modeling.qwen3_checkpoint import HEAD, check_dtypes
 from qwen3llada.modeling.shards import Shards, find_shards, opened
 
 if TYPE_CHECKING:
@@ -41,11 +42,16 @@ class StreamedWeights:
     def __init__(self, folder: Path, model: "nn.Module"):
         """Reads the headers of the files.
 
-        Raises: InputError if a parameter is not in the files or has another shape there, or as `find_shards`.
+        Raises: InputError if a parameter is not in the files or has another shape there, if they hold others, or as
+        `find_shards` and `check_dtypes`.
         """
         with files_blamed(folder):
             self.files: Shards = find_shards(folder)
-        wrong = [self._fault(name, tuple(p.shape)) for name, p in model.named_parameters()]
+            check_dtypes(self.files)
+        names = dict(model.named_parameters())
+        wrong = [self._fault(name, tuple(p.shape)) for name, p in names.items()]
+        tied = {HEAD} if model.config.tie_word_embeddings else set()
+        wrong += [f"{name} is not one of them" for name in sorted(self.files.tensors.keys() - names.keys() - tied)]
         if faults := [fault for fault in wrong if fault]:
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
             raise InputError(f"{folder}: its weights are not those that config.json describes: {faults[0]}{more}")

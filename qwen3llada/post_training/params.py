@@ -93,6 +93,8 @@ class RlParams(RunParams):
         """The rewards. Those with the same name are numbered."""
         names = [reward.name.rpartition(":")[2] for reward in self.rewards]
         labels = [name if names.count(name) == 1 else f"{name}_{i + 1}" for i, name in enumerate(names)]
+        if len(set(labels)) < len(labels):  # a function's name ends in the number of another reward
+            labels = [f"{name}_{i + 1}" for i, name in enumerate(names)]
         pairs = zip(self.rewards, labels, strict=True)
         return RewardSum([WeightedReward(r.name, r.argument, r.weight, label) for r, label in pairs])
 
@@ -124,9 +126,16 @@ class RlParams(RunParams):
                 f"rollout.block_length={rollout.block_length} must be attention.block_length={attention.block_length}"
                 f" or null under attention.policy={attention.policy}"
             )
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError("rewards: at least one weight must not be 0, or every answer is as good as the other")
         if rollout.cfg_scale > 0:
             raise ValueError(
                 f"rollout.cfg_scale={rollout.cfg_scale} must be 0: the guided model is another than the trained one"
+            )
+        if METHODS[self.method].ordered and rollout.revises:
+            raise ValueError(
+                f"method={self.method} needs rollouts that commit each token once: rollout.remask={rollout.remask} and"
+                f" rollout.edit_threshold={rollout.edit_threshold} must be 0"
             )
         if rollout.temperature == 0 and not SCORES[rollout.remasking].noisy:
             raise ValueError(

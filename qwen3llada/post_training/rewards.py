@@ -3,8 +3,8 @@
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import re
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -127,17 +127,18 @@ class RewardSum:
     parts: Sequence[WeightedReward]
 
     def check(self) -> None:
-        """Raises InputError if a function given by path cannot be loaded."""
+        """Raises InputError if a function given by path cannot be loaded, or has no source."""
         for part in self.parts:
             if ":" in part.name:
                 own_function(part.name)
+        self.digest()
 
     def digest(self) -> str:
         """Hash of the code that functions given by path come from. Raises InputError for a module without source."""
         digest = hashlib.sha256()
         for part in self.parts:
             if ":" in part.name:
-                digest.update(_source_of(part.name.rpartition(":")[0]).encode())
+                digest.update(_source(part.name))
         return digest.hexdigest()
 
     def __call__(self, sample: Sample) -> tuple[float, dict[str, float]]:
@@ -151,7 +152,8 @@ def _score(part: WeightedReward, sample: Sample) -> float:
         own = ":" in part.name
         value = own_function(part.name)(sample) if own else REWARDS[part.name].score(sample, part.argument)
         number = float(value)
-    except Exception as error:  # whatever a user's function raises
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
+        _pass_on_a_signal(error)
         reason = f"{type(error).__name__}: {error}"
         raise RewardError(_failed(part, sample, reason)) from error
     if not isfinite(number):
@@ -166,19 +168,12 @@ def _failed(part: WeightedReward, sample: Sample, reason: str) -> str:
 def own_function(path: str) -> Callable[[Sample], float]:
     """The function at FILE.py:FUNCTION or MODULE:FUNCTION. Raises InputError in one line."""
     place, _, name = path.rpartition(":")
+    if not place or not name:
+        raise InputError(f"rewards: name={path!r} must be FILE.py:FUNCTION or MODULE:FUNCTION")
     function = getattr(_module(place), name, None)
     if not callable(function):
         raise InputError(f"rewards: {path}: {place} has no function {name!r}")
     return function
-
-
-def _source_of(place: str) -> str:
-    try:
-        return inspect.getsource(_module(place))
-    except (OSError, TypeError) as error:  # a compiled or built-in module
-        raise InputError(
-            f"rewards: {place} has no Python source, which a checkpoint must agree with; put it into a .py file"
-        ) from error
 
 
 @cache
@@ -192,5 +187,24 @@ def _module(place: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except Exception as error:  # the file is a user's program, which may raise anything
+    except (Exception, SystemExit) as error:  # the file is a user's program, which may raise anything
+        _pass_on_a_signal(error)
         raise InputError(f"rewards: {place} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _pass_on_a_signal(error: BaseException) -> None:
+    """Raise a SystemExit by which a stage answers SIGTERM or Ctrl-C. `sys.exit` of a user's program is another one."""
+    if isinstance(error, SystemExit) and error.code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        raise error
+
+
+def _source(path: str) -> bytes:
+    """The file that a function given by path was loaded from. Raises InputError for what is not written in Python."""
+    place = path.rpartition(":")[0]
+    file = getattr(_module(place), "__file__", None)
+    if not file or not file.endswith(".py"):
+        raise InputError(
+            f"rewards: {path}: {place} has no Python source, by which a checkpoint knows its rewards;"
+            " call it from a function in a file of yours"
+        )
+    return Path(file).read_bytes()

@@ -162,7 +162,8 @@ def figures(rollouts: Sequence[Rollout], group_size: int = 1) -> dict[str, float
         "answer_length": float(np.mean([rollout.answer_tokens for rollout in rollouts])),
         "tokens_per_pass": float(np.mean([len(r.tokens) / max(1, r.passes) for r in rollouts])),
     }
-    found |= {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()} if len(parts) > 1 else {}
+    if len(parts) > 1:  # not `reward/…`: DVCLive keeps a curve and a folder of curves apart by their names alone
+        found |= {f"rewards/{name}": float(np.mean(values)) for name, values in parts.items()}
     if group_size > 1:
         groups = rewards.reshape(-1, group_size)
         found["equal_groups"] = float((groups == groups[:, :1]).all(1).mean())

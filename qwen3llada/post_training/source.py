@@ -201,3 +201,9 @@ class RolloutSource(Source):
 def rollouts_file(params: RlParams) -> Path:
     """The newest batch of rollouts."""
     return params.reports / f"{ROLLOUTS}.jsonl"
+
+
+def remove_batches(params: RlParams) -> None:
+    """Remove the rollouts of an earlier run: what lies in the working folder is one run's."""
+    for file in (params.output_dir / ROLLOUTS).glob("batch-*.jsonl"):
+        file.unlink()

@@ -22,7 +22,7 @@ from qwen3llada.post_training.params import RlParams
 from qwen3llada.post_training.policy_loss import PolicyLoss
 from qwen3llada.post_training.reference import Reference
 from qwen3llada.post_training.sampling_copy import SamplingCopy
-from qwen3llada.post_training.source import ROLLOUTS, RolloutSource, Work
+from qwen3llada.post_training.source import ROLLOUTS, RolloutSource, Work, remove_batches
 from qwen3llada.sampling.request import check_request
 from qwen3llada.training.loop import train
 from qwen3llada.training.run import Run
@@ -146,6 +146,8 @@ class Rewarded:
             every = [p.tokens[: p.prompt_length].tolist() for p in (prompts[i] for i in range(len(prompts)))]
             check_request(copy.text.model, every, params.rollout)
         if run.accelerator.is_main_process:
+            if run.state.global_step == 0:
+                remove_batches(params)
             remove_unfinished(params.output_dir / ROLLOUTS)
         source.work.run, source.work.copy = run, copy
         run.judge = HeldOutReward(params, held_out, copy, source.settings.seed)

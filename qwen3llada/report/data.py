@@ -144,13 +144,17 @@ def loss_table(losses: Mapping[str, Mapping[str, Any]], details: Mapping[str, Ma
     return {"columns": columns, "rows": rows}
 
 
-def bound_table(numbers: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Likelihoods of evaluate.json: a row for each model, with value and standard error of each kind of data."""
+def bound_table(numbers: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
+    """Likelihoods of evaluate.json: a row for each model, with value and standard error of each kind of data.
+
+    A standard error that is not known (null, of a single text) is left out.
+    """
     rows = []
     for name, found in numbers.items():
         shown = PHASES.get(name, "Qwen3 that conversion started from, left to right")
         values = {key.rsplit("_", 1)[0]: value for key, value in found.items() if not key.endswith("_error")}
-        errors = {key.rsplit("_", 2)[0]: value for key, value in found.items() if key.endswith("_error")}
+        known = {key: value for key, value in found.items() if key.endswith("_error") and value is not None}
+        errors = {key.rsplit("_", 2)[0]: value for key, value in known.items()}
         rows.append({"name": shown, "values": values, "errors": errors})
     return rows
 

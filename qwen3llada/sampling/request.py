@@ -127,6 +127,8 @@ def warn_of_noise(noise_type: str) -> None:
 
 def check_request(model: Any, prompts: Prompts, params: DecodeParams) -> None:
     """Raises InputError if any of these prompts cannot be answered, before the first one is."""
+    if params.backend == "graph" and model.device.type != "cuda":
+        raise InputError(f"backend=graph cannot be used: the model is on {model.device.type}")
     rows, answers = prompt_rows(model, prompts, params)
     policy = resolve_policy(model.config, params)
     block_length = checked_block_length(model.config, params)

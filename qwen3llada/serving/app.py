@@ -62,6 +62,10 @@ def _add_errors(app: Any) -> None:
     async def refused(request: Request, error: Refusal) -> Response:
         return JSONResponse(error.body, error.status, {"Retry-After": "1"} if error.status == 429 else None)
 
+    @app.exception_handler(Exception)  # a defect: Starlette raises it again afterwards, so the log has the traceback
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(error_body(f"internal error: {type(error).__name__}", "server_error"), 500)
+
     @app.exception_handler(404)
     @app.exception_handler(405)
     async def unknown(request: Request, error: Any) -> Response:

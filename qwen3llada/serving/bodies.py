@@ -80,6 +80,20 @@ class Body:
             raise InputError(f"{name}={value!r:.80} must be true or false")
         return bool(value)
 
+    def usage(self, stream: bool) -> bool:
+        """Whether a stream ends with the usage."""
+        options = self.values.get("stream_options")
+        if options is None:
+            return False
+        if not stream:
+            raise InputError(f"stream_options={options!r:.80} needs stream=true")
+        allowed = {"include_usage": (True, False, None), "include_obfuscation": (False, None)}
+        if not isinstance(options, Mapping) or not all(
+            name in allowed and any(value is one for one in allowed[name]) for name, value in options.items()
+        ):
+            raise InputError(f"stream_options={options!r:.80} may hold include_usage alone, which is true or false")
+        return bool(options.get("include_usage"))
+
     def stops(self) -> tuple[str, ...]:
         value = self.values.get("stop")
         stops = [] if value is None else [value] if isinstance(value, str) else value
@@ -107,7 +121,6 @@ def read_completion(text: TextModel, values: Any, defaults: AnswerParams) -> Ask
 
 def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: AnswerParams, *, logprobs: bool) -> Asked:
     stream, canvas = body.switch("stream"), body.switch("canvas")
-    usage = _usage(body.values.get("stream_options"), stream=stream)
     if canvas and not stream:
         raise InputError("canvas=true needs stream=true")
     asked = Asked(
@@ -117,7 +130,7 @@ def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: Answ
         seed=body.whole("seed", secrets.randbits(62), 0, MOST_SEED - 1),
         stops=body.stops(),
         stream=stream,
-        usage=usage,
+        usage=body.usage(stream),
         logprobs=logprobs,
         canvas=canvas,
     )
@@ -125,29 +138,14 @@ def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: Answ
     return asked
 
 
-def _usage(options: Any, *, stream: bool) -> bool:
-    """Whether `stream_options` ask for the usage as the last chunk."""
-    if options is None:
-        return False
-    if not isinstance(options, Mapping) or set(options) - {"include_usage", "include_obfuscation"}:
-        raise InputError(f"stream_options={options!r:.80} may hold include_usage alone")
-    if not stream:
-        raise InputError(f"stream_options={options!r:.80} needs stream=true")
-    if options.get("include_obfuscation"):
-        raise InputError(f"include_obfuscation={options['include_obfuscation']!r:.80} is not supported; leave it out")
-    usage = options.get("include_usage")
-    if not isinstance(usage, bool | None):
-        raise InputError(f"include_usage={usage!r:.80} must be true or false")
-    return bool(usage)
-
-
 def _params(text: TextModel, body: Body, prompts: list[list[int]], defaults: AnswerParams) -> DecodeParams:
     """The sampler's parameters: the server's, and what the body says otherwise. Steps grow with the answer's length."""
     highest = text.model.config.max_position_embeddings
     names = [name for name in ("max_tokens", "max_completion_tokens") if body.values.get(name) is not None]
-    if len({body.values[name] for name in names if isinstance(body.values[name], int)}) > 1:
+    lengths = {body.whole(name, 1, 1, highest) for name in names}
+    if len(lengths) > 1:
         raise InputError("max_tokens and max_completion_tokens must not differ")
-    length = body.whole(names[0], 1, 1, highest) if names else defaults.gen_length
+    length = lengths.pop() if lengths else defaults.gen_length
     given = {name: body.values[name] for name in KNOBS if body.values.get(name) is not None}
     base = {name: getattr(defaults, name) for name in DecodeParams.model_fields} | {"gen_length": length} | given
     params = validated(DecodeParams, base | {"steps": given.get("steps", defaults.steps)}, "request")
@@ -194,6 +192,9 @@ def _role(number: int, message: Any) -> str:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("system", "developer", "user", "assistant"):
         raise InputError(f"messages[{number}]: role={role!r:.40} must be system, developer, user or assistant")
+    for name, value in message.items():
+        if name not in ("role", "content") and value not in (None, "", [], {}):
+            raise InputError(f"messages[{number}]: {name!s:.40}={value!r:.40} is not supported; leave it out")
     return "system" if role == "developer" else str(role)
 
 

@@ -52,7 +52,8 @@ def _scores(root: Path, phase: str) -> Iterator[Score]:
     bound, what = BOUNDS[phase]
     bounds = object_in(root / EVALUATE).get(phase, {})
     if bound in bounds:
-        value = f"{bounds[bound]:.3f} ± {bounds.get(f'{bound}_error', 0):.3f}"
+        error = bounds.get(f"{bound}_error")  # null: of a single text
+        value = f"{bounds[bound]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
         yield f"NELBO of {what}, nats a token", value, "python -m stages.evaluate"
     exact = object_in(root / SAMPLE).get("exact_match")
     if exact is not None and phase == "sft":

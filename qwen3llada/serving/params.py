@@ -40,6 +40,9 @@ class PushRequest(Request):
     def _agree(self) -> "PushRequest":
         if (self.repo is None) == (self.card is None):
             raise InputError("give either repo (OWNER/NAME, to upload) or card (a file to write)")
+        given = [name for name in ("export", "public", "replace_card") if getattr(self, name)]
+        if self.card is not None and given:
+            raise InputError(f"{given[0]} must not be combined with card, which uploads nothing")
         return self
 
     def files(self) -> dict[str, Path] | None:

@@ -16,6 +16,7 @@ OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk"), "completion": (
 
 def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
     """An error. `param` is the field that the message begins with, where it begins with one."""
+    message = message.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be sent
     name = message.split("=", 1)[0].split(":", 1)[0]
     param = name if name.isidentifier() else None
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -58,12 +58,7 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue all jobs of a request, or none.
-
-        Raises: Busy; Stopping; another InputError for more jobs than the queue ever takes.
-        """
-        if len(jobs) > self.max_queue:
-            raise InputError(f"{len(jobs)} answers to one request are more than may wait, max_queue={self.max_queue}")
+        """Queue all jobs of a request, or none. Raises Busy or Stopping."""
         with self._changed:
             if self._stopping:
                 raise Stopping("the server is stopping")

@@ -110,14 +110,18 @@ class Service:
             for number, prompt in enumerate(asked.prompts)
             for choice in range(asked.n)
         ]
+        if len(jobs) > self.params.max_queue:
+            raise Refusal(
+                400,
+                f"{len(asked.prompts)} prompts with n={asked.n} must be at most max_queue={self.params.max_queue}"
+                " answers in one request",
+            )
         try:
             self.scheduler.submit(jobs)
         except Busy as error:
             raise Refusal(429, str(error), "rate_limit_error") from error
         except Stopping as error:
             raise Refusal(503, str(error), "server_error") from error
-        except InputError as error:
-            raise Refusal(400, str(error)) from error
         return Work(jobs=jobs, updates=updates, deadline=time.monotonic() + self.params.timeout_seconds)
 
 

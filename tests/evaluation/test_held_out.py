@@ -244,6 +244,25 @@ def test_without_prompts_there_is_no_curve(project, tmp_path):
     assert read_json(tmp_path / "evaluate/details.json")["quality"] == []
 
 
+def test_one_text_has_no_standard_error(project, tmp_path):
+    """Its likelihood under Qwen3 is exact, and one draw of a bound tells nothing of its spread: null, for JSON."""
+    found = measure(project, tmp_path, samples=1, prompts=1, rounds=1, answer_rounds=1)
+    assert found == read_json(tmp_path / "evaluate.json")
+    for row in found.values():
+        assert {key: value for key, value in row.items() if key.endswith("_error")} == dict.fromkeys(
+            [key for key in row if key.endswith("_error")]
+        )
+    assert found["sft"]["answers_nelbo"] > 0
+    assert {row["answer_nll_error"] for row in read_json(tmp_path / "evaluate/details.json")["quality"]} == {None}
+    twice = measure(project, tmp_path, samples=1, prompts=0, rounds=2)
+    assert twice["sft"]["text_nelbo_error"] > 0  # over the rounds
+
+
+def test_a_setting_that_does_not_fit_is_named(project, tmp_path):
+    with pytest.raises(InputError, match=r"evaluate: unmask fixed \+ steps at 1: steps=1 must be at least"):
+        measure(project, tmp_path, settings=({"steps": 1},))
+
+
 def test_a_setting_that_does_not_fit_is_said_before_sampling(project, tmp_path):
     with pytest.raises(InputError, match="tokens_per_step=8 must not exceed block_length=4"):
         measure(project, tmp_path, tokens_per_step=(1, 8))

@@ -62,8 +62,13 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
         (lambda folder: (folder / "model.safetensors").unlink(), ["no file named model.safetensors"]),
         (text("model.safetensors", ""), ["header too small"]),
         (weights(lambda tensors: tensors.pop(NORM)), [f"{NORM} is missing"]),
+        (
+            weights(lambda tensors: tensors.update({NORM.replace("0", "1"): tensors[NORM] + 0})),
+            ["layers.1.", "not one of"],
+        ),
+        (weights(lambda tensors: tensors.update({NORM: tensors[NORM].to(torch.int8)})), [NORM, "dtype I8", "float32"]),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_a_broken_checkpoint_is_one_line(whole, tmp_path, damage, words):
     folder = tmp_path / "model"
@@ -81,6 +86,15 @@ def test_a_whole_checkpoint_is_loaded(whole):
     model = load_pretrained(whole, dtype=torch.bfloat16)
     torch.testing.assert_close(dict(model.state_dict()), load_file(whole / "model.safetensors"), check_dtype=False,
                                rtol=0.01, atol=0.01)  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_tied_head_may_be_in_the_files_or_not(whole, tmp_path, kept):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    config(tie_word_embeddings=True)(folder)
+    weights(lambda tensors: None if kept else tensors.pop("lm_head.weight"))(folder)
+    assert load_pretrained(folder).config.tie_word_embeddings
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -43,6 +43,7 @@ def test_module_by_module_gives_the_model_that_is_loaded_at_once(folder, dtype):
     [
         (lambda found: found.pop("model.norm.weight"), "model.norm.weight is missing$"),
         (lambda found: found.update({"model.norm.weight": torch.ones(8)}), r"has shape \[8\] instead of \[16\]$"),
+        (lambda found: found.update({"model.more": torch.ones(8)}), "model.more is not one of them$"),
         (dict.clear, "model.embed_tokens.weight is missing and .* more$"),
     ],
 )
@@ -53,6 +54,14 @@ def test_files_that_lack_a_tensor_are_refused_in_one_line(folder, change, words)
     model = empty_model(folder, dtype=torch.float32, attn_implementation="sdpa")
     with pytest.raises(InputError, match=f"its weights are not those that config.json describes: .*{words}"):
         StreamedWeights(folder, model)
+
+
+def test_integers_are_not_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.norm\.weight has dtype I8, but must be float32, float16, bfloat16"):
+        StreamedWeights(folder, empty_model(folder, dtype=torch.float32, attn_implementation="sdpa"))
 
 
 def test_a_folder_without_weights_is_refused(folder):

@@ -3,7 +3,7 @@
 import pytest
 
 from qwen3llada.errors import InputError
-from qwen3llada.post_training.params import RewardParams
+from qwen3llada.post_training.params import RewardParams, RlParams
 from qwen3llada.post_training.rewards import REWARDS, RewardError, RewardSum, Sample, WeightedReward
 
 
@@ -54,17 +54,64 @@ def test_a_function_is_named_by_file_or_module(tmp_path, monkeypatch):
         RewardSum([WeightedReward("no_such_module:f", "", 1.0, "f")]).check()
 
 
-@pytest.mark.parametrize("module", ["math", "sys"])
-def test_a_module_without_source_is_refused_before_the_run_begins(module):
-    with pytest.raises(InputError, match=f"rewards: {module} has no Python source, which a checkpoint must agree with"):
-        RewardSum([WeightedReward(f"{module}:intern", "", 1.0, "f")]).digest()
-
-
-@pytest.mark.parametrize(("body", "reason"), [("'x'", "ValueError"), ("float('nan')", "finite"), ("None", "Type")])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [("'x'", "ValueError"), ("float('nan')", "finite"), ("None", "Type"), ("exit(0)", "SystemExit: 0")],
+)
 def test_what_is_no_number_is_an_error(tmp_path, body, reason):
     (tmp_path / "bad.py").write_text(f"def f(sample):\n    return {body}\n")
     with pytest.raises(RewardError, match=f"bad.py:f failed: .*{reason}.*prompt '\\?', answer 'abc'"):
         score(f"{tmp_path}/bad.py:f", sample("abc"))
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "message"),
+    [
+        (b"raise SystemExit(0)", "bad.py:f", "bad.py cannot be loaded: SystemExit: 0"),
+        (b"def f(:", "bad.py:f", "bad.py cannot be loaded: SyntaxError"),
+        (b"", "builtins:len", "builtins:len: builtins has no Python source"),
+        (b"", ":f", "name=':f' must be FILE.py:FUNCTION or MODULE:FUNCTION"),
+        (b"", "bad.py:", "bad.py:' must be FILE.py:FUNCTION or MODULE:FUNCTION"),
+    ],
+)
+def test_files_that_are_no_rewards_are_one_line(tmp_path, content, path, message):
+    (tmp_path / "bad.py").write_bytes(content)
+    named = f"{tmp_path}/{path}" if path.startswith("bad") else path
+    with pytest.raises(InputError, match=message):
+        RewardSum([WeightedReward(named, "", 1.0, "f")]).check()
+
+
+def test_a_file_in_another_encoding_has_its_source(tmp_path):
+    (tmp_path / "latin.py").write_bytes(b"# \xe9, coding: latin-1\ndef f(sample): return 1\n")
+    rewards = RewardSum([WeightedReward(f"{tmp_path}/latin.py:f", "", 1.0, "f")])
+    rewards.check()
+    assert rewards.digest() != RewardSum([]).digest()
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_signal_while_a_file_is_loaded_ends_the_stage(tmp_path, status):
+    (tmp_path / "slow.py").write_text(f"raise SystemExit({status})")  # what the stage's handler of signals raises
+    with pytest.raises(SystemExit, match=str(status)):
+        RewardSum([WeightedReward(f"{tmp_path}/slow.py:f", "", 1.0, "f")]).check()
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["exact_match", "m:f"], ["exact_match", "f"]),
+        (["m:f", "other:f"], ["f_1", "f_2"]),
+        (["m:f", "m:f", "m:f_1"], ["f_1", "f_2", "f_1_3"]),
+    ],
+)
+def test_every_reward_has_a_name_of_its_own(names, labels):
+    params = RlParams.model_validate({"rewards": [{"name": name} for name in names]})
+    assert [part.label for part in params.reward_sum.parts] == labels
+
+
+def test_rewards_that_weigh_nothing_are_refused():
+    with pytest.raises(ValueError, match="rewards: at least one weight must not be 0"):
+        RlParams.model_validate({"rewards": [{"weight": 0}, {"name": "last_number", "weight": -0.0}]})
+    RlParams.model_validate({"rewards": [{"weight": 0}, {"name": "last_number"}]})
 
 
 @pytest.mark.parametrize(

@@ -153,11 +153,43 @@ def test_a_run_that_ended_early_does_not_go_on_when_killed_before_its_model_was_
     assert tracked(params) == whole
 
 
+def test_rollouts_of_an_earlier_run_do_not_lie_among_the_new_ones(params):
+    run(changed(params, max_steps=3))
+    folder = params.output_dir / "rollouts"
+    assert sorted(file.name for file in folder.iterdir()) == ["batch-000000.jsonl", "batch-000001.jsonl"]
+    (folder / "mine.txt").write_text("notes")
+    run(changed(params, max_steps=1))
+    assert sorted(file.name for file in folder.iterdir()) == ["batch-000000.jsonl", "mine.txt"]
+
+
+@pytest.mark.parametrize("knobs", [{"remask": 1}, {"edit_threshold": 0.5}], ids=str)
+def test_a_trace_of_tokens_that_are_revised_is_refused_by_its_knobs(params, knobs):
+    rollout = {"gen_length": 8, "block_length": 4, "steps": 4, **knobs}
+    with pytest.raises(ValueError, match=r"method=trace needs rollouts .* once: rollout\.remask="):
+        changed(params, method="trace", rollout=rollout)
+    changed(params, method="coupled", rollout=rollout)
+
+
+def test_several_rewards_have_a_curve_each(params):
+    more = {"name": "length", "argument": "2-4", "weight": 0.5}
+    given = params.model_dump()["rewards"] + (more,)
+    run(changed(params, max_steps=1, rewards=given))
+    curves = read_curves(params.reports)
+    for kind in ("train", "eval"):
+        first, second = (dict(curves[f"{kind}/rewards/{name}"]) for name in ("low_words", "length"))
+        total = dict(curves[f"{kind}/reward"])
+        assert total == pytest.approx({step: first[step] + 0.5 * second[step] for step in total})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_length": 8}, "max_length=8 must be at least 12: 4 tokens of the longest prompt"),
         ({"rewards": [{"name": "nowhere.py:f"}]}, "nowhere.py cannot be loaded"),
+        (
+            {"rollout": {"gen_length": 8, "steps": 4, "block_length": 4, "backend": "graph"}},
+            "backend=graph cannot be used: the model is on cpu",
+        ),
         (
             {"rollout": {"gen_length": 8, "steps": 1, "block_length": 4}},
             "steps=1 must be at least the number of",

@@ -504,6 +504,15 @@ def test_likelihoods_have_their_errors_and_quality_its_chart(tmp_path):
     assert "Fine-tuning**: text 1.25 ± 0.03125, answers 2.5 ± 0.0625" in (tmp_path / "reports/summary.md").read_text()
 
 
+def test_a_likelihood_without_a_standard_error_stands_alone(tmp_path):
+    reports = write_outputs(tmp_path)
+    numbers = read_json(reports / "evaluate.json")
+    write_json(reports / "evaluate.json", numbers | {"sft": numbers["sft"] | {"text_nelbo_error": None}})
+    text = " ".join(" ".join(Page(make(tmp_path)).text).split())
+    assert "Fine-tuning 1.25 2.5 ± 0.0625" in text
+    assert "Fine-tuning**: text 1.25, answers 2.5 ± 0.0625" in (tmp_path / "reports/summary.md").read_text()
+
+
 def test_without_speeds_of_this_machine_there_is_no_table_of_them(tmp_path):
     (write_outputs(tmp_path) / "evaluate/throughput.json").unlink()
     make(tmp_path)

@@ -164,6 +164,44 @@ def run(model, tmp_path):
     return parameters
 
 
+@pytest.fixture
+def stage(model, tmp_path, monkeypatch):
+    """The stage with these flags, in a folder with params.yaml: its status and its last line on stderr."""
+    import stages.push
+    from qwen3llada.params import run_as_stage
+    from qwen3llada.serving.params import PushRequest
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+
+    def call(*flags):
+        monkeypatch.setattr("sys.argv", ["push", "--folder", str(model), *map(str, flags)])
+        with pytest.raises(SystemExit) as ended:
+            run_as_stage(stages.push.main, shared=("seed", "pretrain", "sft"), request=PushRequest)
+        return ended.value.code
+
+    return call
+
+
+def test_a_card_replaces_cards_alone(stage, tmp_path, capsys):
+    for name in ("params.yaml", "notes.md"):
+        (tmp_path / name).touch()
+        (tmp_path / "notes.md").write_text("mine")
+        before = (tmp_path / name).read_bytes()
+        assert stage("--card", name) == 1
+        assert f"card='{name}' exists and is no model card of this project; give a new" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+    assert [stage("--card", "CARD.md") for _ in range(2)] == [0, 0]
+    assert (tmp_path / "CARD.md").read_text().startswith("---\nlibrary_name")
+
+
+@pytest.mark.parametrize("flags", [("--public",), ("--replace_card",), ("--export", "out/served")], ids=str)
+def test_flags_of_an_upload_do_not_go_with_a_card(stage, tmp_path, capsys, flags):
+    assert stage("--card", "CARD.md", *flags) == 2
+    assert f"{flags[0][2:]} must not be combined with card" in capsys.readouterr().err
+    assert not (tmp_path / "CARD.md").exists()
+
+
 def test_a_card_says_base_data_recipe_scores_and_limits(run, model, tmp_path):
     card = card_of(model, run, tmp_path)
     assert card.startswith("---\nlibrary_name: transformers\n")
@@ -185,6 +223,11 @@ def test_a_card_says_base_data_recipe_scores_and_limits(run, model, tmp_path):
     ):
         assert line in card.splitlines(), line
     assert "9.5" not in card
+
+
+def test_a_score_without_a_standard_error_stands_alone(run, model, tmp_path):
+    (tmp_path / "reports/evaluate.json").write_text('{"sft": {"answers_nelbo": 0.5573, "answers_nelbo_error": null}}')
+    assert "| NELBO of held-out answers, nats a token | 0.557 | `python" in card_of(model, run, tmp_path)
 
 
 def test_a_card_of_another_model_claims_nothing(run, model, tmp_path):

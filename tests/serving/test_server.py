@@ -218,6 +218,25 @@ def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(served):
         ({"messages": ask(), "max_tokens": 257}, "max_tokens=257 must be a whole number from 1 to 256", "max_tokens"),
         ({"messages": ask(), "max_tokens": 256}, "must not exceed the model's max_position_embeddings=256", None),
         ({"messages": ask(), "max_tokens": 4, "max_completion_tokens": 5}, "must not differ", None),
+        (
+            {"messages": ask(), "max_tokens": 4, "max_completion_tokens": "4"},
+            "='4' must be a whole",
+            "max_completion_tokens",
+        ),
+        ({"messages": ask(), "stream_options": {"include_usage": True}}, "needs stream=true", "stream_options"),
+        ({"messages": ask(), "stream": True, "stream_options": 0}, "=0 may hold include_usage", "stream_options"),
+        (
+            {"messages": ask(), "stream": True, "stream_options": {"include_usage": 1}},
+            "true or false",
+            "stream_options",
+        ),
+        (
+            {"messages": ask(), "stream": True, "stream_options": {"include_obfuscation": True}},
+            "alone",
+            "stream_options",
+        ),
+        ({"messages": [*ask()[:-1], ask()[0] | {"name": "Bob"}]}, "messages[0]: name='Bob' is not supported", None),
+        ({"messages": [ask()[0] | {"tool_calls": [{}]}]}, "messages[0]: tool_calls=[{}] is not supported", None),
         ({"messages": ask(), "n": 0}, "n=0 must be a whole number from 1 to 128", "n"),
         ({"messages": ask(), "seed": -1}, "seed=-1 must be a whole number", "seed"),
         ({"messages": ask(), "stop": [""]}, "stop=[''] must be a text or a list", "stop"),
@@ -225,18 +244,6 @@ def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(served):
         ({"messages": ask(), "tools": [{}]}, "tools=[{}] is not supported", "tools"),
         ({"messages": ask(), "stream": 1}, "stream=1 must be true or false", "stream"),
         ({"messages": ask(), "canvas": True}, "canvas=true needs stream=true", "canvas"),
-        ({"messages": ask(), "stream_options": {"include_usage": True}}, "needs stream=true", "stream_options"),
-        ({"messages": ask(), "stream": True, "stream_options": [1]}, "stream_options=[1] may hold", "stream_options"),
-        (
-            {"messages": ask(), "stream": True, "stream_options": {"include_usage": "no"}},
-            "include_usage='no' must be true or false",
-            "include_usage",
-        ),
-        (
-            {"messages": ask(), "stream": True, "stream_options": {"include_obfuscation": True}},
-            "include_obfuscation=True is not supported",
-            "include_obfuscation",
-        ),
         ({"messages": ask(), "parallel_blocks": True}, "parallel_blocks=true needs attention policy block", None),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "a user last; given ['assistant']", None),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0]: content must be text", None),
@@ -266,6 +273,40 @@ def test_other_refusals(served):
     for prompt in ([], [[]], [True], [1, "a"], None, {"a": 1}):
         assert served.post(COMPLETE, prompt=prompt).status_code == 400
     assert "holds token 64" in served.post(COMPLETE, prompt=[64]).json()["error"]["message"]
+
+
+def test_half_a_surrogate_pair_is_refused_in_openais_form(served):
+    """JSON can say it, UTF-8 cannot."""
+    body = '{"messages": [{"role": "user", "content": "w1"}], "x\\ud800": 1}'
+    reply = served.client.post(CHAT, content=body)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith("x\\ud800: unknown field")
+
+
+def test_what_a_client_sends_back_and_means_nothing_is_taken(served):
+    answered = served.post(CHAT, messages=ask(), max_tokens=4).json()["choices"][0]["message"]
+    assert answered["refusal"] is None
+    more = [*ask(), answered | {"content": "w4", "tool_calls": []}, *ask()]
+    assert served.post(CHAT, messages=more, max_tokens=4).status_code == 200
+    options = {"include_usage": False, "include_obfuscation": False}
+    assert served.post(CHAT, messages=ask(), stream=True, stream_options=options).status_code == 200
+
+
+def test_more_answers_than_ever_may_wait_are_refused_for_good(text):
+    with Served(text, max_queue=5) as server:
+        reply = server.post(COMPLETE, prompt=["w1", "w2"], n=3, max_tokens=4)
+        assert reply.status_code == 400
+        assert "2 prompts with n=3 must be at most max_queue=5 answers" in reply.json()["error"]["message"]
+        assert server.post(COMPLETE, prompt=["w1"], n=5, max_tokens=4).status_code == 200
+
+
+def test_a_defect_is_told_in_openais_form(text, monkeypatch):
+    from qwen3llada.serving import service
+
+    with Served(text) as server:
+        monkeypatch.setitem(service.READERS, "chat", lambda *_: 1 / 0)
+        reply = server.post(CHAT, messages=ask())
+        assert (reply.status_code, reply.json()["error"]["message"]) == (500, "internal error: ZeroDivisionError")
 
 
 def test_models_health_and_metrics(served):
@@ -433,15 +474,6 @@ def test_a_reply_waits_for_the_text_of_every_answer(text, monkeypatch):
         found = server.post(CHAT, messages=ask(), seed=3, n=2, max_tokens=4, steps=2).json()
     assert found["choices"] == right["choices"]
     assert found["usage"] == right["usage"]
-
-
-def test_more_answers_than_may_ever_wait_are_a_wrong_request(text):
-    with Served(text, max_queue=2) as server:
-        reply = server.post(CHAT, messages=ask(), n=3)
-        assert reply.status_code == 400
-        assert reply.json()["error"]["message"] == "3 answers to one request are more than may wait, max_queue=2"
-        assert "retry-after" not in reply.headers
-        assert server.post(CHAT, messages=ask(), n=2, max_tokens=4).status_code == 200
 
 
 def test_a_request_to_a_server_that_stops_gets_503(text):

@@ -102,6 +102,14 @@ def test_the_block_length_and_the_noise_change_in_the_course_of_a_run(pretrainin
     assert config_of(params)["noise_type"] == "mask"
 
 
+def test_blocks_of_a_schedule_fit_the_models_positions(pretraining):
+    """The model of such a run could not be sampled from."""
+    schedule = [{"until": 0.5, "block_length": 2}, {"until": 1.0, "block_length": 65}]
+    params = changed(pretraining, attention={"policy": "block_causal", "block_schedule": schedule})
+    with pytest.raises(InputError, match=r"block_schedule\[1\]\.block_length=65 must not exceed .*=64"):
+        start(params, seed=1, template="plain")
+
+
 def test_a_run_with_such_a_schedule_cannot_get_more_steps(pretraining):
     schedule = [{"until": 0.5, "block_length": 2}, {"until": 1.0, "block_length": 4}]
     attention = {"policy": "block_causal", "block_schedule": schedule}

@@ -12,6 +12,7 @@ from torch import Tensor
 from qwen3llada.corpus.conversations.prompts import encode_prompts
 from qwen3llada.corpus.conversations.records import Exchange
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
+from qwen3llada.errors import InputError
 from qwen3llada.modeling.loading import load_pretrained
 from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.request import check_request, end_tokens
@@ -66,10 +67,23 @@ class TextModel:
 
     @classmethod
     def load(cls, folder: Path, *, bf16: bool = False, device: torch.device | None = None) -> "TextModel":
-        """Load the checkpoint in `folder`, by default onto the GPU if there is one. Raises InputError if it is none."""
+        """Load the checkpoint in `folder`, by default onto the GPU if there is one.
+
+        Raises: InputError if it is none, if a weight is nan or infinite, or if model and tokenizer do not agree on the
+        mask token.
+        """
         model = load_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         model.to(device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        return cls(model, load_tokenizer(folder))
+        tokenizer, mask = load_tokenizer(folder), model.config.mask_token_id
+        if tokenizer.mask_token_id not in (None, mask):
+            raise InputError(
+                f"{folder}: mask_token_id={mask} in config.json must be that of its tokenizer,"
+                f" {tokenizer.mask_token_id}"
+            )
+        for name, weight in model.named_parameters():
+            if not weight.sum(dtype=torch.float32).isfinite():  # a sum needs no second tensor
+                raise InputError(f"{folder}: {name} holds nan or infinite values; every answer would be nonsense")
+        return cls(model, tokenizer)
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -124,8 +124,7 @@ def _check_attention(params: RunParams, accelerator: "Accelerator") -> None:
     """
     check_implementation(params, accelerator.device)
     if (params.model / "config.json").is_file():
-        lengths = {"max_length": params.max_length, "attention.block_length": params.attention.block_length}
-        check_positions(params.model, lengths)
+        check_positions(params.model, {"max_length": params.max_length, **params.attention.block_lengths})
 
 
 def _checkpoint(params: RunParams, accelerator: "Accelerator", ours: Fingerprint) -> tuple[Path | None, TrainerState]:

@@ -1,10 +1,15 @@
 """`from qwen3llada import load, generate`: text to text in another project's code."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from vocabulary import EOS
+from safetensors.torch import load_file, save_file
+from vocabulary import EOS, MASK
 
 from qwen3llada import generate, load
+from qwen3llada.errors import InputError
 from qwen3llada.sampling import sampler
 from qwen3llada.sampling.sampler import SampleParams
 
@@ -89,3 +94,24 @@ def test_a_request_that_cannot_be_met_is_refused(loaded, prompts, knobs, message
 def test_a_network_alone_is_sampled_with_token_ids(loaded):
     with pytest.raises(ValueError, match=r"must be what qwen3llada\.load returned, given Qwen3LLadaForMaskedLM"):
         generate(loaded.model, "3")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_no_numbers_are_refused(checkpoint, tmp_path, value):
+    """Their answers would be the token 0, over and over, and no error."""
+    folder, name = tmp_path / "model", "model.layers.1.mlp.up_proj.weight"
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3, 5] = float(value)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"{name} holds nan or infinite values"):
+        load(folder, device="cpu")
+
+
+def test_a_mask_token_that_is_not_the_tokenizers_is_refused(checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mask_token_id": 5}))
+    with pytest.raises(InputError, match=f"mask_token_id=5 in config.json must be that of its tokenizer, {MASK}"):
+        load(folder, device="cpu")
