@@ -2,7 +2,9 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,18 +72,28 @@ def optimizer_that_runs(params: OptimParams, device: torch.device, *, sharded: b
 def build_schedule(
     optimizer: torch.optim.Optimizer, params: OptimParams, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate as a function of the optimiser step, of `total_steps`, by Transformers' formulas."""
-    from transformers import get_scheduler
+    """Learning rate as a function of the optimiser step, of `total_steps`."""
+    from torch.optim.lr_scheduler import LambdaLR
 
     warmup, decay = warmup_and_decay(params.scheduler, params.warmup_ratio, params.decay_ratio, total_steps)
-    special = {"num_decay_steps": decay} if params.scheduler == "warmup_stable_decay" else {}
-    return get_scheduler(
-        params.scheduler,
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs=special,
-    )
+    return LambdaLR(optimizer, partial(rate_factor, params.scheduler, warmup, decay, total_steps))
+
+
+def rate_factor(scheduler: str, warmup: int, decay: int, total_steps: int, step: int) -> float:
+    """The learning rate after `step` steps as a part of the highest one: the formulas of `transformers.get_scheduler`.
+
+    They are written out because its module imports peft, bitsandbytes and torch's compiler, which takes two seconds.
+    """
+    if step < warmup:
+        return step / warmup
+    if scheduler == "constant_with_warmup":
+        return 1.0
+    if scheduler == "linear":
+        return max(0.0, (total_steps - step) / max(1, decay))
+    if scheduler == "warmup_stable_decay" and step >= total_steps:
+        return 0.0
+    falling = max(0, step - (total_steps - decay))
+    return 0.5 * (1.0 + math.cos(math.pi * (falling / max(1, decay))))
 
 
 def set_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from runs import changed, curves, elsewhere, weights
+from transformers import get_scheduler
 
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.training.loop import train
@@ -21,6 +22,8 @@ from qwen3llada.training.start.groups_and_schedule import (
     build_schedule,
     optimizer_that_runs,
     parameter_groups,
+    rate_factor,
+    warmup_and_decay,
 )
 from qwen3llada.training.start.model_and_processes import with_optimizer_that_runs
 from qwen3llada.training.start.optimizers import OPTIMIZERS, Optimizer
@@ -77,6 +80,22 @@ def test_warmup_stable_decay_is_flat_in_the_middle_and_falls_at_the_end():
     assert seen[4:14] == pytest.approx([1.0] * 10)
     assert all(later < earlier for earlier, later in itertools.pairwise(seen[14:]))
     assert len(rates(3, scheduler="warmup_stable_decay", warmup_ratio=0.5, decay_ratio=0.5)) == 3  # both round up
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"])
+@pytest.mark.parametrize("ratios", [(0.0, 0.0), (0.1, 0.2), (0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+def test_schedules_are_those_of_transformers(name, ratios):
+    """To the bit, up to and including the state after the last step."""
+    for steps in (1, 2, 7, 50):
+        warmup, decay = warmup_and_decay(name, *ratios, steps)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+        given = {"num_decay_steps": decay} if name == "warmup_stable_decay" else {}
+        theirs = get_scheduler(
+            name, optimizer, num_warmup_steps=warmup, num_training_steps=steps, scheduler_specific_kwargs=given
+        )
+        (factor,) = theirs.lr_lambdas
+        for step in range(steps + 1):
+            assert rate_factor(name, warmup, decay, steps, step) == factor(step), (steps, step)
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
