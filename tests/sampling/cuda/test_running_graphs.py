@@ -319,11 +319,11 @@ class TestOnGpu:
         check_a_long_answer(cuda_model)
 
 
-def interpret():
+def interpret(folder):
     """The same by the kernels themselves, on the CPU. Needs its own process: Triton decides at import."""
     import conftest
 
-    model = conftest.trained()
+    model = conftest.trained(folder)
     running_batch.why_eager, running_memory.FIRST_COLUMNS = lambda model, request: None, 64
     for policy, length in (("full", 1), ("window", 2)):  # one pass, and two; the interpreter is slow
         with_policy(model, policy)
