@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("triton")
 TESTS = Path(__file__).parent
 CODE = """
-import gc, os
+import gc, os, sys
+from pathlib import Path
 gc.disable()  # imports leave no garbage, and the kernels little
 import triton.language as tl
 from triton.runtime import interpreter
@@ -34,16 +35,17 @@ test_rotary_kernels.interpret()
 for check in (*test_attention_kernel.CHECKS, *test_head_kernels.CHECKS):
     check("cpu")
 test_layer_kernels.compare_stored("cpu")
-test_graphs.interpret()
-test_running_graphs.interpret()
+test_graphs.interpret(Path(sys.argv[1]))
+test_running_graphs.interpret(Path(sys.argv[1]))
 print("compared", flush=True)
 os._exit(0)  # without taking apart what was imported
 """
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
-def test_kernels_compute_what_plain_torch_does():
+def test_kernels_compute_what_plain_torch_does(tmp_path_factory):
     folders = [TESTS.parent, TESTS / "sampling", TESTS / "sampling/cuda", TESTS / "training/cuda"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(map(str, folders))}
-    child = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", CODE, tmp_path_factory.getbasetemp()]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert child.stdout == "compared\n", child.stderr

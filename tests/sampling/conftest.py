@@ -10,12 +10,19 @@ from vocabulary import EOS, MASK, VOCAB
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """The `trained` model. The processes of a suite leave it for each other, because training takes seconds."""
-    folder = tmp_path_factory.getbasetemp()
+    """The `trained` model."""
+    return trained(tmp_path_factory.getbasetemp())
+
+
+def trained(folder: Path):
+    """The model after `train`. The processes of a suite leave its weights for each other: training takes seconds.
+
+    folder: pytest's folder for temporary files of this process.
+    """
     file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained.pt"
     if not file.exists():
         mine = file.with_suffix(f".{os.getpid()}")
-        torch.save(trained().state_dict(), mine)
+        torch.save(train().state_dict(), mine)
         mine.rename(file)
     model = untrained()
     model.load_state_dict(torch.load(file))
@@ -44,7 +51,7 @@ def untrained():
     return Qwen3LLadaForMaskedLM(config)
 
 
-def trained():
+def train():
     """Briefly trained on arithmetic progressions that end in EOS."""
     model = untrained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -58,7 +65,7 @@ def trained():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval()
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -230,7 +230,7 @@ def test_prompts_are_grouped_by_length(monkeypatch):
     assert groups(0, 0) == []
 
 
-def interpret():
+def interpret(folder):
     """The steps without graphs, on the CPU, in the interpreter. Needs its own process: Triton decides at import."""
     import conftest
 
@@ -239,7 +239,7 @@ def interpret():
     from qwen3llada.sampling.cuda.sampler import GraphSampler
 
     program_cache.COLUMN_BUCKET = 2  # the interpreter is slow
-    model = conftest.trained()
+    model = conftest.trained(folder)
     model.config.attention_policy, model.config.window_blocks = "window", 1
     params = SampleParams(steps=3, gen_length=5, block_length=2, temperature=0.7, remasking="margin")
     eager, sure = watched(model, [[1, 2, 3]], params)
