@@ -65,9 +65,7 @@ def muon(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> t
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": Optimizer(build=adamw, moments=2),
     "adamw8bit": Optimizer(build=adamw8bit, moments=2, moment_bytes=1, bitsandbytes=True, sharded=False),
-    "lion8bit": Optimizer(
-        build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True, sharded=False, unused=("eps",)
-    ),
+    "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True, sharded=False, unused=("eps",)),
     "muon": Optimizer(build=muon, moments=2, matrices=1, sharded=False, unused_for_matrices=("betas", "eps")),
 }
 FALL_BACK = "adamw"  # replaces bitsandbytes' optimisers without a GPU

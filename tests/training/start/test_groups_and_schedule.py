@@ -232,6 +232,7 @@ def test_a_knob_without_effect_is_refused_unless_it_has_its_default(given, said)
 def test_muon_over_adapters_refuses_the_knobs_of_adamw(pretraining):
     changed(pretraining, optim={"name": "muon", "betas": [0.9, 0.99]})
     changed(pretraining, optim={"name": "muon"}, adapter={"method": "lora"})
-    said = r"betas=\[0.9, 0.99\] has no effect under optim.name=muon with adapter.method=lora: leave it at \[0.9, 0.95\]"
+    under = "under optim.name=muon with adapter.method=lora"
+    said = rf"betas=\[0.9, 0.99\] has no effect {under}: leave it at \[0.9, 0.95\]"
     with pytest.raises(ValueError, match=said):
         changed(pretraining, optim={"name": "muon", "betas": [0.9, 0.99]}, adapter={"method": "lora"})
