@@ -38,6 +38,22 @@ class Section(StrictKinds):
     )
 
 
+def refuse_unused(section: BaseModel, names: Iterable[str], under: str) -> None:
+    """Raises ValueError if a knob among `names`, which have no effect `under` other settings, is not at its default.
+
+    Parameter files may state every knob, so the default is no error.
+    """
+    for name in names:
+        value, default = getattr(section, name), type(section).model_fields[name].default
+        if value != default:
+            raise ValueError(f"{name}={_written(value)} has no effect under {under}: leave it at {_written(default)}")
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in a parameter file."""
+    return str(list(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else value)
+
+
 @dataclass(frozen=True, slots=True)
 class OneOf:
     """Requires a knob's value to be a name in `registry` and not in `but`."""

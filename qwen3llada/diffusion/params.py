@@ -6,7 +6,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.schedules import SCHEDULES
-from qwen3llada.section import Section, one_of
+from qwen3llada.section import Section, one_of, refuse_unused
+
+# Knob -> the other knob and its value without which it has no effect.
+NEEDS = {"power": ("schedule", "power"), "replace_share": ("noise_type", "hybrid")}
 
 
 class NoiseParams(Section):
@@ -19,7 +22,7 @@ class NoiseParams(Section):
         default=2.0,
         ge=1e-9,
         le=1000,
-        description="Exponent k of the schedule 'power', p = 1-(1-t)^k; others ignore it; 1e-09 to 1,000",
+        description="Exponent k of the schedule 'power', p = 1-(1-t)^k; 1e-09 to 1,000",
     )
     noise_type: Annotated[str, one_of(NOISE_TYPES)] = Field(
         default="mask",
@@ -92,14 +95,21 @@ class NoiseParams(Section):
             until = end
         if self.stages and until != 1:
             raise ValueError(f"stages: the last has until={until:g}, must be 1")
+        for name, (knob, needed) in NEEDS.items():
+            if all(getattr(noise, knob) != needed for noise in self.all()):
+                refuse_unused(self, [name], f"{knob}={getattr(self, knob)}")
         return self
 
     def _of(self, stage: dict[str, Any]) -> "NoiseParams":
         knobs = {name: value for name, value in stage.items() if name != "until"}
         if "stages" in knobs:
             raise ValueError("stages: a stage has no stages")
+        tree = self.model_dump(exclude={"stages"}) | knobs
+        for name, (knob, needed) in NEEDS.items():
+            if name not in knobs and tree[knob] != needed:
+                del tree[name]  # the section's value is for other stages
         try:
-            return NoiseParams.model_validate(self.model_dump(exclude={"stages"}) | knobs)
+            return NoiseParams.model_validate(tree)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

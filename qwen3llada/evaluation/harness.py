@@ -9,6 +9,7 @@ request's own tokens, so `--limit`, batches and the other requests change nothin
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from qwen3llada.commandline import validated
+from qwen3llada.commandline import ParamsError, validated
 from qwen3llada.errors import InputError
+from qwen3llada.evaluation.harness_args import check_folder, read_generation, read_model_args
 from qwen3llada.evaluation.harness_text import cut_at, encode_pair, key_of, windows_of
 from qwen3llada.evaluation.likelihood import estimate
 from qwen3llada.sampling.dialogue.library import load
@@ -25,7 +27,6 @@ from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import generate
 
 log = logging.getLogger(__name__)
-USED_IN_GENERATION = {"until", "max_gen_toks", "do_sample", "temperature"}
 
 
 @register_model("qwen3llada")
@@ -35,40 +36,32 @@ class HarnessModel(LM):
     `model_args` of lm-eval, all of them optional but the first:
         pretrained: folder of the checkpoint.
         rounds, seed, batch_tokens: of the likelihood bounds, as in `likelihood.nelbo`. seed is also the sampler's.
-        dtype: float32 or bfloat16.
+        dtype: float32 or bfloat16. device: as torch names it; None: the GPU if there is one.
         check_greedy: whether a likelihood also says that greedy decoding gives the continuation, which costs a
             sampling of each. Few tasks ask; false: the answer is always no.
+        batch_size: answers decoded together; `auto`: 16, or max_batch_size if that is less.
         steps, gen_length, block_length, temperature, unmask, …: of the sampler (`AnswerParams`). A task's
             `max_gen_toks` goes before gen_length; without steps, there is one for each token.
     """
 
     def __init__(
-        self,
-        pretrained: str,
-        *,
-        rounds: int = 32,
-        seed: int = 0,
-        batch_tokens: int = 16384,
-        dtype: str = "float32",
-        check_greedy: bool = False,
-        batch_size: int | str = 16,
-        max_batch_size: int | None = None,
-        device: str | None = None,
-        **knobs: Any,
+        self, pretrained: str | None = None, *, dtype: str = "float32", device: str | None = None, **knobs: Any
     ) -> None:
+        """Raises: InputError in one line for a wrong argument, and for a folder without such a checkpoint."""
         super().__init__()
-        if not str(batch_size).isdecimal():  # "auto" of lm-eval: likelihoods are batched by tokens anyhow
-            batch_size = 16
         self._told: set[str] = set()
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        folder = check_folder(pretrained)
+        args, notes = read_model_args(knobs)
+        self._tell(*notes)
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
             self._tell(f"{device=}, which lm-eval asks for by itself, is not there: computing on the CPU")
             device = "cpu"
-        self.text = load(pretrained, device=device, dtype=dtype)
+        self.text = load(folder, device=None if device is None else str(device), dtype=dtype)
         self.tokenizer = self.text.tokenizer
-        self.params = validated(AnswerParams, {**knobs, "batch_size": int(batch_size)}, "model_args")
+        self.params = args.answering
         self._steps_given = "steps" in knobs
-        self.rounds, self.seed, self.batch_tokens = int(rounds), int(seed), int(batch_tokens)
-        self.check_greedy = bool(check_greedy)
+        self.rounds, self.seed, self.batch_tokens = args.rounds, args.seed, args.batch_tokens
+        self.check_greedy = args.check_greedy
         self._device = self.text.model.device
 
     @property
@@ -213,18 +206,16 @@ class HarnessModel(LM):
 
     def _generation(self, given: dict[str, Any]) -> tuple[AnswerParams, tuple[str, ...]]:
         """The sampler's parameters and the stop strings of a request."""
-        until = given.get("until") or []
-        stops = (until,) if isinstance(until, str) else tuple(until)
-        length = int(given.get("max_gen_toks", self.params.gen_length))
+        asked, notes = read_generation(given)
+        self._tell(*notes)
+        length = self.params.gen_length if asked.max_gen_toks is None else asked.max_gen_toks
         changes: dict[str, Any] = {"gen_length": length}
         if not self._steps_given:
             changes["steps"] = length + 1  # an answer of `length` tokens may begin within a block, and touch one more
-        if given.get("do_sample"):
-            changes["temperature"] = float(given.get("temperature", 1.0))
-        if unused := sorted(given.keys() - USED_IN_GENERATION):
-            self._tell(f"generation settings that this model does not have: {', '.join(unused)}")
+        if asked.do_sample:
+            changes["temperature"] = 1.0 if asked.temperature is None else asked.temperature
         params = validated(AnswerParams, self.params.model_dump() | changes, "generation_kwargs")
-        return params, stops
+        return params, asked.stops
 
     def _fitting(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
         """The pair with its context cut on the left to what the model takes."""
@@ -235,14 +226,24 @@ class HarnessModel(LM):
             self._tell(f"contexts are cut on the left to the model's {self.max_length} tokens")
         return context[len(context) - min(room, len(context)) :], continuation
 
-    def _tell(self, message: str) -> None:
-        """Log a warning once."""
-        if message not in self._told:
-            self._told.add(message)
-            log.warning(message)
+    def _tell(self, *messages: str) -> None:
+        """Log warnings, each once."""
+        for message in messages:
+            if message not in self._told:
+                self._told.add(message)
+                log.warning(message)
+
+
+def main() -> None:
+    """lm-eval's own program. Wrong arguments of the model are one line on stderr, with status 2; wrong files, 1."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ParamsError) else 1)
 
 
 if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
+    main()

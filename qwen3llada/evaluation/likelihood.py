@@ -129,7 +129,7 @@ def estimate(
 
     Args:
         keys: a number for each sequence, by which its masks are drawn; None: 0, 1, 2 ….
-        share: (number of this process, how many there are). Each computes every so-manieth batch.
+        share: (i, n): this is process i of n, counted from 0, and computes the batches i, i + n, i + 2n, …
     """
     attention = _attention(model.config, policy, block_length)
     given = [0] * len(sequences) if prompt_lengths is None else list(prompt_lengths)

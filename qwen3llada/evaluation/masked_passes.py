@@ -65,8 +65,8 @@ class MaskedPasses:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Nats of each sequence in each round [S, R], and sums of cross-entropies by noise level [S, R, 2, 10].
 
-        share: (number of this process, how many there are): each computes every so-manieth batch, and leaves zeros
-        elsewhere. A row is the same whatever batch it is in, up to the rounding of the products.
+        share: (i, n): this is process i of n, counted from 0. It computes the batches i, i + n, i + 2n, …; what the
+        others compute is zero here. A row is the same whatever batch it is in, up to the rounding of the products.
         """
         nats = np.zeros((len(self.sequences), self.rounds))
         levels = np.zeros((*nats.shape, 2, BUCKETS))

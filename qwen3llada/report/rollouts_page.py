@@ -1,12 +1,13 @@
 """The page about post-training, `rollouts.html` in its reports: curves, and rollouts with rewards and denoising."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3llada.artifacts import new_file, read_json, read_jsonl
 from qwen3llada.corpus.tokens.tokenizer import load_tokenizer
-from qwen3llada.modeling.loading import load_pretrained
+from qwen3llada.modeling.loading import check_is_ours, files_blamed
 from qwen3llada.report.charts import Point, line_chart, number
 from qwen3llada.report.data import content_blamed, read_curves
 from qwen3llada.sampling.dialogue.text_model import Answer, TextModel, Trace
@@ -21,13 +22,13 @@ def write_rollouts_page(reports: Path, model: Path, method: str) -> Path:
     """Write the page from the reports of a finished run. Returns its path.
 
     Args:
-        model: folder of the trained model, for its tokenizer and its mask token. method: shown.
+        model: folder of the trained model. Its tokenizer and config are read, not its weights. method: shown.
 
     Raises: FileNotFoundError or InputError in one line, naming a file that the stage should have written.
     """
     path = reports / "rollouts.jsonl"
     rollouts = list(read_jsonl(path))
-    text = TextModel(load_pretrained(model), load_tokenizer(model))
+    text = read_text_model(model)
     with content_blamed(path):
         traces = [trace_of(row, text) for row in [r for r in rollouts if r["sample"] == 0][:PLAYED]]
         context = {
@@ -45,6 +46,26 @@ def write_rollouts_page(reports: Path, model: Path, method: str) -> Path:
     with new_file(reports / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return reports / PAGE
+
+
+@dataclass(frozen=True)
+class ConfigAlone:
+    """Stands for a model where only its config is read."""
+
+    config: Any
+
+
+def read_text_model(folder: Path) -> TextModel:
+    """Tokenizer and config of the model in `folder`, to show its tokens as text. Without weights it cannot answer.
+
+    Raises: InputError if there is no model or no tokenizer.
+    """
+    from qwen3llada.modeling.configuration_qwen3llada import Qwen3LLadaConfig
+
+    check_is_ours(folder)
+    with files_blamed(folder):
+        config = Qwen3LLadaConfig.from_pretrained(folder, trust_remote_code=False)
+    return TextModel(ConfigAlone(config), load_tokenizer(folder))
 
 
 def trace_of(row: Mapping[str, Any], text: TextModel) -> Trace:

@@ -1,7 +1,8 @@
 """Keys and values of rows at different positions, for passes that rows share.
 
-Every row has a slot, and a token's column in it is the token's position in its row, so rows need no alignment. A pass
-writes its keys and values there and reads the columns of its rows; what a row must not see is for the mask to hide.
+Each row has one slot. A token's column in the slot is its position in the row, so rows of different lengths need no
+common alignment. A pass writes the keys and values of its queries to their columns and reads a range of columns from
+column 0. That range may hold columns that a row must not attend to, so the caller's attention mask has to hide them.
 
 Passed to the model as `past_key_values`; the model calls only `update` and `get_seq_length`. Shapes: S slots, C
 columns, U rows of a pass, Q queries, K keys, H key/value heads, D head size.
@@ -26,7 +27,10 @@ class RowCache:
         self._slots = self._columns = 0
 
     def reserve(self, slots: int, columns: int) -> None:
-        """Make room for so many rows of so many tokens. What is stored within them stays; much too much is freed."""
+        """Make room for `slots` rows of `columns` tokens. Keys and values stored within that room are kept.
+
+        Memory is given back once the cache is `SLACK` times larger than that room.
+        """
         columns = -(-columns // MULTIPLE) * MULTIPLE
         fits = slots <= self._slots and columns <= self._columns
         if fits and self._slots * self._columns <= SLACK * slots * columns:

@@ -1,12 +1,14 @@
 """What every request passes before it reaches the application: the key, and the counting."""
 
 import secrets
+from hashlib import sha256
 from typing import Any
 
 from qwen3llada.serving.metrics import Metrics
 from qwen3llada.serving.replies import error_body
 
 KNOWN = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
+REFUSAL = "wrong or missing API key: the header Authorization must be: Bearer KEY"
 
 
 class Gate:
@@ -28,13 +30,20 @@ class Gate:
 
         path, key = scope["path"], dict(scope["headers"]).get(b"authorization")
         if path.startswith("/v1/") and not allowed(key, self.api_key):
-            refusal = JSONResponse(error_body("wrong or missing API key", "authentication_error"), 401)
+            refusal = JSONResponse(error_body(REFUSAL, "authentication_error"), 401)
             await refusal(scope, receive, counted)
         else:
             await self.app(scope, receive, counted)
 
 
 def allowed(header: bytes | None, api_key: str | None) -> bool:
-    """Whether a request may be answered: there is no key, or it is the one in `Authorization: Bearer KEY`."""
-    given = (header or b"").removeprefix(b"Bearer ")
-    return api_key is None or secrets.compare_digest(given, api_key.encode())
+    """Whether a request may be answered: there is no key, or it is the one in `Authorization: Bearer KEY`.
+
+    The word Bearer is required, as by OpenAI and vLLM; its case does not matter (RFC 9110, section 11.1).
+    """
+    if api_key is None:
+        return True
+    scheme, _, given = (header or b"").partition(b" ")
+    # compare_digest takes the same time for all texts of one length; digests hide the key's length as well.
+    same = secrets.compare_digest(sha256(given.strip()).digest(), sha256(api_key.encode()).digest())
+    return same and scheme.lower() == b"bearer"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from qwen3llada.objective.params import KernelParams
-from qwen3llada.section import MAX_TOKENS, Section, one_of
+from qwen3llada.section import MAX_TOKENS, Section, one_of, refuse_unused
 from qwen3llada.training.start.optimizers import FALL_BACK, OPTIMIZERS
 from qwen3llada.training.watch.trackers import TelemetryParams
 
@@ -25,7 +25,10 @@ class OptimParams(Section):
     lr: float = Field(1e-4, ge=1e-12, le=10, description="Peak learning rate, 1e-12 to 10")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="Decay of the two moment averages, each 0 to below 1")
     eps: float = Field(
-        1e-8, ge=1e-16, le=1, description="Added to the root of the second moment, 1e-16 to 1; Lion has none"
+        1e-8,
+        ge=1e-16,
+        le=1,
+        description="Added to the root of the second moment, 1e-16 to 1; refused under lion8bit, which has none",
     )
     weight_decay: float = Field(
         0.1, ge=0, le=10, description="Decoupled weight decay, 0 to 10; never applied to norms, biases and embeddings"
@@ -37,7 +40,7 @@ class OptimParams(Section):
     )
     warmup_ratio: float = Field(0.02, ge=0, le=1, description="Share of the steps with rising learning rate, 0 to 1")
     decay_ratio: float = Field(
-        0.2, ge=0, le=1, description="Share of the steps with falling rate at the end of warmup_stable_decay, 0 to 1"
+        0.2, ge=0, le=1, description="warmup_stable_decay: share of the steps with falling rate at the end, 0 to 1"
     )
 
     @model_validator(mode="after")
@@ -47,6 +50,9 @@ class OptimParams(Section):
                 f"warmup_ratio={self.warmup_ratio} + decay_ratio={self.decay_ratio} must not exceed 1"
                 " under scheduler=warmup_stable_decay"
             )
+        refuse_unused(self, OPTIMIZERS[self.name].unused, f"name={self.name}")
+        if self.scheduler != "warmup_stable_decay":
+            refuse_unused(self, ["decay_ratio"], f"scheduler={self.scheduler}")
         return self
 
 
@@ -207,4 +213,8 @@ class RunParams(Section):
             raise ValueError(
                 "adapter.method=qlora needs bf16=true or fp16=true: 4-bit weights are computed with in 16 bits"
             )
+        if self.adapter.method != "none":  # adapters are matrices, so Muon leaves AdamW nothing to train
+            unused = OPTIMIZERS[self.optim.name].unused_for_matrices
+            under = f"optim.name={self.optim.name} with adapter.method={self.adapter.method}"
+            refuse_unused(self.optim, unused, under)
         return self

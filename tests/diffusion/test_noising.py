@@ -437,3 +437,29 @@ def test_levels_keep_to_their_range():
     assert 0.3 <= t.min() < 0.31
     assert 0.79 < t.max() < 0.8
     assert torch.allclose(t, 0.3 + 0.5 * noise_levels(indices, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"power": 3.0}, "power=3.0 has no effect under schedule=uniform: leave it at 2.0"),
+        ({"replace_share": 0.5}, "replace_share=0.5 has no effect under noise_type=mask: leave it at 0.1"),
+        (
+            {"schedule": "power", "stages": [{"until": 1.0, "schedule": "cosine", "power": 3.0}]},
+            "stages: until=1.0: .*power=3.0 has no effect under schedule=cosine",
+        ),
+        ({"power": 3.0, "stages": [{"until": 1.0, "schedule": "cosine"}]}, "power=3.0 has no effect"),
+    ],
+)
+def test_a_knob_without_effect_is_refused_unless_it_has_its_default(given, said):
+    stated = NoiseParams().model_dump()
+    assert NoiseParams.model_validate(stated) == NoiseParams()
+    with pytest.raises(ValueError, match=said):
+        NoiseParams.model_validate(stated | given)
+
+
+def test_a_knob_of_the_section_may_be_for_some_of_the_stages():
+    stages = [{"until": 0.5, "schedule": "cosine"}, {"until": 1.0, "schedule": "power"}]
+    noise = NoiseParams(power=3.0, stages=stages)
+    assert [(part.schedule, part.power) for part in noise.all()] == [("cosine", 2.0), ("power", 3.0)]
+    assert noise.at(0.7) == NoiseParams(schedule="power", power=3.0)

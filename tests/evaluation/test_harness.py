@@ -12,10 +12,12 @@ from qwen3llada.artifacts import read_json, read_jsonl, write_jsonl
 from qwen3llada.corpus.builtin.model import write_tokenizer
 from qwen3llada.errors import InputError
 from qwen3llada.evaluation import harness_run
-from qwen3llada.evaluation.harness import HarnessModel
+from qwen3llada.evaluation.harness import HarnessModel, main
+from qwen3llada.evaluation.harness_args import GenerationArgs, ModelArgs, read_generation, read_model_args
 from qwen3llada.evaluation.harness_request import HarnessRequest
 from qwen3llada.evaluation.harness_text import cut_at, key_of
 from qwen3llada.evaluation.likelihood import estimate
+from qwen3llada.sampling.params import AnswerParams
 from qwen3llada.sampling.sampler import SampleParams, generate
 
 PAIRS = [("the quick brown", " fox"), ("hello", " world hello"), ("the lazy ", "dog"), ("", "hello world")]
@@ -126,13 +128,98 @@ def test_conversations_take_the_form_of_the_training(model):
     [
         ({"dtype": "int8"}, "dtype=int8 must be one of float32, bfloat16"),
         ({"device": "tpu"}, "device='tpu' cannot be used here"),
-        ({"stepz": 3}, "model_args: stepz: unknown"),
+        ({"device": 7}, "device='7' cannot be used here"),
+        ({"stepz": 3}, r"model_args: stepz: unknown key \(did you mean steps\?\)"),
         ({"unmask": "none"}, "model_args: unmask: unmask='none' must be one of fixed"),
+        ({"check_greedy": "no"}, "model_args: check_greedy: given 'no', must be true or false"),
+        ({"check_greedy": 0}, "model_args: check_greedy: given 0, must be true or false"),
+        ({"rounds": "many"}, "model_args: rounds: given 'many', .*; allowed: 1 to 10,000"),
+        ({"rounds": 2.5}, "model_args: rounds: given 2.5, .*; allowed: 1 to 10,000"),
+        ({"rounds": 0}, "model_args: rounds: given 0, .*; allowed: 1 to 10,000"),
+        ({"seed": -1}, "model_args: seed: given -1, .*; allowed: 0 to below 2"),
+        ({"batch_tokens": True}, "model_args: batch_tokens: given True, must be a number"),
+        ({"batch_size": "all"}, "model_args: batch_size: given 'all', .*; allowed: 1 to 65,536"),
+        ({"batch_size": "-3"}, "model_args: batch_size: given '-3', .*; allowed: 1 to 65,536"),
+        ({"batch_size": "auto", "max_batch_size": 0}, "model_args: max_batch_size: given 0, .*; allowed: 1 to 65,536"),
+        ({"pretrained": 7}, "model_args: pretrained: given 7, must be the folder of a checkpoint"),
+        ({"pretrained": None}, "model_args: pretrained: missing, must be given"),
     ],
 )
 def test_wrong_model_args_are_one_line(folder, given, said):
-    with pytest.raises(InputError, match=said):
-        HarnessModel(str(folder), **given)
+    with pytest.raises(InputError, match=said) as caught:
+        HarnessModel(**{"pretrained": str(folder)} | given)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_come_as_text_or_as_values():
+    """lm-eval has several ways from its command line to the model."""
+    as_text = {"rounds": "4", "seed": "3", "check_greedy": "true", "steps": "8", "temperature": "0.5"}
+    as_values = {"rounds": 4, "seed": 3.0, "check_greedy": True, "steps": 8, "temperature": 0.5}
+    for size in ("2", 2):
+        for given in (as_text, as_values):
+            args, notes = read_model_args(given | {"batch_size": size, "max_batch_size": None})
+            assert (args.rounds, args.seed, args.check_greedy, notes) == (4, 3, True, [])
+            assert args.answering == AnswerParams(steps=8, temperature=0.5, batch_size=2)
+    assert not read_model_args({"check_greedy": "false"})[0].check_greedy
+    assert read_model_args({}) == (ModelArgs(), [])
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "said"),
+    [
+        ({"batch_size": "auto"}, 16, "batch_size=auto: no size is searched for; 16 answers are decoded together"),
+        ({"batch_size": "auto:4", "max_batch_size": 64}, 16, "batch_size=auto:4: no size is searched for; 16 answers"),
+        ({"batch_size": "auto", "max_batch_size": "3"}, 3, "batch_size=auto: no size is searched for; 3 answers"),
+        ({"batch_size": 8, "max_batch_size": 4}, 8, "max_batch_size=4 is not used: it goes with batch_size=auto"),
+    ],
+)
+def test_what_is_not_used_as_it_stands_is_named(folder, caplog, given, size, said):
+    assert HarnessModel(str(folder), **given).params.batch_size == size
+    assert caplog.text.count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_gen_toks": "long"}, "generation_kwargs: max_gen_toks: given 'long', "),
+        ({"max_gen_toks": 2.5}, "generation_kwargs: max_gen_toks: given 2.5, "),
+        ({"max_gen_toks": 0}, "generation_kwargs: gen_length: given 0, "),
+        ({"do_sample": "no"}, "generation_kwargs: do_sample: given 'no', must be true or false"),
+        ({"do_sample": True, "temperature": "hot"}, "generation_kwargs: temperature: given 'hot', "),
+        ({"until": 3}, "generation_kwargs: until"),
+    ],
+)
+def test_wrong_generation_settings_are_one_line(model, given, said):
+    with pytest.raises(InputError, match=said) as caught:
+        model.generate_until(asked(("hello", given)))
+    assert "\n" not in str(caught.value)
+
+
+def test_generation_settings_are_read_and_those_without_effect_are_named(model):
+    stops = {"until": "x"}
+    assert model._generation(stops | {"do_sample": "true", "temperature": 0.5})[0].temperature == 0.5
+    assert model._generation({"do_sample": True}) == (
+        AnswerParams(gen_length=8, steps=9, temperature=1.0, batch_size=2), ()
+    )  # fmt: skip
+    assert model._generation(stops | {"do_sample": "false"})[1] == ("x",)
+    args, notes = read_generation({"temperature": 0.7, "top_p": 0.9, "until": ["a", "b"]})
+    assert args.stops == ("a", "b")
+    assert notes == [
+        "generation settings that this model does not have: top_p",
+        "temperature=0.7 is not used without do_sample=true",
+    ]
+    assert read_generation({"temperature": 0.0, "do_sample": False, "until": None}) == (
+        GenerationArgs(temperature=0.0, do_sample=False), []
+    )  # fmt: skip
+
+
+def test_the_program_says_in_one_line_what_is_wrong(folder, monkeypatch, capsys):
+    given = f"pretrained={folder},check_greedy=no"
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: HarnessModel.create_from_arg_string(given))
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: model_args: check_greedy: given 'no', must be true or false\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")

@@ -49,13 +49,8 @@ def encode_prompts(tokenizer: Any, template: Template, exchanges: Sequence[Excha
     return _encode_chats(tokenizer, exchanges)
 
 
-def encode_answer(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of an answer, ended by EOS if the tokenizer has one."""
-    return encode_answers(tokenizer, [text])[0]
-
-
 def encode_answers(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of several answers, each ended by EOS if the tokenizer has one."""
+    """Token ids of answers, each ended by EOS if the tokenizer has one."""
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return [ids + eos for ids in encode_texts(tokenizer, texts)]
 

@@ -89,11 +89,6 @@ def read_questions(request: SampleRequest) -> Iterator[Exchange]:
         print(f"warning: {request.prompts}: fields that are not asked: {named}", file=sys.stderr, flush=True)
 
 
-def as_question(row: Any, system: str | None) -> Exchange:
-    """One prompt, see `read_question`."""
-    return read_question(row, system)[0]
-
-
 def read_question(row: Any, system: str | None) -> tuple[Exchange, Lost]:
     """One prompt and the unused parts of its line. A line is a text, a question with or without answer, or a
     conversation.

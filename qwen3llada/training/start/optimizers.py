@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ class Optimizer:
     build: (parameter groups, lr, betas, eps) -> optimiser. moments: number of moving averages per parameter.
     moment_bytes: bytes per element of one; None: the parameter's dtype. bitsandbytes: needs that package and a CUDA
     device. sharded: takes parameters that FSDP2 has sharded. matrices: treats the matrices of layers, whose group says
-    `muon: True`, in its own way, with so many moving averages; None: like all others.
+    `muon: True`, in its own way, with so many moving averages; None: like all others. unused: knobs of `OptimParams`
+    without effect. unused_for_matrices: those that have none on the matrices of layers.
     """
 
     build: Callable[[Groups, float, tuple[float, float], float], torch.optim.Optimizer]
@@ -28,6 +29,8 @@ class Optimizer:
     bitsandbytes: bool = False
     sharded: bool = True
     matrices: int | None = None
+    unused: Collection[str] = ()
+    unused_for_matrices: Collection[str] = ()
 
 
 def adamw(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
@@ -46,7 +49,7 @@ def adamw8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float)
 
 
 def lion8bit(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Lion (Chen et al., arXiv 2302.06675) with an 8-bit moment. `eps` is not used."""
+    """Lion (Chen et al., arXiv 2302.06675) with an 8-bit moment. It divides by nothing, so `eps` is not used."""
     import bitsandbytes
 
     return bitsandbytes.optim.Lion8bit(groups, lr=lr, betas=betas)
@@ -62,7 +65,7 @@ def muon(groups: Groups, lr: float, betas: tuple[float, float], eps: float) -> t
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": Optimizer(build=adamw, moments=2),
     "adamw8bit": Optimizer(build=adamw8bit, moments=2, moment_bytes=1, bitsandbytes=True, sharded=False),
-    "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True, sharded=False),
-    "muon": Optimizer(build=muon, moments=2, matrices=1, sharded=False),
+    "lion8bit": Optimizer(build=lion8bit, moments=1, moment_bytes=1, bitsandbytes=True, sharded=False, unused=("eps",)),
+    "muon": Optimizer(build=muon, moments=2, matrices=1, sharded=False, unused_for_matrices=("betas", "eps")),
 }
 FALL_BACK = "adamw"  # replaces bitsandbytes' optimisers without a GPU

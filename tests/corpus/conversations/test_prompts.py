@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3llada.corpus.conversations.prompts import encode_answer, encode_prompt, encode_texts, fit
+from qwen3llada.corpus.conversations.prompts import encode_answers, encode_prompt, encode_texts, fit
 from qwen3llada.corpus.conversations.records import Exchange, exchanges
 
 GOOD = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
@@ -94,8 +94,8 @@ def test_chat_prompts_are_the_template_with_its_generation_prompt(tokenizer):
 
 
 def test_answers_end_with_eos_where_there_is_one(tokenizer, make_tokenizer):
-    assert encode_answer(tokenizer, "ok") == [*encode_texts(tokenizer, ["ok"])[0], tokenizer.eos_token_id]
-    assert encode_answer(make_tokenizer(eos=False), "ok") == encode_texts(tokenizer, ["ok"])[0]
+    assert encode_answers(tokenizer, ["ok"]) == [[*encode_texts(tokenizer, ["ok"])[0], tokenizer.eos_token_id]]
+    assert encode_answers(make_tokenizer(eos=False), ["ok"]) == encode_texts(tokenizer, ["ok"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_text_that_reads_like_a_control_token_stays_text(tokenizer, text):
     raw = len(text.encode())
     assert len(encode_texts(tokenizer, [text])[0]) == raw
     assert len(encode_prompt(tokenizer, "plain", text)) == raw + 1
-    assert special.isdisjoint(encode_answer(tokenizer, text)[:-1])
+    assert special.isdisjoint(encode_answers(tokenizer, [text])[0][:-1])
     chat = encode_prompt(tokenizer, "chat", text, system=text, history=[(text, text)])
     assert sum(i in special for i in chat) == 4 * 2 + 1  # the template's own: four messages and the generation prompt
     assert tokenizer.decode(chat).count(text) == 4
@@ -153,7 +153,7 @@ def test_a_bos_that_begins_turns_is_cut_with_its_turn(make_tokenizer):
     """Tokenizers such as SmolLM2's name <|im_start|> their BOS. One that stands for the text's beginning stays."""
     tokenizer = make_tokenizer(bos=True)
     chat = encode_prompt(tokenizer, "chat", "a question")
-    answer = encode_answer(tokenizer, "yes")
+    (answer,) = encode_answers(tokenizer, ["yes"])
     for own in ([], [tokenizer.bos_token_id]):  # templates with and without a BOS of their own
         prompt = [*own, *chat]
         room = len(prompt) + len(answer) - len("|user\na ")  # one token a byte, and one for <|im_start|>

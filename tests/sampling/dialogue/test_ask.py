@@ -14,7 +14,7 @@ from vocabulary import EOS
 from qwen3llada.artifacts import read_jsonl, write_jsonl
 from qwen3llada.corpus.conversations.records import Exchange
 from qwen3llada.destinations import ANSWERS, PAGE, check_destinations
-from qwen3llada.sampling.dialogue.ask import SampleRequest, answer_request, as_question, read_questions
+from qwen3llada.sampling.dialogue.ask import SampleRequest, answer_request, read_question, read_questions
 from qwen3llada.sampling.dialogue.text_model import Answer
 from qwen3llada.sampling.sampler import SampleParams, generate
 from qwen3llada.sampling.trace.page import write_trace_page
@@ -146,7 +146,7 @@ def messages(*turns):
     ],
 )
 def test_every_form_of_a_question(row, question):
-    asked = as_question(row, "S")
+    asked, _ = read_question(row, "S")
     assert (asked.human, asked.system, asked.history) == (question.human, question.system, question.history)
 
 

@@ -196,3 +196,62 @@ def test_scaling_gradients_in_the_update_is_clipping_them_before(pretraining, tm
     torch.testing.assert_close(weights(within), weights(before), rtol=1e-5, atol=1e-6)
     norms = [[p["train/grad_norm"] for p in curves(run, 6) if "train/grad_norm" in p] for run in (within, before)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+OTHER = {"lr": 2e-2, "betas": (0.5, 0.6), "eps": 1e-2, "weight_decay": 0.9}  # other values than `updated` has
+
+
+def updated(name, device, model, **given):
+    """The parameters of `model` after two steps."""
+    torch.manual_seed(0)
+    model = model().to(device)
+    asked = {"name": name, "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1} | given
+    optimizer = build_optimizer(model, OptimParams.model_construct(**asked))  # unchecked
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 64).to(device)).square().mean().backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten().cpu() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("matrices_alone", [False, True])
+@pytest.mark.parametrize("knob", OTHER)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_knob_changes_the_update_unless_it_is_listed_as_unused(name, knob, matrices_alone):
+    optimizer, device = OPTIMIZERS[name], CUDA if OPTIMIZERS[name].bitsandbytes else CPU
+    if optimizer.bitsandbytes:
+        pytest.importorskip("bitsandbytes", reason="not installed")
+        if not torch.cuda.is_available():
+            pytest.skip("bitsandbytes needs a GPU")
+    size = {"in_features": 64, "out_features": 80, "bias": not matrices_alone}  # large enough for 8 bits
+    before = updated(name, device, lambda: torch.nn.Linear(**size))
+    after = updated(name, device, lambda: torch.nn.Linear(**size), **{knob: OTHER[knob]})
+    unused = {*optimizer.unused, *(optimizer.unused_for_matrices if matrices_alone else ())}
+    assert torch.equal(before, after) is (knob in unused)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "lion8bit", "eps": 1e-6}, "eps=1e-06 has no effect under name=lion8bit: leave it at 1e-08"),
+        (
+            {"scheduler": "cosine", "decay_ratio": 0.5},
+            "decay_ratio=0.5 has no effect under scheduler=cosine: leave it at 0.2",
+        ),
+    ],
+)
+def test_a_knob_without_effect_is_refused_unless_it_has_its_default(given, said):
+    stated = OptimParams().model_dump()
+    for default in (stated | {"name": given.get("name", "adamw")}, {"name": given.get("name", "adamw")}):
+        assert OptimParams.model_validate(default)
+    with pytest.raises(ValueError, match=said):
+        OptimParams.model_validate(stated | given)
+
+
+def test_muon_over_adapters_refuses_the_knobs_of_adamw(pretraining):
+    changed(pretraining, optim={"name": "muon", "betas": [0.9, 0.99]})
+    changed(pretraining, optim={"name": "muon"}, adapter={"method": "lora"})
+    under = "under optim.name=muon with adapter.method=lora"
+    said = rf"betas=\[0.9, 0.99\] has no effect {under}: leave it at \[0.9, 0.95\]"
+    with pytest.raises(ValueError, match=said):
+        changed(pretraining, optim={"name": "muon", "betas": [0.9, 0.99]}, adapter={"method": "lora"})
