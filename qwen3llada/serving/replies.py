@@ -60,10 +60,11 @@ class Replies:
 
     def _log_probs(self, job: Job, first: int, last: int) -> dict[str, Any]:
         """Of the settled tokens `first` to `last` (exclusive): the probability that each had when it was committed."""
-        values = job.progress.log_probs[first:last]
-        pieces = [self.text.tokenizer.decode([token]) for token in job.progress.tokens[:last]]
-        offsets, pieces = [0, *accumulate(map(len, pieces))][first:last], pieces[first:]
+        values, decode = job.progress.log_probs[first:last], self.text.tokenizer.decode
+        pieces = [decode([token]) for token in job.progress.tokens[first:last]]
         if self.kind == "completion":
+            before = sum(len(decode([token])) for token in job.progress.tokens[:first])
+            offsets = [*accumulate(map(len, pieces), initial=before)][:-1]
             return {"tokens": pieces, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
         content = [
             {"token": piece, "logprob": value, "bytes": list(piece.encode()), "top_logprobs": []}
