@@ -10,14 +10,17 @@ from bench.random_run import DEVICE, FIRST_WORD, MASK
 
 
 def plain_step(folder: Path, rows: int, length: int, *, block_length: int = 0) -> Callable[[], None]:
-    """The published recipe: eager model, dense additive mask, float32 logits at all positions.
+    """The published recipe: a model that is not compiled, dense additive mask, float32 logits at all positions.
 
-    `block_length` above 0: block diffusion over [corrupted | clean] with such a mask, one noise level per block.
+    `block_length` above 0: block diffusion over [corrupted | clean] with such a mask, one noise level per block. Its
+    attention is torch's `scaled_dot_product_attention`, because the scores of Transformers' eager attention over both
+    copies do not fit on a card.
     """
     from qwen3llada import Qwen3LLadaForMaskedLM
 
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
-    model = Qwen3LLadaForMaskedLM.from_pretrained(folder / "model", dtype=dtype, attn_implementation="eager")
+    attention = "sdpa" if block_length else "eager"
+    model = Qwen3LLadaForMaskedLM.from_pretrained(folder / "model", dtype=dtype, attn_implementation=attention)
     model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     tokens = torch.randint(FIRST_WORD, model.config.vocab_size, (rows, length), device=DEVICE)
