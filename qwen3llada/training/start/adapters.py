@@ -65,6 +65,8 @@ def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path |
             target_modules=list(params.target_modules),
         )
         wrapped = get_peft_model(model, config)
+    own = wrapped.peft_config["default"]
+    own.target_modules = sorted(own.target_modules)  # peft saves a set, in an order that differs from run to run
     if checkpointed:
         # Checkpointing recomputes a layer only if its input requires a gradient; without this the first one's does not.
         model.enable_input_require_grads()  # type: ignore[operator]

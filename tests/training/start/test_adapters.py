@@ -1,5 +1,6 @@
 """LoRA: what is trained, what is saved, resumed and merged."""
 
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -52,6 +53,8 @@ def test_adapters_alone_are_saved_on_request_and_read_with_their_base(lora, tmp_
     (lora.dst / MARKER).unlink()
     check_destinations({"dst": (lora.dst, MODEL)}, {})  # adapters are recognised without the marker
     assert (lora.dst / "adapter_model.safetensors").is_file()
+    modules = json.loads((lora.dst / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(params.adapter.target_modules)  # the same bytes in every run
     assert not (lora.dst / "model.safetensors").exists()
     paths = {"dst": tmp_path / "whole", "reports": tmp_path / "other/reports", "output_dir": tmp_path / "other"}
     whole = changed(params, **paths, adapter=lora.adapter.model_dump())
