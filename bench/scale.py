@@ -67,7 +67,7 @@ def run_all(rows: list[Row], gpus: int, folder: Path, out: Path, budget: float) 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sizes = sorted({row.size for row in rows if row.size in MODELS})
-        job = {"prepare": sizes, "folder": str(folder)}
+        job = {"prepare": sizes, "folder": str(folder), "limit": PREPARING}
         prepared = finished([started("prepare", job, gpus, folder, first_gpu=0, sharded=False)], PREPARING, folder)[0]
         report(out, prepared | {"seconds": round(time.monotonic() - began, 1), "folder": str(folder)})
         rate = prepared.get("write_gb_per_s", 0.0)
@@ -96,11 +96,11 @@ def affordable(row: Row, rate: float, folder: Path) -> bool:
 
 def run_together(rows: list[Row], saving: list[bool], folder: Path, out: Path) -> list[dict[str, Any]]:
     """Run rows at the same time, on GPUs of their own, and then their second parts, which resume. Reports each part."""
+    limit = max(60 + 3 * row.seconds for row in rows)
     jobs = [
-        {"row": asdict(row) | {"checkpoint": save}, "folder": str(folder)}
+        {"row": asdict(row) | {"checkpoint": save}, "folder": str(folder), "limit": limit}
         for row, save in zip(rows, saving, strict=True)
     ]
-    limit = max(60 + 3 * row.seconds for row in rows)
     sharded = [row.strategy == "fsdp2" for row in rows]
     first = [sum(row.gpus for row in rows[:number]) for number in range(len(rows))]
     running = [
@@ -115,7 +115,7 @@ def run_together(rows: list[Row], saving: list[bool], folder: Path, out: Path) -
         if checkpoint:
             name = f"{row.name}-resumed"
             again = started(name, job | {"resume": checkpoint}, row.gpus, folder, first_gpu=0, sharded=many)
-            resumed = finished([again], 120, folder)[0]
+            resumed = finished([again], limit, folder)[0]
             report(out, resumed | compared(result, resumed))
         shutil.rmtree(folder / "runs" / row.name, ignore_errors=True)
     return results
