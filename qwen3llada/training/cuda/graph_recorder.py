@@ -96,6 +96,28 @@ class Pool(NamedTuple):
     idle: int  # holds no tensor now; only the graphs can use it
 
 
+class ReplayedPass:
+    """A forward pass that runs by graphs. Each of its autograd nodes refers to it, so it is gone when they are."""
+
+    def __init__(self, shape: GraphShape):
+        self.shape = shape
+        self.differentiated: set[int] = set()  # numbers of the layers whose backward pass has begun
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the backward pass has reached the first layer, after which activations may be overwritten."""
+        return 0 in self.differentiated
+
+    def begin_backward(self, number: int) -> None:
+        """Note the backward pass of layer `number`. Raises RuntimeError if its activations may be overwritten."""
+        if self.is_over or number in self.differentiated:
+            raise RuntimeError(
+                f"layer {number}: a second backward pass needs activations that CUDA graphs have overwritten;"
+                " cuda_graphs=never keeps them under retain_graph=True"
+            )
+        self.differentiated.add(number)
+
+
 class GraphRecorder:
     """Captures CUDA graphs on a side stream, all into one memory pool.
 

@@ -9,9 +9,10 @@ copies: the output memory of a layer is the input memory of the next layer's gra
 """
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.func import functional_call
 from torch.nn.attention.flex_attention import BlockMask
 
 from qwen3llada.training.cuda.gradient_sum import GradientSum
-from qwen3llada.training.cuda.graph_recorder import GraphRecorder, GraphShape, Inputs, LayerGraph, Pair
+from qwen3llada.training.cuda.graph_recorder import GraphRecorder, GraphShape, Inputs, LayerGraph, Pair, ReplayedPass
 
 # Capture a shape on its third occurrence: compilation and library workspaces are done by then.
 RECORDED_AT = 3
@@ -38,6 +39,10 @@ class LayerGraphs:
 
     Layers may have different masks, as they do under layered attention policies.
 
+    A pass whose output is dropped, or that an exception ends, needs no backward pass and does not block the graphs. A
+    second backward pass through the same layer (`retain_graph=True`) is an error: the first one has overwritten the
+    activations.
+
     Args:
         layers: decoder layers in the order in which they are called, without dropout.
         reduction: says where graphs write parameter gradients. No graph is captured before it knows. If None, the
@@ -47,8 +52,8 @@ class LayerGraphs:
     def __init__(self, layers: nn.ModuleList, reduction: GradientSum | None = None):
         self.recorder, self.reduction = GraphRecorder(), reduction
         self.shapes: dict[Any, GraphShape] = {}
-        self.replayed: GraphShape | None = None  # graphs of the pass that is under way
-        self.awaits_backward = False
+        self.replayed: ReplayedPass | None = None  # the forward pass that is under way, if it runs by graphs
+        self._last: Callable[[], ReplayedPass | None] = lambda: None  # a weak reference to the last one that did
         self._seen: Counter[Any] = Counter()
         # One BlockMask object serves all batches of a shape. One that was built for a batch does not come again.
         self._seen_with: WeakKeyDictionary[BlockMask, Counter[Any]] = WeakKeyDictionary()
@@ -58,7 +63,7 @@ class LayerGraphs:
 
     def begin(self, hidden: Tensor, inputs: Inputs) -> None:
         """Choose graphs or plain layers for the forward pass whose first layer receives `hidden` and `inputs`."""
-        self.replayed = None
+        self.replayed = None  # from here on, nothing but autograd's graph keeps the last pass alive
         if not torch.is_grad_enabled() or not hidden.requires_grad or self.awaits_backward:
             return
         key, seen = self._key(hidden, inputs)
@@ -73,7 +78,14 @@ class LayerGraphs:
             torch.cuda.empty_cache()  # gives back what passes without graphs have cached
             shape = self.shapes[key] = GraphShape(inputs.cos, inputs.sin)
         self._keep_gradients()
-        self.replayed = shape
+        self.replayed = ReplayedPass(shape)
+        self._last = ref(self.replayed)
+
+    @property
+    def awaits_backward(self) -> bool:
+        """Whether a pass that ran by graphs may still be differentiated."""
+        last = self._last()
+        return last is not None and not last.is_over
 
     def _key(self, hidden: Tensor, inputs: Inputs) -> tuple[Any, Counter[Any]]:
         """What tells the graphs of this pass from others, and the counter of passes in which such keys are counted."""
@@ -127,15 +139,13 @@ class GraphedLayer:
         graphs = self.graphs
         if self.number == 0 and not graphs.recorder.recording:
             graphs.begin(hidden_states, Inputs(position_embeddings[0], position_embeddings[1], attention_mask))
-        shape = graphs.replayed
+        replayed = graphs.replayed
         mask = rest["kept_mask"] if self._takes_kept_mask(rest) else attention_mask
-        if graphs.recorder.recording or shape is None or not shape.take_mask(self.number, mask):
+        if graphs.recorder.recording or replayed is None or not replayed.shape.take_mask(self.number, mask):
             return self.plain(
                 hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **rest
             )
-        if self.number == 0:
-            graphs.awaits_backward = True
-        return _Replay.apply(self, shape, hidden_states, rest, *self.parameters)
+        return _Replay.apply(self, replayed, hidden_states, rest, *self.parameters)
 
     def _takes_kept_mask(self, rest: dict[str, Any]) -> bool:
         """Whether this is the last layer and computes some columns alone (`objective.last_layer`)."""
@@ -149,8 +159,6 @@ class GraphedLayer:
 
     def replay_backward(self, shape: GraphShape, grad_output: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the input and of the parameters, in memory that the next replay overwrites."""
-        if self.number == 0:
-            self.graphs.awaits_backward = False
         pair = shape.pairs[self.number]
         if pair.backward is None:
             pair.backward = self._record_backward(shape, pair, grad_output)
@@ -163,8 +171,9 @@ class GraphedLayer:
         given = (hidden if handed_over else hidden.clone()).detach().requires_grad_()
         # Autograd accumulates the real parameters' gradients on the step's stream, which a capture must not touch.
         parameters = [nn.Parameter(parameter.detach()) for parameter in self.parameters]
-        seen = {"attention_mask": None, "position_embeddings": shape.rotary} | rest
-        seen["kept_mask" if self._takes_kept_mask(rest) else "attention_mask"] = shape.masks[self.number].static
+        seen = {"attention_mask": None, "position_embeddings": tuple(map(_untracked, shape.rotary))} | rest
+        own_mask = _untracked(shape.masks[self.number].static)
+        seen["kept_mask" if self._takes_kept_mask(rest) else "attention_mask"] = own_mask
 
         def work() -> Tensor:
             with torch.enable_grad():
@@ -195,16 +204,22 @@ class GraphedLayer:
         return LayerGraph(graph, given, grad_hidden)
 
 
+def _untracked(part: Any) -> Any:
+    """The same memory, so that autograd does not see a later pass fill it before the backward pass is captured."""
+    return part.data if isinstance(part, Tensor) else part
+
+
 class _Replay(torch.autograd.Function):
     """Replay of one layer. The parameters are inputs so that autograd accumulates their gradients."""
 
     @staticmethod
-    def forward(ctx, layer, shape, hidden, rest, *parameters):
-        ctx.layer, ctx.shape = layer, shape
-        return layer.replay_forward(shape, hidden, rest)
+    def forward(ctx, layer, replayed, hidden, rest, *parameters):
+        ctx.layer, ctx.replayed = layer, replayed
+        return layer.replay_forward(replayed.shape, hidden, rest)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        grad_hidden, *gradients = ctx.layer.replay_backward(ctx.shape, grad_output)
+        ctx.replayed.begin_backward(ctx.layer.number)
+        grad_hidden, *gradients = ctx.layer.replay_backward(ctx.replayed.shape, grad_output)
         return None, None, grad_hidden, None, *gradients

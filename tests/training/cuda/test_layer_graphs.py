@@ -143,6 +143,19 @@ def test_passes_that_cannot_be_replayed_and_released_graphs(folder):
     assert len(graphs.shapes) == 1
 
 
+def test_an_output_dropped_before_its_backward_graphs_are_captured(folder):
+    plain, _ = load(folder, graphed=False)
+    graphed, graphs = load(folder, graphed=True)
+    for number in range(2):
+        run(graphed, PADDED, number)
+    graphed.model(torch.arange(36).view(PADDED).cuda() % 32, attention_mask=torch.ones(PADDED).bool().cuda())
+    for number in range(2, 5):
+        plain.zero_grad(), graphed.zero_grad()
+        assert torch.equal(run(graphed, PADDED, number), run(plain, PADDED, number))
+        assert_same_gradients(graphed, plain)
+    assert graphs.recorder.recorded == 2 * len(graphed.model.layers)
+
+
 def test_memory_that_graphs_keep_is_part_of_the_peak(folder):
     model, graphs = load(folder, graphed=True)
     peak = PeakMemory(torch.device("cuda"), graphs)
