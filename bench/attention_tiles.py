@@ -9,7 +9,8 @@ import torch
 from qwen3llada.sampling.cuda.attention_kernel import attention
 from qwen3llada.sampling.cuda.attention_ranges import Blocks, Range
 from qwen3llada.sampling.cuda.attention_tiles import Tiles, attention_tiles
-from qwen3llada.sampling.cuda.layer_kernels import Heads
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Rotary
+from qwen3llada.sampling.cuda.rotated_attention import rotated_attention
 
 HEADS = Heads(16, 8, 128)  # Qwen3-0.6B's
 CALLS = 20  # in one graph
@@ -78,11 +79,15 @@ def microseconds(call: Callable[[], object]) -> float:
 
 
 def compare_tiles() -> Iterator[str]:
-    """A line for each shape and tile; the first is what `attention_tiles` chooses."""
+    """A line for each shape and tile: attention, and norm and rotary embedding with it. The first is the chosen one."""
     for shape, candidates in CANDIDATES.items():
         units, queries, columns, length = shape
         qkv = torch.randn(units * queries, 32 * 128, device="cuda", dtype=torch.bfloat16)
         qk = qkv[:, : 24 * 128].contiguous()
+        norms = torch.ones(2, 128, device="cuda", dtype=torch.bfloat16)
+        angles = Angles(*torch.ones(2, columns + queries, 64, device="cuda"))
+        positions = torch.arange(columns, columns + queries, device="cuda", dtype=torch.int32).repeat(units)
+        rotary = Rotary(*norms, positions, angles, 1e-6)
         prefix, blocks = None, Blocks(length, queries, 0) if length else None
         ranges = torch.zeros(len(Range), units, dtype=torch.int32, device="cuda")
         ranges[Range.OWN_HIGH] = queries
@@ -94,8 +99,9 @@ def compare_tiles() -> Iterator[str]:
         chosen = attention_tiles(queries * HEADS.queries // HEADS.keys, HEADS, units, columns, qk)
         for tiles in dict.fromkeys([chosen, *candidates]):
             try:
-                call = functools.partial(attention, qk, qkv, prefix, ranges, HEADS, blocks, tiles)
-                yield f"  {shape!s:28} {tiles}  {microseconds(call):9.1f} us"
+                alone = functools.partial(attention, qk, qkv, prefix, ranges, HEADS, blocks, tiles)
+                both = functools.partial(rotated_attention, qkv, rotary, prefix, ranges, HEADS, blocks, tiles=tiles)
+                yield f"  {shape!s:28} {tiles}  {microseconds(alone):9.1f} us {microseconds(both):9.1f} us"
             except Exception as error:
                 if "CUDA error" in str(error):
                     raise

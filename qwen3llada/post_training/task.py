@@ -49,6 +49,7 @@ CODE = (
     "sampling/cuda/pass_inputs.py",
     "sampling/cuda/program_cache.py",
     "sampling/cuda/proposal_kernel.py",
+    "sampling/cuda/rotated_attention.py",
     "sampling/cuda/running_memory.py",
     "sampling/cuda/sampler.py",
     "sampling/cuda/shared_step.py",

@@ -1,7 +1,8 @@
 """The sampler's attention for few queries: one loop over large tiles of keys, which the warps of a program share.
 
 With few queries there is little work, and a loop takes the time of its latencies, so it should have few iterations and
-wait for memory once. Shapes: see `attention_kernel.py`. M rows are queries times query heads per key/value head.
+wait for memory once. The kernel can also compute norm and rotary embedding and store keys and values, which saves a
+launch. Shapes: see `attention_kernel.py`. M rows are queries times query heads per key/value head.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.attention_steps import LOG2_E, NOTHING, keys_of_blocks, softmax_step
 from qwen3llada.sampling.cuda.attention_tiles import Tiles
-from qwen3llada.sampling.cuda.layer_kernels import Heads
+from qwen3llada.sampling.cuda.layer_kernels import Heads, Rotary, Store, partner_columns, rotated_heads
 
 
 @triton.jit
@@ -30,15 +31,17 @@ def _attend(
 @triton.jit(do_not_specialize=["units", "queries", "block_length", "window", "shift"])
 def _few_rows(
     qk_ptr, qkv_ptr, keys_ptr, values_ptr, out_ptr, ranges_ptr, units, queries, prefix_columns, block_length, window,
-    shift, scale,
+    shift, scale, q_weight_ptr, k_weight_ptr, positions_ptr, cos_ptr, sin_ptr, eps, to_keys_ptr, to_values_ptr,
+    firsts_ptr, counts_ptr,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_OWN: tl.constexpr, PREFIX: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FUSED: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one unit, over all heads that share one key/value head. Arguments as of `_attention`.
 
     BLOCK_N keys of a tile of the prefix; BLOCK_OWN is at least the number of queries, so the unit's own keys are one
-    tile.
+    tile. FUSED: queries and keys are those of qkv, not yet normalised and rotated. Every program does so to all of the
+    unit's own keys. STORE: the first one stores them, and their values.
     """
     GROUP: tl.constexpr = HQ // HK
     unit = (tl.program_id(1) // HK).to(tl.int64)
@@ -50,13 +53,36 @@ def _few_rows(
     e = tl.arange(0, BLOCK_E)[None, :]
     keep = (query < queries)[:, None] & (e < E)
     own_visible = (own >= tl.load(ranges_ptr + unit)) & (own < tl.load(ranges_ptr + units + unit))
+    own_keep = (own < queries if FUSED else own_visible)[:, None] & (e < E)
     token, own_token = unit * queries + query, unit * queries + own
-    own_keep = own_visible[:, None] & (e < E)
-    q_row = (HQ + HK) * E
     v_row = (HQ + 2 * HK) * E
-    q = tl.load(qk_ptr + token[:, None] * q_row + head[:, None] * E + e, mask=keep, other=0.0)
-    own_k = tl.load(qk_ptr + own_token[:, None] * q_row + (HQ + kv) * E + e, mask=own_keep, other=0.0)
+    q_row = v_row if FUSED else (HQ + HK) * E
+    q_at = qk_ptr + token[:, None] * q_row + head[:, None] * E
+    own_k_at = qk_ptr + own_token[:, None] * q_row + (HQ + kv) * E
     own_v = tl.load(qkv_ptr + own_token[:, None] * v_row + (HQ + HK + kv) * E + e, mask=own_keep, other=0.0)
+    if FUSED:
+        kind = qkv_ptr.dtype.element_ty
+        partner = partner_columns(e, E)
+        position = tl.load(positions_ptr + token, mask=query < queries, other=0)[:, None]
+        own_position = tl.load(positions_ptr + own_token, mask=own < queries, other=0)[:, None]
+        weight = tl.load(q_weight_ptr + e, mask=e < E, other=0.0)
+        partner_weight = tl.load(q_weight_ptr + partner, mask=e < E, other=0.0)
+        q = rotated_heads(q_at, e, keep, weight, partner_weight, position, cos_ptr, sin_ptr, eps, E, kind)
+        weight = tl.load(k_weight_ptr + e, mask=e < E, other=0.0)
+        partner_weight = tl.load(k_weight_ptr + partner, mask=e < E, other=0.0)
+        own_k = rotated_heads(
+            own_k_at, e, own_keep, weight, partner_weight, own_position, cos_ptr, sin_ptr, eps, E, kind
+        )  # fmt: skip
+        if STORE:
+            count = tl.where(tl.program_id(0) == 0, tl.load(counts_ptr + unit), 0)
+            stored = (own < count)[:, None] & (e < E)
+            to = (tl.load(firsts_ptr + unit) + own)[:, None] * (HK * E) + kv * E + e
+            tl.store(to_keys_ptr + to, own_k, mask=stored)
+            tl.store(to_values_ptr + to, own_v, mask=stored)
+        own_v = tl.where(own_visible[:, None], own_v, 0.0)
+    else:
+        q = tl.load(q_at + e, mask=keep, other=0.0)
+        own_k = tl.load(own_k_at + e, mask=own_keep, other=0.0)
     first, last = query, query
     if CAUSAL:
         first, last = keys_of_blocks(query, queries, block_length, window, shift)
@@ -91,17 +117,23 @@ def attend_few_rows(
     heads: Heads,
     blocks: Blocks | None,
     tiles: Tiles,
+    rotary: Rotary | None = None,
+    store: Store | None = None,
 ) -> Tensor:
-    """As `attention_kernel.attention`, for units of few queries."""
+    """As `attention_kernel.attention`, for units of few queries. With `rotary`, qk is qkv, and `norm_rope` is included.
+
+    Nothing that is stored may be read in the same call.
+    """
     (tokens, _), units, columns = qk.shape, ranges.shape[1], prefix[0].shape[1] if prefix is not None else 0
     queries, rows = tokens // units, tokens // units * (heads.queries // heads.keys)
     out = torch.empty(tokens, heads.queries * heads.size, dtype=qk.dtype, device=qk.device)
+    norms = (qk, qk, ranges, qk, qk, 0.0) if rotary is None else (*rotary[:3], *rotary.angles, rotary.eps)
     _few_rows[(triton.cdiv(rows, tiles.rows), units * heads.keys)](
         qk, qkv, *(prefix or (qk, qk)), out, ranges, units, queries, columns, *(blocks or Blocks(1, 0, 0)),
-        heads.size**-0.5 * LOG2_E,
+        heads.size**-0.5 * LOG2_E, *norms, *(store or (out, out, ranges, ranges)),
         HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=max(16, triton.next_power_of_2(heads.size)),
         BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, BLOCK_OWN=max(16, triton.next_power_of_2(queries)),
-        PREFIX=prefix is not None, CAUSAL=blocks is not None,
+        PREFIX=prefix is not None, CAUSAL=blocks is not None, FUSED=rotary is not None, STORE=store is not None,
         PRECISION="ieee" if qk.dtype == torch.float32 else "tf32", num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return out

@@ -42,7 +42,7 @@ def attention_tiles(rows: int, heads: Heads, units: int, prefix: int, like: Tens
     full, count = like.dtype == torch.float32, units * heads.keys  # float32 needs twice the shared memory
     if rows > LONG_QUERIES and not full:
         return Tiles(128, 128, warps=8)
-    if rows <= FEW_QUERIES and prefix <= FEW_COLUMNS and heads.size <= FEW_SIZE:
+    if rows <= (FEW_QUERIES // 2 if full else FEW_QUERIES) and prefix <= FEW_COLUMNS and heads.size <= FEW_SIZE:
         for height in (16,) if full else (16, 32, 64):  # one program for each multiprocessor, or fewer
             if triton.cdiv(rows, height) * count <= multiprocessors:
                 return _few_rows(height, heads, shared, like)
