@@ -43,8 +43,8 @@ CANDIDATES = {
     Shape(1, 64, 384, 32): [Tiles(32, 64), Tiles(64, 64), *LOW, *MIDDLE],
     Shape(1, 32, 1024): [Tiles(64, 64, stages=3, splits=4), *LOW, *MIDDLE],
     Shape(8, 32, 384): [Tiles(32, 64), Tiles(64, 64), Tiles(64, 64, stages=3), Tiles(16, 64), *LOW, *MIDDLE, *HIGH],
-    Shape(8, 64, 384, 32): [Tiles(32, 64), Tiles(64, 64), *MIDDLE, *HIGH],
-    Shape(16, 32, 384): [Tiles(32, 64), Tiles(64, 64), *MIDDLE, *HIGH],
+    Shape(8, 64, 384, 32): [Tiles(32, 64), Tiles(64, 64), *LOW, *MIDDLE, *HIGH],
+    Shape(16, 32, 384): [Tiles(32, 64), Tiles(64, 64), *LOW, *MIDDLE, *HIGH],
     Shape(64, 32, 384): [Tiles(64, 64), Tiles(64, 64, stages=3), Tiles(32, 64), Tiles(64, 128), *HIGH],
     Shape(128, 4, 384): [Tiles(16, 64), *LOW],
     Shape(8, 32, 3840): [

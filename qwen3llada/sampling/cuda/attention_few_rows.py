@@ -52,6 +52,8 @@ def _few_rows(
     own = tl.arange(0, BLOCK_OWN)
     e = tl.arange(0, BLOCK_E)[None, :]
     keep = (query < queries)[:, None] & (e < E)
+    # Read here, because the loop would have to wait for them.
+    low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
     own_visible = (own >= tl.load(ranges_ptr + unit)) & (own < tl.load(ranges_ptr + units + unit))
     own_keep = (own < queries if FUSED else own_visible)[:, None] & (e < E)
     token, own_token = unit * queries + query, unit * queries + own
@@ -93,7 +95,6 @@ def _few_rows(
         q, acc, top, total, own_k, own_v, own, own_visible, first, last, scale, CAUSAL, PRECISION
     )  # fmt: skip
     if PREFIX:
-        low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
         skip_low, skip_high = tl.load(ranges_ptr + 5 * units + unit), tl.load(ranges_ptr + 6 * units + unit)
         row = tl.load(ranges_ptr + 2 * units + unit).to(tl.int64) * prefix_columns * HK * E + kv * E
         for start in range(low, high, BLOCK_N):
