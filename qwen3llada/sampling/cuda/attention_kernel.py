@@ -1,8 +1,9 @@
 """The sampler's attention in Triton: each unit attends to its range of a prefix and to itself.
 
-A long prefix is split over several programs, whose results a second kernel joins (flash-decoding). Safe to capture in a
-CUDA graph. Softmax and sums are in float32. Shapes: U units of Q queries each, N = U·Q tokens, HQ query heads, HK
-key/value heads, E head size, B rows and P columns of a prefix, S splits.
+A long prefix is split over several programs, whose results a second kernel joins (flash-decoding). Few queries have a
+kernel of their own (`attention_few_rows.py`). Safe to capture in a CUDA graph. Softmax and sums are in float32. Shapes:
+U units of Q queries each, N = U·Q tokens, HQ query heads, HK key/value heads, E head size, B rows and P columns of a
+prefix, S splits.
 """
 
 import torch
@@ -10,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qwen3llada.sampling.cuda.attention_few_rows import attend_few_rows
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
+from qwen3llada.sampling.cuda.attention_steps import LOG2_E, NOTHING, keys_of_blocks, softmax_step
 from qwen3llada.sampling.cuda.attention_tiles import MOST_SPLITS, Tiles, attention_tiles
 from qwen3llada.sampling.cuda.layer_kernels import Heads
 
-NOTHING = tl.constexpr(-1.0e30)  # less than any score; unlike -inf, NOTHING - NOTHING is 0 and not NaN
-LOG2_E = 1.4426950408889634
 FEW_SPLITS = 8
 
 
@@ -24,7 +25,7 @@ def _attend(
     q, acc, top, total, k_ptr, v_ptr, k_stride, v_stride, n, visible, first, last, scale,
     E: tl.constexpr, BLOCK_E: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: update the running maximum, sum and weighted values (FlashAttention, arXiv 2205.14135).
+    """One tile of keys: update the running maximum, sum and weighted values.
 
     MASKED: only the keys `visible` are seen; where CAUSAL, a query sees them from `first` up to, not including, `last`.
     """
@@ -44,11 +45,7 @@ def _attend(
         scores = tl.where(visible[None, :], scores, NOTHING)
         if CAUSAL:
             scores = tl.where((n[None, :] >= first[:, None]) & (n[None, :] < last[:, None]), scores, NOTHING)
-    higher = tl.maximum(top, tl.max(scores, 1))
-    decay = tl.exp2(top - higher)
-    p = tl.exp2(scores - higher[:, None])
-    acc = acc * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-    return acc, higher, total * decay + tl.sum(p, 1)
+    return softmax_step(acc, top, total, scores, v, PRECISION)
 
 
 @triton.jit
@@ -124,9 +121,7 @@ def _attention(
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     first_key, last_key = query, query
     if CAUSAL:
-        block = (tl.minimum(query, queries - 1) + shift) // block_length
-        last_key = (block + 1) * block_length - shift
-        first_key = last_key - (window + 1) * block_length
+        first_key, last_key = keys_of_blocks(query, queries, block_length, window, shift)
     if PREFIX:
         at = tl.load(ranges_ptr + 2 * units + unit).to(tl.int64) * prefix_columns * HK * E + kv * E
         skip_low, skip_high = tl.load(ranges_ptr + 5 * units + unit), tl.load(ranges_ptr + 6 * units + unit)
@@ -206,7 +201,9 @@ def attention(
     units = ranges.shape[1]
     (tokens, _), columns = qk.shape, prefix[0].shape[1] if prefix is not None else 0
     queries, rows = tokens // units, tokens // units * (heads.queries // heads.keys)
-    tiles = tiles or attention_tiles(rows, units * heads.keys, columns, qk)
+    tiles = tiles or attention_tiles(rows, heads, units, columns, qk)
+    if tiles.few:
+        return attend_few_rows(qk, qkv, prefix, ranges, heads, blocks, tiles)
     out = torch.empty(tokens, heads.queries * heads.size, dtype=qk.dtype, device=qk.device)
     keys, values = prefix if prefix is not None else (qk, qk)
     parts, tops, totals = out, out, out

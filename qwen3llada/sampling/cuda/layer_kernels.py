@@ -28,6 +28,16 @@ class Angles(NamedTuple):
     sin: Tensor
 
 
+class Rotary(NamedTuple):
+    """What `norm_rope` does to queries and keys: their norms [E], their positions [N] int32, and the angles."""
+
+    q_weight: Tensor
+    k_weight: Tensor
+    positions: Tensor
+    angles: Angles
+    eps: float
+
+
 @triton.jit
 def _rms_norm(x_ptr, weight_ptr, out_ptr, size, eps, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -47,6 +57,31 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+@triton.jit
+def rotated_heads(
+    row, e, keep, weight, partner_weight, position, cos_ptr, sin_ptr, eps, E: tl.constexpr, KIND: tl.constexpr
+):  # fmt: skip
+    """Normalised and rotated heads [R, E] at the pointers `row` [R, 1], of columns e [1, E], where `keep`.
+
+    Weights of the norm: of each column and of its partner, with which rotation mixes it.
+    """
+    partner = partner_columns(e, E)
+    x = tl.load(row + e, mask=keep, other=0.0).to(tl.float32)
+    y = tl.load(row + partner, mask=keep, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 1) / E + eps)[:, None]
+    x = ((x * scale).to(KIND).to(tl.float32) * weight.to(tl.float32)).to(KIND).to(tl.float32)
+    y = ((y * scale).to(KIND).to(tl.float32) * partner_weight.to(tl.float32)).to(KIND).to(tl.float32)
+    angle = position.to(tl.int64) * (E // 2) + e % (E // 2)
+    cos = tl.load(cos_ptr + angle, mask=e < E, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=e < E, other=0.0)
+    return (x * cos + tl.where(e < E // 2, -y, y) * sin).to(KIND)
+
+
+@triton.jit
+def partner_columns(e, E: tl.constexpr):
+    return tl.where(e < E // 2, e + E // 2, e - E // 2)  # rotate_half swaps the two halves of a head
+
+
 @triton.jit(do_not_specialize=["queries"])
 def _norm_rope(
     qkv_ptr, q_weight_ptr, k_weight_ptr, positions_ptr, cos_ptr, sin_ptr, out_ptr, eps,
@@ -59,21 +94,14 @@ def _norm_rope(
     head = tl.arange(0, HEADS)[:, None]
     e = tl.arange(0, BLOCK_E)[None, :]
     keep = (head < HQ + HK) & (e < E)
-    partner = tl.where(e < E // 2, e + E // 2, e - E // 2)  # rotate_half swaps the two halves of a head
     row = qkv_ptr + token * (HQ + 2 * HK) * E + head * E
-    x = tl.load(row + e, mask=keep, other=0.0).to(tl.float32)
-    y = tl.load(row + partner, mask=keep, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 1) / E + eps)[:, None]
     query, key = keep & (head < HQ), keep & (head >= HQ)
-    at, other = e + head * 0, partner + head * 0
-    x_weight = tl.load(q_weight_ptr + at, mask=query, other=0.0) + tl.load(k_weight_ptr + at, mask=key, other=0.0)
-    y_weight = tl.load(q_weight_ptr + other, mask=query, other=0.0) + tl.load(k_weight_ptr + other, mask=key, other=0.0)
-    x = ((x * scale).to(kind).to(tl.float32) * x_weight.to(tl.float32)).to(kind).to(tl.float32)
-    y = ((y * scale).to(kind).to(tl.float32) * y_weight.to(tl.float32)).to(kind).to(tl.float32)
-    angle = tl.load(positions_ptr + token).to(tl.int64) * (E // 2) + e % (E // 2)
-    cos = tl.load(cos_ptr + angle, mask=e < E, other=0.0)
-    sin = tl.load(sin_ptr + angle, mask=e < E, other=0.0)
-    rotated = (x * cos + tl.where(e < E // 2, -y, y) * sin).to(kind)
+    at, other = e + head * 0, partner_columns(e, E) + head * 0
+    weight = tl.load(q_weight_ptr + at, mask=query, other=0.0) + tl.load(k_weight_ptr + at, mask=key, other=0.0)
+    partner_weight = tl.load(q_weight_ptr + other, mask=query, other=0.0)
+    partner_weight += tl.load(k_weight_ptr + other, mask=key, other=0.0)
+    position = tl.load(positions_ptr + token)
+    rotated = rotated_heads(row, e, keep, weight, partner_weight, position, cos_ptr, sin_ptr, eps, E, kind)
     tl.store(out_ptr + token * (HQ + HK) * E + head * E + e, rotated, mask=keep)
     if STORE:
         unit, place = token // queries, token % queries

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen3llada.sampling.cuda.attention_kernel import attention
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
-from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Store, gated, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Rotary, Store, gated, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.rotated_attention import rotated_attention
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
 
@@ -100,11 +100,15 @@ class KeyValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """Where a pass stores keys and values of the first tokens of its units."""
+    """Where a pass stores keys and values of the first tokens of its units.
+
+    read: whether units of the same pass read them.
+    """
 
     to: KeyValues
     firsts: Tensor  # [U] int64, place of a unit's first token among the B·P of `to`
     counts: Tensor  # [U] int64, how many of its tokens are stored
+    read: bool
 
 
 class PackedModel:
@@ -161,7 +165,7 @@ class PackedModel:
             ranges: [7, U] int32, what each unit sees (see `attention_ranges.Range`).
             prefix: keys and values from which `ranges` selects what a unit sees besides its own.
             write: where to store keys and values of the units; None stores nothing.
-            blocks: for units of whole blocks (see `attention_kernel.attention`).
+            blocks: for units of whole blocks (see `rotated_attention`).
             states: whether to return hidden states. If not, the pass ends after the last layer's keys and values.
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
@@ -169,11 +173,12 @@ class PackedModel:
         for i, layer in enumerate(self.layers):
             qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
             store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.firsts, write.counts)
-            qk = norm_rope(qkv, layer.q_norm, layer.k_norm, positions, self.angles, self.eps, self.heads, store)
+            rotary = Rotary(layer.q_norm, layer.k_norm, positions, self.angles, self.eps)
             if i == last and not states:
+                norm_rope(qkv, *rotary, self.heads, store)
                 return None
-            past = None if prefix is None else (prefix.keys[i], prefix.values[i])
-            mixed = attention(qk, qkv, past, ranges, self.heads, blocks)
+            past, read = None if prefix is None else (prefix.keys[i], prefix.values[i]), bool(write and write.read)
+            mixed = rotated_attention(qkv, rotary, past, ranges, self.heads, blocks, store, stored_first=read)
             if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]
             if layer.out_bias is None:

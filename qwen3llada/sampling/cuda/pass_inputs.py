@@ -34,7 +34,7 @@ class Stored:
         self.tokens = torch.zeros(rows, queries, dtype=torch.int64, device=device)
         self.columns = to.keys[0].shape[1]
         firsts, counts = torch.zeros(2, rows, dtype=torch.int64, device=device)
-        self.write = Write(to=to, firsts=firsts, counts=counts)
+        self.write = Write(to=to, firsts=firsts, counts=counts, read=False)
 
     def clear(self) -> None:
         """Store nothing."""

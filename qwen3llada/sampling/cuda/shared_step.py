@@ -68,7 +68,8 @@ class SharedStepProgram(StepProgram):
         self.keys, self.steps, self.shares, counts = of_step[: Input.KNOBS - Input.KEY]
         self.knobs = of_step[Input.KNOBS - Input.KEY :].view(torch.float64)
         self.counts, self.turns = counts[:, None], torch.zeros_like(counts)
-        self.write = Write(to=memory.store, firsts=self.inputs[Input.STORE], counts=self.inputs[Input.STORED])
+        firsts, counts = self.inputs[Input.STORE], self.inputs[Input.STORED]
+        self.write = Write(to=memory.store, firsts=firsts, counts=counts, read=True)
         self.target, self.origins = memory.tokens, self.inputs[Input.ADDRESS, :units]
 
     def record(self, variants: Iterable[Any], pool: Any) -> None:

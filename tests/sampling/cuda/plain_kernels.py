@@ -46,6 +46,11 @@ def attention(qk, qkv, prefix, ranges, heads, blocks=None, tiles=None) -> Tensor
     return out.flatten(0, 1).flatten(1)
 
 
+def rotated_attention(qkv, rotary, prefix, ranges, heads, blocks, store, *, stored_first) -> Tensor:
+    assert stored_first == (store is not None)  # units of a running batch read what others store
+    return attention(norm_rope(qkv, *rotary, heads, store), qkv, prefix, ranges, heads, blocks)
+
+
 class PlainHead:
     """The kernels between the projection and the commits. Logits are kept from the reading to the proposing."""
 
@@ -119,7 +124,7 @@ def install(monkeypatch) -> None:
     """Let the programs call these."""
     from qwen3llada.sampling.cuda import packed_model, step_programs
 
-    for kernel in (rms_norm, norm_rope, attention, gated):
+    for kernel in (rms_norm, norm_rope, rotated_attention, gated):
         monkeypatch.setattr(packed_model, kernel.__name__, kernel)
     head = PlainHead()
     for name, kernel in (

@@ -39,16 +39,16 @@ def plain(qk, qkv, prefix, ranges, heads, blocks):
     return out.flatten(1)
 
 
-def compare(device, ranges, queries, *, prefix=0, blocks=None, dtype=torch.float32, size=SIZE, **tiles):
+def compare(device, ranges, queries, *, prefix=0, blocks=None, dtype=torch.float32, size=SIZE, group=2, **tiles):
     from qwen3llada.sampling.cuda.attention_kernel import attention
     from qwen3llada.sampling.cuda.attention_ranges import Blocks
     from qwen3llada.sampling.cuda.attention_tiles import Tiles
     from qwen3llada.sampling.cuda.layer_kernels import Heads
 
-    heads, units = Heads(4, 2, size), len(ranges)
+    heads, units = Heads(2 * group, 2, size), len(ranges)
     generator = torch.Generator().manual_seed(queries + prefix)
-    qkv = torch.randn(units * queries, 8 * size, generator=generator).to(dtype)
-    qk = torch.randn(units * queries, 6 * size, generator=generator).to(dtype)
+    qkv = torch.randn(units * queries, (4 + 2 * group) * size, generator=generator).to(dtype)
+    qk = torch.randn(units * queries, (2 + 2 * group) * size, generator=generator).to(dtype)
     stored = None
     if prefix:
         stored = tuple(torch.randn(units + 1, prefix, 2, size, generator=generator).to(dtype) for _ in range(2))
@@ -64,8 +64,9 @@ def compare(device, ranges, queries, *, prefix=0, blocks=None, dtype=torch.float
     found = attention(qk.to(device), qkv.to(device), there, table.to(device), heads, blocks, chosen).cpu().double()
     assert found.isfinite().all()
     expected = plain(qk, qkv, stored, table, heads, blocks)
-    seen = torch.arange(queries).repeat(units)  # a query before its unit's first own key is padding
-    real = torch.cat([(seen[:queries] >= low) & (seen[:queries] < high) for low, high, *_ in ranges])
+    query, real = torch.arange(queries), torch.ones(len(qk), dtype=torch.bool)
+    if blocks:  # a query before its unit's first own key is padding
+        real = torch.cat([(query >= low) & (query < high) for low, high, *_ in ranges])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found[real], expected[real], rtol=tolerance, atol=tolerance)
 
@@ -103,17 +104,42 @@ def compare_two_blocks_and_a_prefix(device):
         compare(device, rows, 9, prefix=70, blocks=(6, window, 0), **SMALL, splits=3, least=16)
 
 
+FEW = {"rows": 16, "columns": 32, "few": True}
+
+
+def compare_few_rows(device):
+    """The kernel for few queries: rows with prefixes of other lengths, down to none, and hidden ranges."""
+    rows = [(0, 5, 2, 3, 74, 0, 0), (0, 4, 0, 0, 0, 0, 0), (1, 5, 1, 17, 20, 0, 0), (0, 0, 3, 0, 64, 20, 45)]
+    compare(device, rows, 5, prefix=75, **FEW)
+    compare(device, [(0, 7, 0, 2, 37, 0, 0)], 7, prefix=37, size=64, group=1, **FEW)
+    compare(device, [(0, 3, 1, 0, 33, 1, 32), (0, 19, 0, 0, 0, 0, 0)], 19, prefix=33, size=128, group=4, **FEW)
+    compare(device, [(2, 21, 0, 0, 0, 0, 0)], 21, **FEW)
+
+
+def compare_few_rows_in_blocks(device):
+    """Two blocks behind a prefix, and a whole short prompt, each block with its window of blocks."""
+    rows = [(0, 9, 0, 46, 64, 0, 0), (0, 8, 1, 60, 64, 0, 0), (0, 6, 2, 0, 0, 0, 0)]
+    for window in (20, 3, 1) if device != "cpu" else (3,):
+        compare(device, rows, 9, prefix=70, blocks=(6, window, 0), **FEW)
+        compare(device, [(3, 11, 0, 0, 0, 0, 0)], 11, blocks=(4, window, 1), group=1, **FEW)
+
+
 def compare_chosen_tiles(device):
     """The tiles that are chosen by shape, on the card."""
     for dtype in (torch.float32, torch.bfloat16):
         rows = [(0, 8, 0, 5, 1500, 0, 0), (0, 8, 1, 1400, 1500, 0, 0)]
         compare(device, rows, 8, prefix=1536, dtype=dtype, size=128)
         compare(device, [(0, 32, 0, 10, 90, 0, 0)], 32, prefix=128, dtype=dtype, size=64)
+        for units, queries in ((1, 4), (1, 32), (8, 32), (16, 32), (40, 32)):  # few rows in tiles of 16 to 64, and many
+            rows = [(0, queries, unit, 3, 300 - 5 * unit, 0, 0) for unit in range(units)]
+            compare(device, rows, queries, prefix=384, dtype=dtype, size=128, group=2)
+        compare(device, [(0, 64, 0, 128, 300, 0, 0)], 64, prefix=384, blocks=(32, 4, 0), dtype=dtype, size=128)
         compare(device, [(0, 300, 0, 0, 0, 0, 0)], 300, blocks=(32, 20, 20), dtype=dtype, size=128)
         compare(device, [(70, 300, 0, 0, 0, 0, 0)], 300, blocks=(32, 2, 20), dtype=dtype, size=80)
 
 
 CHECKS = [compare_prefix_and_own, compare_splits, compare_blocks, compare_two_blocks_and_a_prefix]
+CHECKS += [compare_few_rows, compare_few_rows_in_blocks]
 
 
 @pytest.mark.gpu

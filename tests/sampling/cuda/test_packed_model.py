@@ -46,6 +46,10 @@ def attention(qk, qkv, prefix, ranges, heads, blocks) -> Tensor:
     return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
+def rotated_attention(qkv, rotary, prefix, ranges, heads, blocks, store, *, stored_first) -> Tensor:
+    return attention(norm_rope(qkv, *rotary, heads, store), qkv, prefix, ranges, heads, blocks)
+
+
 def gated(x: Tensor) -> Tensor:
     gate, up = x.chunk(2, 1)
     return nn.functional.silu(gate) * up
@@ -53,7 +57,7 @@ def gated(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def plain_kernels(monkeypatch):
-    for kernel in (rms_norm, norm_rope, attention, gated):
+    for kernel in (rms_norm, norm_rope, rotated_attention, gated):
         monkeypatch.setattr(packed_model, kernel.__name__, kernel)
 
 
