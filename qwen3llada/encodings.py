@@ -1,7 +1,15 @@
-"""Guesses of the encoding of text that is not UTF-8. For error messages only, not for decisions."""
+"""Guesses of what data is that is not UTF-8 text. For error messages only, not for decisions."""
 
 _MARKS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 _GUESS_BYTES = 1 << 16  # enough for a guess
+_COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip"}
+
+
+def compression(data: bytes) -> str | None:
+    """The format of compressed `data`, the start of a file, by its first bytes; None if it is none of the known."""
+    if data.startswith(b"BZh") and data[4:10] == b"1AY&SY":
+        return "bzip2"
+    return next((name for mark, name in _COMPRESSED.items() if data.startswith(mark)), None)
 
 
 def wide_encoding(data: bytes) -> str | None:

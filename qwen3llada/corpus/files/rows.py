@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qwen3llada.encodings import seeming_encoding, wide_encoding
+from qwen3llada.encodings import compression, seeming_encoding, wide_encoding
 from qwen3llada.errors import InputError
 
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow")
@@ -147,6 +147,7 @@ def check_encoding(path: Path) -> None:
     """
     with open_stream(path) as stream:
         head = stream.read(BLOCK_BYTES)
+    check_compression(path, head)
     seems = wide_encoding(head)
     if seems is None:
         head = head[: head.rfind(b"\n") + 1] or head  # the block may end inside a character
@@ -157,6 +158,16 @@ def check_encoding(path: Path) -> None:
             seems = _other_encoding(path, head)
     if seems is not None:
         raise InputError(f"{path}: not UTF-8 text; it seems to be {seems}. {CONVERT}")
+
+
+def check_compression(path: Path, head: bytes) -> None:
+    """Reject a file whose content, `head` at its start, is compressed although its name does not say so."""
+    if (found := compression(head)) is None:
+        return
+    suffix = next((suffix for suffix, name in COMPRESSION.items() if name == found), None)
+    named = suffix is not None and path.suffix.lower() not in COMPRESSION
+    mend = f"Name it {path.name}{suffix}" if named else "Unpack it"
+    raise InputError(f"{path}: not text; it is compressed with {found}. {mend}")
 
 
 def _other_encoding(path: Path, head: bytes) -> str | None:

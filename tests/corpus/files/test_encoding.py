@@ -1,7 +1,13 @@
 """A file that is not UTF-8 gives one line with its name and its apparent encoding."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import zipfile
 
+import pyarrow as pa
 import pytest
 
 from qwen3llada.corpus.files.reading import read_blocks
@@ -52,6 +58,35 @@ def test_utf_8_is_read_with_and_without_its_mark(tmp_path, name):
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / name).write_bytes(FORMS[name].encode(encoding))
         assert sum(len(block.decoded()) if name == "a.txt" else len(block) for block in read(tmp_path / name)) >= 30
+
+
+def zipped(data):
+    with zipfile.ZipFile(made := io.BytesIO(), "w") as archive:
+        archive.writestr("a", data)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    ("pack", "said"),
+    [
+        (gzip.compress, "gzip. Name it {}.gz"),
+        (lambda data: pa.compress(data, "zstd", asbytes=True), "zstd. Name it {}.zst"),
+        (bz2.compress, "bzip2. Unpack it"),
+        (lzma.compress, "xz. Unpack it"),
+        (zipped, "zip. Unpack it"),
+    ],
+)
+def test_compressed_data_without_the_name_is_named(tmp_path, name, pack, said):
+    (tmp_path / name).write_bytes(pack(FORMS[name].encode()))
+    with pytest.raises(InputError, match=f"{name}: not text; it is compressed with {said.format(name)}$"):
+        read(tmp_path / name)
+
+
+def test_data_compressed_twice_are_to_be_unpacked(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(gzip.compress(FORMS["a.jsonl"].encode())))
+    with pytest.raises(InputError, match=r"compressed with gzip\. Unpack it$"):
+        read(tmp_path / "a.jsonl.gz")
 
 
 def test_a_damaged_line_is_not_another_encoding(tmp_path):
