@@ -66,19 +66,23 @@ def evaluate_models(
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {"rounds": params.rounds, "models": {}, "quality": []}
     speeds: list[dict[str, Any]] = []
-    if source is not None:
-        metrics["source"], details["models"]["source"] = _source(source, kinds, params, processes)
-    for name, folder in models.items():
+    measured = ([] if source is None else ["source"]) + list(models)
+    # The answers come first, so that settings that do not fit are found before anything is measured.
+    for name, folder in reversed(list(models.items())):
         text = TextModel.load(folder, bf16=params.bf16, device=processes.device)
         answers = name == list(models)[-1]
         template = text.model.config.prompt_template if answers else None
         for kind in kinds:
             check_data(kind.folder, text.tokenizer, template)
-        metrics[name], details["models"][name] = _model(text, kinds, params, processes)
         if answers and params.prompts:
             asked = heldout_prompts(text, kinds[-1].folder, sample.model_copy(update={"samples": params.prompts}))
             quality, speed = measure_quality(text, *asked, params, sample, processes)
             details["quality"], speeds = as_rows(quality), as_rows(speed)
+        metrics[name], details["models"][name] = _model(text, kinds, params, processes)
+    if source is not None:
+        metrics["source"], details["models"]["source"] = _source(source, kinds, params, processes)
+    metrics = {name: metrics[name] for name in measured}
+    details["models"] = {name: details["models"][name] for name in measured}
     if processes.is_main:
         _write(reports, metrics, details, speeds)
     return metrics

@@ -258,12 +258,14 @@ def test_one_text_has_no_standard_error(project, tmp_path):
     assert twice["sft"]["text_nelbo_error"] > 0  # over the rounds
 
 
-def test_a_setting_that_does_not_fit_is_named(project, tmp_path):
+def test_a_setting_that_does_not_fit_is_named_before_anything_is_measured(project, tmp_path, monkeypatch):
+    monkeypatch.delattr("qwen3llada.evaluation.held_out.estimate")
+    monkeypatch.delattr("qwen3llada.evaluation.held_out.sequence_nats")
     with pytest.raises(InputError, match=r"evaluate: unmask fixed \+ steps at 1: steps=1 must be at least"):
         measure(project, tmp_path, settings=({"steps": 1},))
 
 
-def test_a_setting_that_does_not_fit_is_said_before_sampling(project, tmp_path):
+def test_a_step_of_more_tokens_than_a_block_is_refused(project, tmp_path):
     with pytest.raises(InputError, match="tokens_per_step=8 must not exceed block_length=4"):
         measure(project, tmp_path, tokens_per_step=(1, 8))
     assert not tmp_path.joinpath("evaluate.json").exists()
