@@ -125,6 +125,7 @@ def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStre
         stream = TextStream(params.data / "train", tokenizer)
         if stream.sample_length > params.max_length:
             raise InputError(f"max_length={params.max_length} must be {stream.sample_length} or more, as streamed")
+        _check_prompts(params, there_are=False)
         return stream
     path = _trajectories(params)
     dataset: TokenDataset
@@ -139,4 +140,14 @@ def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStre
             f"{path}: {len(dataset)} samples of up to {longest} tokens must be at least one,"
             f" none longer than max_length={params.max_length}"
         )
+    _check_prompts(params, there_are=dataset[0].prompt_length is not None)
     return dataset
+
+
+def _check_prompts(params: TrainParams, *, there_are: bool) -> None:
+    """Raises InputError if answers are to be padded, and the data are text without prompts."""
+    if params.padding_of_answers != "none" and not there_are:
+        raise InputError(
+            f"{params.data}: text without prompts, which answer_padding={params.padding_of_answers} needs;"
+            " the stage tokenize_pack makes data with prompts of conversations (sft_data)"
+        )
