@@ -223,7 +223,7 @@ def test_yaml_is_1_2(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1", "- 1\n", "", "a: 1\na: 2\n", "a: " + "9" * 5000, "a: 2026-99-99", "[" * 5000], ids=range(7)
+    "text", ["a: [1", "- 1\n", "", "a: 1\na: 2\n", "a: " + "9" * 5000, "a: 2026-99-99", "[" * 1000], ids=range(7)
 )
 def test_broken_yaml_is_one_line(tmp_path: Path, text):
     path = tmp_path / "p.yaml"
