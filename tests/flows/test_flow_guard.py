@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from flow_kills import next_life
 
 from flows import dvcfiles
 from flows.graph import Policy, Stage
@@ -31,20 +32,23 @@ def whole_again(project):
     assert project.model() == project.undisturbed_model(steps)
 
 
-@pytest.mark.parametrize("how", ["signal", "owner gone", "signal to all"])
-def test_a_stopped_guard_lets_training_save(project, how):
+def test_a_stopped_guard_lets_training_save(project):
+    """In three ways, each of which stops the training that goes on from the one before."""
     project.set(steps=ENDLESS)
-    guard = project.start(*GUARD, stdin=subprocess.PIPE, process_group=0)
-    project.wait_until(project.has_checkpoint)
-    if how == "signal":
-        guard.send_signal(signal.SIGTERM)
-    elif how == "owner gone":
-        guard.stdin.close()
-    else:
-        os.killpg(guard.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
-    output = guard.stdout.read()
-    assert guard.wait() == 143, output
-    assert "stopped by SIGTERM: checkpoint saved at step" in output
+    for number, how in enumerate(("signal", "owner gone", "signal to all")):
+        guard = next_life(project, lambda: project.start(*GUARD, stdin=subprocess.PIPE, process_group=0))
+        if how == "signal":
+            guard.send_signal(signal.SIGTERM)
+        elif how == "owner gone":
+            guard.stdin.close()
+        else:
+            os.killpg(guard.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+        output = guard.stdout.read()
+        assert guard.wait() == 143, output
+        assert "stopped by SIGTERM: checkpoint saved at step" in output, how
+        assert ("resuming after step" in output) == (number > 0), how
+        assert project.processes() == [], how
+        assert len(project.lives()) == number + 1, how
     whole_again(project)
 
 
@@ -75,21 +79,27 @@ def kill_when(condition, project, victim, signum=signal.SIGKILL):
     return thread
 
 
-@pytest.mark.parametrize("victim", ["trainer", "dvc"])
-def test_after_sigkill_the_next_attempt_resumes(project, victim):
+def test_after_sigkill_the_next_attempt_resumes(project):
+    """Of the trainer, then of the dvc of the next attempt."""
     project.set(steps=ENDLESS)
+    for victim in ("trainer", "dvc"):
+        lives, saved = len(project.lives()), project.saved_step()
 
-    def process():
-        trainer = psutil.Process(project.lives()[-1])
-        return trainer if victim == "trainer" else next(p for p in trainer.parents() if "repro" in p.cmdline())
+        def process(victim=victim):
+            trainer = psutil.Process(project.lives()[-1])
+            return trainer if victim == "trainer" else next(p for p in trainer.parents() if "repro" in p.cmdline())
 
-    killer = kill_when(project.has_checkpoint, project, process)
-    with pytest.raises(StageFailedError) as caught:
-        run_stage(Stage("train"), lambda lines: None)
-    killer.join()
-    assert caught.value.outcome.kind == "killed"
-    assert caught.value.outcome.worth_retrying
-    assert "signal 9" in str(caught.value)
+        def goes_on(lives=lives, saved=saved):
+            return len(project.lives()) > lives and project.saved_step() > saved
+
+        killer = kill_when(goes_on, project, process)
+        with pytest.raises(StageFailedError) as caught:
+            run_stage(Stage("train"), lambda lines: None)
+        killer.join()
+        assert caught.value.outcome.kind == "killed", victim
+        assert caught.value.outcome.worth_retrying
+        assert "signal 9" in str(caught.value)
+        assert project.processes() == [], victim
     whole_again(project)
 
 
