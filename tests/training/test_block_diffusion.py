@@ -29,7 +29,7 @@ def config_of(params):
     return json.loads((params.dst / "config.json").read_text())
 
 
-CASES = [("pretraining", name) for name in RUNS] + [("fine_tuning", name) for name in ("block_causal", "two views")]
+CASES = [*(("pretraining", name) for name in RUNS), ("fine_tuning", "two views")]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
