@@ -1,5 +1,6 @@
 """`python -m flows.serve` in a project, as `make serve` starts it, and the client of its API."""
 
+import functools
 import signal
 import socket
 from pathlib import Path
@@ -41,14 +42,18 @@ class Service:
 
         return SyncPrefectClient(self.url)
 
+    @functools.cached_property
+    def asked(self):
+        """The client that polls, one for all polls: to make one reads all certificates."""
+        return self.client().__enter__()
+
     def submit(self, name="once", flow="pipeline", **parameters):
         with self.client() as client:
             deployment = client.read_deployment_by_name(f"{flow}/{name}")
             return client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
     def state(self, run):
-        with self.client() as client:
-            return client.read_flow_run(run).state
+        return self.asked.read_flow_run(run).state
 
     def ended(self, run, seconds=PATIENCE):
         self.project.wait_until(lambda: self.state(run).is_final(), seconds)
@@ -59,8 +64,7 @@ class Service:
         from prefect.client.schemas.filters import FlowRunFilter
 
         one = FlowRunFilter.model_validate({"id": {"any_": [run]}})
-        with self.client() as client:
-            return {task.name: task for task in client.read_task_runs(flow_run_filter=one)}
+        return {task.name: task for task in self.asked.read_task_runs(flow_run_filter=one)}
 
     def ended_task(self, run, name: str):
         """The run's task run of that name, once it has a final state, which the server records after the run's own."""

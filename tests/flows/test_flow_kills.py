@@ -27,9 +27,10 @@ from flows.environment import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # on a busy machine the server takes minutes
 ENDLESS = {"steps": 1_000_000, "step_seconds": 0.02}
-# The worker asks for new runs every five seconds instead of every ten. Nobody looks at the user interface, and nothing
-# here needs these services of the server.
-SETTINGS = {"PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_SERVER_UI_ENABLED": "false"} | {
+# The worker asks for new runs every five seconds instead of every ten. Nobody looks at the user interface, nothing here
+# needs these services of the server, and the flows use none of Prefect's blocks, which take seconds to register.
+SETTINGS = {"PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_SERVER_UI_ENABLED": "false"}
+SETTINGS |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"} | {
     f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false"
     for name in ("TRIGGERS", "EVENT_PERSISTER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS")
 }
@@ -115,8 +116,8 @@ def test_sigterm_to_a_run_without_a_server(served):
     """In the database that the service has left: to make one takes Prefect a quarter of this test."""
     project = served.project
     shutil.rmtree(project.root / "work")
-    home = {"PREFECT_HOME": served.variables["PREFECT_HOME"]}
-    running = project.start("-m", "flows.pipeline", "--stage", "train", "--only", variables=home, process_group=0)
+    settings = SETTINGS | {"PREFECT_HOME": served.variables["PREFECT_HOME"]}
+    running = project.start("-m", "flows.pipeline", "--stage", "train", "--only", variables=settings, process_group=0)
     project.wait_until(project.has_checkpoint, PATIENCE)
     assert project.running(*SERVER)
     running.terminate()
