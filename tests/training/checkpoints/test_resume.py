@@ -32,8 +32,9 @@ def test_resumed_run_is_bit_exact(kind, request, tmp_path):
     whole = changed(request.getfixturevalue(kind), max_steps=STEPS, save_steps=STEPS)
     train(whole, seed=1)
     # in the first epoch; at its end; in the next, between two points of the curves, with loader workers
+    places = ((3, 0), (6, 0), (9, 2)) if kind == "pretraining" else ((9, 2),)  # the order of samples knows no kind
     folders = []
-    for step, workers in ((3, 0), (6, 0), (9, 2)):
+    for step, workers in places:
         broken = elsewhere(whole, tmp_path / str(step), num_workers=workers)
         leave_after(broken, step)
         train(broken, seed=1)
