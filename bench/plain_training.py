@@ -10,7 +10,7 @@ from bench.random_run import DEVICE, FIRST_WORD, MASK
 
 
 def plain_step(folder: Path, rows: int, length: int, *, block_length: int = 0) -> Callable[[], None]:
-    """The published recipe: a model that is not compiled, dense additive mask, float32 logits at all positions.
+    """The published recipe: not compiled, Transformers' eager attention with a dense mask, float32 logits everywhere.
 
     `block_length` above 0: block diffusion over [corrupted | clean] with such a mask, one noise level per block. Its
     attention is torch's `scaled_dot_product_attention`, because the scores of Transformers' eager attention over both

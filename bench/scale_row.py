@@ -22,8 +22,9 @@ WARM_UP = 4  # steps: compilation, DDP's buckets, CUDA graphs
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive a torchrun that was killed
     job = json.loads(sys.argv[1])
-    # A row that hangs shows where in its log. Not earlier: other threads run on meanwhile, which can crash the process.
-    faulthandler.dump_traceback_later(max(1, job["limit"] - 5), exit=True)
+    # Just before its time is up, a row that hangs writes its stacks to its log. Not earlier: the other threads keep
+    # running during a dump, which can crash the process.
+    faulthandler.dump_traceback_later(max(1, job["limit"] - since_start() - 10), exit=True)
     folder = Path(job["folder"])
     if "prepare" in job:
         result = prepare(folder, job["prepare"])

@@ -1,4 +1,7 @@
-"""Guesses of what data is that is not UTF-8 text. For error messages only, not for decisions."""
+"""Guesses of what a file is that is not UTF-8 text.
+
+`compression` and `wide_encoding` decide that a file is refused. `seeming_encoding` only words messages.
+"""
 
 _MARKS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 _GUESS_BYTES = 1 << 16  # enough for a guess

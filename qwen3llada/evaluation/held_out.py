@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,18 +68,21 @@ def evaluate_models(
     details: dict[str, Any] = {"rounds": params.rounds, "models": {}, "quality": []}
     speeds: list[dict[str, Any]] = []
     measured = ([] if source is None else ["source"]) + list(models)
-    # The answers come first, so that settings that do not fit are found before anything is measured.
+    last = measured[-1]
+    for folder, kind in itertools.product(models.values(), kinds):
+        check_data(kind.folder, load_tokenizer(folder), None)
+    # The last model answers first: a setting that does not fit is found before any bound is computed.
     for name, folder in reversed(list(models.items())):
         text = TextModel.load(folder, bf16=params.bf16, device=processes.device)
-        answers = name == list(models)[-1]
-        template = text.model.config.prompt_template if answers else None
-        for kind in kinds:
-            check_data(kind.folder, text.tokenizer, template)
-        if answers and params.prompts:
+        if name == last:
+            for kind in kinds:
+                check_data(kind.folder, text.tokenizer, text.model.config.prompt_template)
+        if name == last and params.prompts:
             asked = heldout_prompts(text, kinds[-1].folder, sample.model_copy(update={"samples": params.prompts}))
             quality, speed = measure_quality(text, *asked, params, sample, processes)
             details["quality"], speeds = as_rows(quality), as_rows(speed)
         metrics[name], details["models"][name] = _model(text, kinds, params, processes)
+        del text  # before the next model is loaded
     if source is not None:
         metrics["source"], details["models"]["source"] = _source(source, kinds, params, processes)
     metrics = {name: metrics[name] for name in measured}

@@ -34,6 +34,8 @@ class Service:
         return Path(self.log.name).read_text()
 
     def stop(self) -> None:
+        if client := self.__dict__.pop("asked", None):
+            client.__exit__(None, None, None)
         self.process.send_signal(signal.SIGINT)
         self.process.wait(PATIENCE)
 
@@ -44,7 +46,7 @@ class Service:
 
     @functools.cached_property
     def asked(self):
-        """The client that polls, one for all polls: to make one reads all certificates."""
+        """One client for all polls: creating a client reads all certificates."""
         return self.client().__enter__()
 
     def submit(self, name="once", flow="pipeline", **parameters):

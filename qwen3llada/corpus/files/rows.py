@@ -161,7 +161,10 @@ def check_encoding(path: Path) -> None:
 
 
 def check_compression(path: Path, head: bytes) -> None:
-    """Reject a file whose content, `head` at its start, is compressed although its name does not say so."""
+    """Reject a file that is still compressed as it is read: its name lacks the ending, or it was compressed twice.
+
+    `head` is its start. Raises: InputError naming the file and the format.
+    """
     if (found := compression(head)) is None:
         return
     suffix = next((suffix for suffix, name in COMPRESSION.items() if name == found), None)

@@ -122,7 +122,8 @@ def _pieces(path: Path) -> Iterator[str]:
 def _characters(path: Path) -> Iterator[str]:
     """The text of a file in blocks.
 
-    Raises: InputError naming the file, the first invalid byte, and the apparent encoding of the file.
+    Raises: InputError naming the file, the first invalid byte, and the apparent encoding of the file; or that it is
+        compressed.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position = 0

@@ -1,7 +1,7 @@
 """The sampler's attention for few queries: one loop over large tiles of keys, which the warps of a program share.
 
-With few queries there is little work, and a loop takes the time of its latencies, so it should have few iterations and
-wait for memory once. The kernel can also compute norm and rotary embedding and store keys and values, which saves a
+With few queries, latency decides, not arithmetic. So the loop has few iterations, and its loads are issued ahead of
+use. The kernel can also compute norm and rotary embedding and store keys and values, which saves a
 launch. Shapes: see `attention_kernel.py`. M rows are queries times query heads per key/value head.
 """
 
@@ -52,7 +52,7 @@ def _few_rows(
     own = tl.arange(0, BLOCK_OWN)
     e = tl.arange(0, BLOCK_E)[None, :]
     keep = (query < queries)[:, None] & (e < E)
-    # Read here, because the loop would have to wait for them.
+    # Loaded before the unit's own keys are attended to. Otherwise the loop would begin by waiting for these loads.
     low, high = tl.load(ranges_ptr + 3 * units + unit), tl.load(ranges_ptr + 4 * units + unit)
     own_visible = (own >= tl.load(ranges_ptr + unit)) & (own < tl.load(ranges_ptr + units + unit))
     own_keep = (own < queries if FUSED else own_visible)[:, None] & (e < E)

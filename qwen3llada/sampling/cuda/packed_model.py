@@ -165,11 +165,11 @@ class PackedModel:
             ranges: [7, U] int32, what each unit sees (see `attention_ranges.Range`).
             prefix: keys and values from which `ranges` selects what a unit sees besides its own.
             write: where to store keys and values of the units; None stores nothing.
-            blocks: for units of whole blocks (see `rotated_attention`).
+            blocks: for units of whole blocks (see `attention_ranges.Blocks`).
             states: whether to return hidden states. If not, the pass ends after the last layer's keys and values.
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
-        last = len(self.layers) - 1
+        last, read = len(self.layers) - 1, write is not None and write.read
         for i, layer in enumerate(self.layers):
             qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
             store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.firsts, write.counts)
@@ -177,7 +177,7 @@ class PackedModel:
             if i == last and not states:
                 norm_rope(qkv, *rotary, self.heads, store)
                 return None
-            past, read = None if prefix is None else (prefix.keys[i], prefix.values[i]), bool(write and write.read)
+            past = None if prefix is None else (prefix.keys[i], prefix.values[i])
             mixed = rotated_attention(qkv, rotary, past, ranges, self.heads, blocks, store, stored_first=read)
             if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]

@@ -97,7 +97,7 @@ class Pool(NamedTuple):
 
 
 class ReplayedPass:
-    """A forward pass that runs by graphs. Each of its autograd nodes refers to it, so it is gone when they are."""
+    """A forward pass that runs by graphs. Once the next pass begins, only its autograd nodes keep it alive."""
 
     def __init__(self, shape: GraphShape):
         self.shape = shape

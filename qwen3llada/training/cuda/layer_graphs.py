@@ -39,9 +39,9 @@ class LayerGraphs:
 
     Layers may have different masks, as they do under layered attention policies.
 
-    A pass whose output is dropped, or that an exception ends, needs no backward pass and does not block the graphs. A
-    second backward pass through the same layer (`retain_graph=True`) is an error: the first one has overwritten the
-    activations.
+    A pass that gets no backward pass blocks the graphs only while something refers to its autograd graph, such as its
+    output or the frames of an exception. A second backward pass through the same layer (`retain_graph=True`) is an
+    error: the first one has overwritten the activations.
 
     Args:
         layers: decoder layers in the order in which they are called, without dropout.
@@ -170,7 +170,8 @@ class GraphedLayer:
         handed_over = before is not None and hidden.data_ptr() == before.forward.result.data_ptr()
         given = (hidden if handed_over else hidden.clone()).detach().requires_grad_()
         # Autograd accumulates the real parameters' gradients on the step's stream, which a capture must not touch.
-        parameters = [nn.Parameter(parameter.detach()) for parameter in self.parameters]
+        # `data`: an optimiser step before the backward pass is captured must not count as a change in place.
+        parameters = [nn.Parameter(parameter.data) for parameter in self.parameters]
         seen = {"attention_mask": None, "position_embeddings": tuple(map(_untracked, shape.rotary))} | rest
         own_mask = _untracked(shape.masks[self.number].static)
         seen["kept_mask" if self._takes_kept_mask(rest) else "attention_mask"] = own_mask

@@ -145,9 +145,9 @@ def _train_data(params: TrainParams, tokenizer: Any) -> TokenDataset | TokenStre
 
 
 def _check_prompts(params: TrainParams, *, there_are: bool) -> None:
-    """Raises InputError if answers are to be padded, and the data are text without prompts."""
+    """Raises InputError if answers are to be padded, but the data have no prompts."""
     if params.padding_of_answers != "none" and not there_are:
         raise InputError(
-            f"{params.data}: text without prompts, which answer_padding={params.padding_of_answers} needs;"
-            " the stage tokenize_pack makes data with prompts of conversations (sft_data)"
+            f"{params.data}: has no prompts, but answer_padding={params.padding_of_answers} needs prompts with answers;"
+            " the stage tokenize_pack makes them of conversations (sft_data)"
         )

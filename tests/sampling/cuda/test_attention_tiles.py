@@ -30,6 +30,12 @@ def test_tiles_of_a_shape(shape, tiles):
     assert attention_tiles(2 * queries, Heads(16, 8, size), units, columns, like) == tiles
 
 
+def test_many_queries_with_one_head_each_are_not_few_rows():
+    like = torch.empty(0, dtype=torch.bfloat16)
+    assert not attention_tiles(128, Heads(8, 8, 128), 1, 384, like).few
+    assert attention_tiles(64, Heads(8, 8, 128), 1, 384, like).few
+
+
 def test_float32_gets_tiles_that_fit_into_registers():
     like = torch.empty(0)
     assert attention_tiles(64, Heads(16, 8, 128), 1, 384, like) == Tiles(16, 64, stages=4, **FEW)

@@ -47,6 +47,7 @@ def attention(qk, qkv, prefix, ranges, heads, blocks) -> Tensor:
 
 
 def rotated_attention(qkv, rotary, prefix, ranges, heads, blocks, store, *, stored_first) -> Tensor:
+    assert not stored_first  # no unit of these passes reads what another one stores
     return attention(norm_rope(qkv, *rotary, heads, store), qkv, prefix, ranges, heads, blocks)
 
 

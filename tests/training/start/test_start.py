@@ -60,14 +60,14 @@ def test_prompts_of_another_template(fine_tuning, tmp_path):
     refused(changed(fine_tuning, data=tmp_path / "data"), "its prompts have template=chat, the model's have plain")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the kernel")
 def test_text_without_prompts_for_answers_that_are_padded(pretraining, fine_tuning):
     refused(
         changed(fine_tuning, data=pretraining.data),
-        "text without prompts, which answer_padding=block needs; the stage tokenize_pack makes data with prompts",
+        "has no prompts, but answer_padding=block needs prompts with answers; the stage tokenize_pack makes them",
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the kernel")
 def test_flex_attention_without_a_gpu(pretraining):
     attention = pretraining.attention.model_dump() | {"implementation": "flex_attention"}
     refused(changed(pretraining, attention=attention), "attention.implementation=flex_attention needs a CUDA device")
