@@ -134,6 +134,15 @@ def test_repeated_text_is_taken_verbatim(prompts):
     assert flags(Train(), *(f"--prompt={prompt}" for prompt in prompts))["prompt"] == prompts
 
 
+def test_of_many_flags_only_the_nearest_is_named(monkeypatch):
+    monkeypatch.setattr("qwen3llada.commandline.messages.MOST_NAMED", 5)
+    with pytest.raises(
+        ParamsError, match=r"^command line: --lrr: unknown flag \(did you mean --lr\?\); --help lists"
+    ) as error:
+        flags(Train(), "--lrr", "1")
+    assert len(str(error.value)) < 120
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

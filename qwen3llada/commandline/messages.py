@@ -13,6 +13,8 @@ from pydantic_settings import SettingsError
 from qwen3llada.errors import InputError
 from qwen3llada.section import allowed_range
 
+MOST_NAMED = 40  # flags that a message lists; `--help` lists more
+
 
 class ParamsError(InputError):
     """A parameter is unknown, of the wrong type, out of range, or contradicts another. The message is one line."""
@@ -57,7 +59,8 @@ def flag_message(error: SettingsError, settings: type[BaseModel]) -> str:
         return f"command line: {word}: unknown argument, not a flag nor the value of one"
     flag = word.lstrip("-").split("=")[0]
     flags = _flag_names(settings)
-    return f"command line: --{flag}: unknown flag{_nearest(flag, flags, '--')}; allowed: {', '.join(flags)}"
+    allowed = f"allowed: {', '.join(flags)}" if len(flags) <= MOST_NAMED else f"--help lists the {len(flags)} flags"
+    return f"command line: --{flag}: unknown flag{_nearest(flag, flags, '--')}; {allowed}"
 
 
 def cut(text: str, length: int) -> str:
