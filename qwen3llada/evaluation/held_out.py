@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import qwen3llada.modeling.modeling_qwen3llada  # noqa: F401  # registers our model type for AutoTokenizer
 from qwen3llada.artifacts import file_digest, new_file, write_json
 from qwen3llada.batches.samples import Spread
 from qwen3llada.corpus.tokens.mapped_tokens import load_tokens
