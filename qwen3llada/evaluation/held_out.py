@@ -69,19 +69,13 @@ def evaluate_models(
     details: dict[str, Any] = {"rounds": params.rounds, "models": {}, "quality": []}
     speeds: list[dict[str, Any]] = []
     measured = ([] if source is None else ["source"]) + list(models)
-    last = measured[-1]
     for folder, kind in itertools.product(models.values(), kinds):
         check_data(kind.folder, load_tokenizer(folder), None)
     # The last model answers first: a setting that does not fit is found before any bound is computed.
     for name, folder in reversed(list(models.items())):
         text = TextModel.load(folder, bf16=params.bf16, device=processes.device)
-        if name == last:
-            for kind in kinds:
-                check_data(kind.folder, text.tokenizer, text.model.config.prompt_template)
-        if name == last and params.prompts:
-            asked = heldout_prompts(text, kinds[-1].folder, sample.model_copy(update={"samples": params.prompts}))
-            quality, speed = measure_quality(text, *asked, params, sample, processes)
-            details["quality"], speeds = as_rows(quality), as_rows(speed)
+        if name == measured[-1]:
+            details["quality"], speeds = _quality(text, kinds, params, sample, processes)
         metrics[name], details["models"][name] = _model(text, kinds, params, processes)
         del text  # before the next model is loaded
     if source is not None:
@@ -101,6 +95,19 @@ def _read(name: str, folder: Path, samples: int) -> HeldOut:
     if not kept:
         raise InputError(f"{folder}: nothing to predict in it")
     return HeldOut(name, folder, [tokens for tokens, _ in kept], [prompt for _, prompt in kept])
+
+
+def _quality(
+    text: TextModel, kinds: Sequence[HeldOut], params: EvaluateParams, sample: SampleParams, processes: Processes
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Quality and speed of answers to the prompts of the last kind. Raises InputError if their template is another."""
+    for kind in kinds:
+        check_data(kind.folder, text.tokenizer, text.model.config.prompt_template)
+    if not params.prompts:
+        return [], []
+    asked = heldout_prompts(text, kinds[-1].folder, sample.model_copy(update={"samples": params.prompts}))
+    quality, speed = measure_quality(text, *asked, params, sample, processes)
+    return as_rows(quality), as_rows(speed)
 
 
 def _model(

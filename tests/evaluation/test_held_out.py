@@ -265,6 +265,20 @@ def test_a_setting_that_does_not_fit_is_named_before_anything_is_measured(projec
         measure(project, tmp_path, settings=({"steps": 1},))
 
 
+def test_data_of_another_tokenizer_than_the_first_models_are_refused_before_anything_is_measured(
+    project, tmp_path, monkeypatch
+):
+    base = tmp_path / "base"
+    shutil.copytree(project / "base", base)
+    config = base / "tokenizer_config.json"
+    write_json(config, read_json(config) | {"eos_token": "w1"})
+    monkeypatch.delattr("qwen3llada.evaluation.held_out.measure_quality")
+    monkeypatch.delattr("qwen3llada.evaluation.held_out.estimate")
+    data = {"answers": project / "answers"}
+    with pytest.raises(InputError, match="tokenizer"):
+        evaluate_models({"pretrain": base, "sft": project / "sft"}, data, None, PARAMS, SAMPLE, tmp_path / "reports")
+
+
 def test_a_step_of_more_tokens_than_a_block_is_refused(project, tmp_path):
     with pytest.raises(InputError, match="tokens_per_step=8 must not exceed block_length=4"):
         measure(project, tmp_path, tokens_per_step=(1, 8))

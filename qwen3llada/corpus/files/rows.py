@@ -147,30 +147,33 @@ def check_encoding(path: Path) -> None:
     """
     with open_stream(path) as stream:
         head = stream.read(BLOCK_BYTES)
-    check_compression(path, head)
-    seems = wide_encoding(head)
-    if seems is None:
-        head = head[: head.rfind(b"\n") + 1] or head  # the block may end inside a character
-        try:
-            head.decode()
-            return
-        except UnicodeDecodeError:
-            seems = _other_encoding(path, head)
-    if seems is not None:
-        raise InputError(f"{path}: not UTF-8 text; it seems to be {seems}. {CONVERT}")
+    check_start(path, head)
+    head = head[: head.rfind(b"\n") + 1] or head  # the block may end inside a character
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if (seems := _other_encoding(path, head)) is not None:
+            raise _in_encoding(path, seems) from error
 
 
-def check_compression(path: Path, head: bytes) -> None:
-    """Reject a file that is still compressed as it is read: its name lacks the ending, or it was compressed twice.
+def check_start(path: Path, head: bytes) -> None:
+    """Reject a file whose first bytes, `head`, show that it is compressed or in UTF-16 or UTF-32.
 
-    `head` is its start. Raises: InputError naming the file and the format.
+    Its name may lack the ending of the compression, or it was compressed twice. Raises: InputError naming the file and
+    what it is.
     """
+    if (wide := wide_encoding(head)) is not None:
+        raise _in_encoding(path, wide)
     if (found := compression(head)) is None:
         return
     suffix = next((suffix for suffix, name in COMPRESSION.items() if name == found), None)
     named = suffix is not None and path.suffix.lower() not in COMPRESSION
     mend = f"Name it {path.name}{suffix}" if named else "Unpack it"
     raise InputError(f"{path}: not text; it is compressed with {found}. {mend}")
+
+
+def _in_encoding(path: Path, seems: str) -> InputError:
+    return InputError(f"{path}: not UTF-8 text; it seems to be {seems}. {CONVERT}")
 
 
 def _other_encoding(path: Path, head: bytes) -> str | None:

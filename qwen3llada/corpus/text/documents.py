@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from qwen3llada.corpus.files.reading import data_files, read_blocks
-from qwen3llada.corpus.files.rows import BLOCK_BYTES, CONVERT, Block, check_compression, file_format, open_stream
+from qwen3llada.corpus.files.rows import BLOCK_BYTES, CONVERT, Block, check_start, file_format, open_stream
 from qwen3llada.corpus.text.column import AUTO, is_text, text_column
-from qwen3llada.encodings import seeming_encoding, wide_encoding
+from qwen3llada.encodings import seeming_encoding
 from qwen3llada.errors import InputError
 
 TxtUnit = Literal["file", "paragraph", "line"]
@@ -131,9 +131,7 @@ def _characters(path: Path) -> Iterator[str]:
         while True:
             data = stream.read(BLOCK_BYTES)
             if position == 0:
-                check_compression(path, data)
-            if position == 0 and (wide := wide_encoding(data)) is not None:
-                raise InputError(f"{path}: not UTF-8 text; it seems to be {wide}. {CONVERT}")
+                check_start(path, data)
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:

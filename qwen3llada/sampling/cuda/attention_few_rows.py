@@ -1,8 +1,8 @@
 """The sampler's attention for few queries: one loop over large tiles of keys, which the warps of a program share.
 
 With few queries, latency decides, not arithmetic. So the loop has few iterations, and its loads are issued ahead of
-use. The kernel can also compute norm and rotary embedding and store keys and values, which saves a
-launch. Shapes: see `attention_kernel.py`. M rows are queries times query heads per key/value head.
+use. The kernel can also compute norm and rotary embedding and store keys and values, which saves a launch. Shapes: see
+`attention_kernel.py`. M rows are queries times query heads per key/value head.
 """
 
 import torch
