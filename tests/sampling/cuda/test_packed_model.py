@@ -11,7 +11,8 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 pytest.importorskip("triton")
 
 from qwen3llada.sampling.cuda import packed_model
-from qwen3llada.sampling.cuda.packed_model import PackedModel, unsupported
+from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel, unsupported
+from qwen3llada.sampling.cuda.pass_inputs import Stored
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -86,6 +87,12 @@ def test_the_packed_body_gives_the_states_of_the_layers(either):
     assert torch.allclose(chosen, expected.flatten(0, 1)[some], atol=1e-5)
     assert all(torch.equal(names[name], parameter) for name, parameter in model.named_parameters())
     assert torch.equal(model.model(input_ids=tokens).last_hidden_state, expected)
+
+
+def test_units_of_a_step_read_nothing_that_the_same_pass_stores():
+    """So norm, rotary embedding, storing and attention may be one kernel."""
+    memory = KeyValues([torch.zeros(3, 8, 2, 16)], [torch.zeros(3, 8, 2, 16)])
+    assert not Stored(2, 4, memory, torch.device("cpu")).write.read
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from qwen3llada.evaluation.eval_loss import EvalLossParams, evaluate_model
 from qwen3llada.modeling.loading import merged
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.training.loop import train
+from qwen3llada.training.run_params import AdapterParams
+from qwen3llada.training.start.adapters import add_adapters
 
 # Not imported here: it imports torch's compiler, and each process of the suite reads this file.
 pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs peft, not installed")
@@ -78,6 +80,13 @@ def test_adapters_alone_are_saved_on_request_and_read_with_their_base(lora, tmp_
     config.write_text(config.read_text().replace(str(lora.model), "out/gone"))
     with pytest.raises(ValueError, match="adapters for the model out/gone, which is not there"):
         TextModel.load(lora.dst)
+
+
+def test_the_modules_of_adapters_are_saved_in_one_order(tiny):
+    """peft keeps a set, whose order in `adapter_config.json` differs from run to run."""
+    model, params = Qwen3LLadaForMaskedLM.from_pretrained(tiny / "model"), AdapterParams(method="lora")
+    wrapped = add_adapters(model, params, resume_from=None, checkpointed=False)
+    assert wrapped.peft_config["default"].target_modules == sorted(params.target_modules)
 
 
 def test_unknown_target_and_qlora_without_gpu_are_refused(lora):
