@@ -593,7 +593,9 @@ def test_the_official_client_works(served):
 def test_the_page_in_a_browser(text, tmp_path, monkeypatch):
     """Questions typed and sent, answers, a stop, a reload, on a desktop and a phone, light and dark."""
     step = Engine.step
-    monkeypatch.setattr(Engine, "step", lambda engine: (time.sleep(0.02), step(engine)))  # time to stop
+    monkeypatch.setattr(
+        Engine, "step", lambda engine: (time.sleep(0.1), step(engine))
+    )  # few tokens, none an end, before the stop
     with Served(text) as server:
         command = [sys.executable, str(Path(__file__).with_name("chat_page.py")), server.url, str(tmp_path)]
         command += ["--tokens", "80", "--question", "w1 w2", "--question", "w3"]
