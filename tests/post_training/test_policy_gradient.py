@@ -197,7 +197,7 @@ def test_micro_batches_and_processes_change_nothing(policy):
             total = gradients if total is None else {name: total[name] + g for name, g in gradients.items()}
         found[size, processes] = total
     for gradients in found.values():
-        torch.testing.assert_close(gradients, found[100, 1], rtol=0, atol=1e-6)
+        torch.testing.assert_close(gradients, found[100, 1], rtol=1e-5, atol=1e-6)  # sums in another order
 
 
 def test_rollouts_without_advantage_are_left_out_and_change_nothing():
