@@ -44,7 +44,8 @@ class Units:
     @classmethod
     def of(cls, request: Request, tokens: Tensor, rows: Tensor, blocks: Tensor, width: int) -> "Units":
         canvas, device = request.canvas, tokens.device
-        place = rows.to(device), blocks.to(device), slice(0, width)
+        # Without waiting for the device, which still computes the block before: the host prepares this one meanwhile.
+        place = rows.to(device, non_blocking=True), blocks.to(device, non_blocking=True), slice(0, width)
         given, valid = canvas.in_blocks(canvas.given)[place], canvas.in_blocks(canvas.valid)[place]
         decoded = valid & ~given
         plan = with_loop(
