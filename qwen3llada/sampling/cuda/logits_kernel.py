@@ -96,7 +96,7 @@ def _logits(logits_ptr, without_ptr, at, seen, guidance, GUIDED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["mask_token", "width", "positions"])
 def _read(
-    logits_ptr, without_ptr, places_ptr, keys_ptr, steps_ptr, knobs_ptr, values_ptr, tokens_ptr,
+    logits_ptr, without_ptr, places_ptr, masked_ptr, keys_ptr, steps_ptr, knobs_ptr, values_ptr, tokens_ptr,
     vocab, part, mask_token, width, positions,
     DRAWS: tl.constexpr, GUIDED: tl.constexpr, SECOND: tl.constexpr, ENTROPY: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -104,10 +104,13 @@ def _read(
     """For one part of a row, with x the logits, m the largest and e = exp(x - m).
 
     Written are m and its token; over the other tokens the sum of e (tail), the largest x (second) and the sum of
-    e·(x - m) (weighted); and the largest x + temperature · Gumbel noise, its token, and that token's x.
+    e·(x - m) (weighted); and the largest x + temperature · Gumbel noise, its token, and that token's x. A position that
+    is not masked is left out.
     """
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = tl.load(places_ptr + row)
+    if tl.load(masked_ptr + place) == 0:
+        return
     lane = tl.arange(0, BLOCK)
     first = row * vocab
     end = tl.minimum((split + 1) * part, vocab)
@@ -174,6 +177,7 @@ def read_logits(
     logits: Tensor,
     without: Tensor | None,
     places: Tensor,
+    masked: Tensor,
     keys: Tensor,
     steps: Tensor,
     knobs: Tensor,
@@ -187,6 +191,7 @@ def read_logits(
 
     Args:
         without: [R, V] logits of the pass with the prompt masked; None without guidance.
+        masked: [U, W] bool. Positions that are not masked are left out.
         keys, steps: [U] integers, noise key and number of the step of each unit of `width` positions.
         knobs: [5, U] float64, see `Knob`.
         mask_token: its logit counts as -inf.
@@ -196,7 +201,7 @@ def read_logits(
     # Whole tiles, so that every load is aligned. The last part may be empty.
     part = triton.cdiv(triton.cdiv(vocab, splits), block) * block
     _read[(rows, splits)](
-        logits, logits if without is None else without, places, keys, steps, knobs, *parts,
+        logits, logits if without is None else without, places, masked, keys, steps, knobs, *parts,
         vocab, part, mask_token, width, positions,
         DRAWS=form.draws, GUIDED=form.guided, SECOND=form.second, ENTROPY=form.entropy,
         SPLITS=splits, BLOCK=block, num_warps=4,

@@ -183,7 +183,7 @@ class StepProgram(Program):
             if self.form.guided:
                 without = self.head.project(states[part.start + count : part.stop + count])
             read_logits(
-                logits, without, chosen[part], self.keys, self.steps, self.knobs, self.parts,
+                logits, without, chosen[part], self.masked, self.keys, self.steps, self.knobs, self.parts,
                 form=self.form, mask_token=self.head.mask_token_id, width=self.shape.width,
             )  # fmt: skip
         propose(

@@ -57,7 +57,7 @@ class PlainHead:
     def __init__(self) -> None:
         self.read: dict[int, tuple[Tensor, Tensor | None]] = {}
 
-    def read_logits(self, logits, without, places, keys, steps, knobs, parts, *, form, mask_token, width) -> None:
+    def read_logits(self, logits, without, places, masked, keys, steps, knobs, parts, *, form, mask_token, width) -> None:
         self.mask_token = mask_token
         for row, place in enumerate(places.tolist()):
             self.read[place] = logits[row], None if without is None else without[row]

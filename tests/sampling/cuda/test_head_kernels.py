@@ -86,7 +86,8 @@ def fused(logits, without, masked, keys, shares, counts, params, device, own=Non
     places = torch.randperm(units * width).to(device)
     rows = without[places] if form.guided else None
     common = {"form": form, "mask_token": MASK % logits.shape[1], "width": width}
-    read_logits(logits[places], rows, places, keys, steps, knobs, parts, **common)
+    read_logits(logits[places], rows, places, masked, keys, steps, knobs, parts, **common)
+    assert not parts.values[:, ~masked.flatten()].any()  # their logits are not read
     logarithmic = SCORES[params.remasking].logarithmic
     propose(parts, masked, keys, shares, steps, knobs, proposals, form=form, logarithmic=logarithmic)
     canvas = torch.full((units, width + 2), -1, device=device)
@@ -191,7 +192,8 @@ def compare_extreme_noise(device):
     parts = Parts.empty(len(words), 2, device)
     places, (knobs, steps) = torch.arange(len(words), device=device), of_units(params, len(words), device)
     common = {"form": Form.of(params), "mask_token": -1, "width": 1}
-    read_logits(logits.to(device), None, places, keys.to(device), steps, knobs, parts, **common)
+    masked = torch.ones(len(words), 1, dtype=torch.bool, device=device)
+    read_logits(logits.to(device), None, places, masked, keys.to(device), steps, knobs, parts, **common)
     exact = []
     for word in words:
         below, above = (word >> 12) + 0.5, 2**52 - (word >> 12) - 0.5  # u and 1 - u, times 2^52
@@ -214,10 +216,10 @@ def compare_noise(device):
     steps.fill_(3)
     for logits in (values.float() for values in LOGITS.values()):
         parts = Parts.empty(units * 8, VOCAB, device)
-        places = torch.arange(units * 8, device=device)
+        places, masked = torch.arange(units * 8, device=device), torch.ones(units, 8, dtype=torch.bool, device=device)
         rows = logits.to(device).expand(units * 8, -1).contiguous()
         common = {"form": Form.of(params), "mask_token": -1, "width": 8}
-        read_logits(rows, None, places, keys, steps, knobs, parts, **common)
+        read_logits(rows, None, places, masked, keys, steps, knobs, parts, **common)
         best = parts.values[4].cpu().max(-1)
         drawn = parts.tokens[1].cpu().gather(1, best.indices[:, None])[:, 0].long()
         exact = logits.double() + gumbel_float64(keys_of(1, units * 8), VOCAB)
