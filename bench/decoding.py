@@ -191,6 +191,12 @@ def _tiles(model: Any) -> Iterator[str]:
     yield from compare_tiles()
 
 
+def _products(model: Any) -> Iterator[str]:
+    from bench.products import compare_products
+
+    yield from compare_products()
+
+
 ROWS: dict[str, Callable[[Any], Iterator[str] | str]] = {
     **{name: functools.partial(decode_row, name=name) for name in CASES},
     "policies8": lambda model: policies(model, 8),
@@ -198,6 +204,7 @@ ROWS: dict[str, Callable[[Any], Iterator[str] | str]] = {
     "prefill": prefill,
     "first": lambda model: first_calls(),
     "tiles": _tiles,
+    "products": _products,
 }
 
 

@@ -29,11 +29,12 @@ def patch_once(function):
 interpreter._patch_lang = patch_once
 
 import test_attention_kernel, test_graphs, test_head_kernels, test_layer_kernels, test_rotary_kernels
-import test_rotated_attention, test_running_graphs
+import test_products, test_rotated_attention, test_running_graphs
 
 test_rotary_kernels.interpret()
-for check in (*test_attention_kernel.CHECKS, *test_rotated_attention.CHECKS, *test_head_kernels.CHECKS):
-    check("cpu")
+for module in (test_attention_kernel, test_rotated_attention, test_products, test_head_kernels):
+    for check in module.CHECKS:
+        check("cpu")
 test_layer_kernels.compare_stored("cpu")
 test_graphs.interpret(Path(sys.argv[1]))
 test_running_graphs.interpret(Path(sys.argv[1]))

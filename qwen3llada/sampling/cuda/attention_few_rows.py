@@ -13,6 +13,12 @@ from torch import Tensor
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
 from qwen3llada.sampling.cuda.attention_steps import LOG2_E, NOTHING, keys_of_blocks, softmax_step
 from qwen3llada.sampling.cuda.attention_tiles import Tiles
+from qwen3llada.sampling.cuda.kernel_overlap import (
+    launch_options,
+    let_next_kernel_start,
+    overlaps,
+    wait_for_kernel_before,
+)
 from qwen3llada.sampling.cuda.layer_kernels import Heads, Rotary, Store, partner_columns, rotated_heads
 
 
@@ -35,7 +41,7 @@ def _few_rows(
     firsts_ptr, counts_ptr,
     HQ: tl.constexpr, HK: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_OWN: tl.constexpr, PREFIX: tl.constexpr, CAUSAL: tl.constexpr,
-    FUSED: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
+    FUSED: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one unit, over all heads that share one key/value head. Arguments as of `_attention`.
 
@@ -43,6 +49,8 @@ def _few_rows(
     tile. FUSED: queries and keys are those of qkv, not yet normalised and rotated. Every program does so to all of the
     unit's own keys. STORE: the first one stores them, and their values.
     """
+    let_next_kernel_start(OVERLAP)
+    wait_for_kernel_before(OVERLAP)
     GROUP: tl.constexpr = HQ // HK
     unit = (tl.program_id(1) // HK).to(tl.int64)
     kv = tl.program_id(1) % HK
@@ -128,6 +136,7 @@ def attend_few_rows(
     (tokens, _), units, columns = qk.shape, ranges.shape[1], prefix[0].shape[1] if prefix is not None else 0
     queries, rows = tokens // units, tokens // units * (heads.queries // heads.keys)
     out = torch.empty(tokens, heads.queries * heads.size, dtype=qk.dtype, device=qk.device)
+    overlap = overlaps(qk)
     norms = (qk, qk, ranges, qk, qk, 0.0) if rotary is None else (*rotary[:3], *rotary.angles, rotary.eps)
     _few_rows[(triton.cdiv(rows, tiles.rows), units * heads.keys)](
         qk, qkv, *(prefix or (qk, qk)), out, ranges, units, queries, columns, *(blocks or Blocks(1, 0, 0)),
@@ -135,6 +144,7 @@ def attend_few_rows(
         HQ=heads.queries, HK=heads.keys, E=heads.size, BLOCK_E=max(16, triton.next_power_of_2(heads.size)),
         BLOCK_M=tiles.rows, BLOCK_N=tiles.columns, BLOCK_OWN=max(16, triton.next_power_of_2(queries)),
         PREFIX=prefix is not None, CAUSAL=blocks is not None, FUSED=rotary is not None, STORE=store is not None,
-        PRECISION="ieee" if qk.dtype == torch.float32 else "tf32", num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION="ieee" if qk.dtype == torch.float32 else "tf32", OVERLAP=overlap,
+        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(overlap),
     )  # fmt: skip
     return out

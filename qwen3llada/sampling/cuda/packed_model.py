@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
-from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Rotary, Store, gated, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Rotary, Store, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.products import choose_products
 from qwen3llada.sampling.cuda.rotated_attention import rotated_attention
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that no table of positions can hold
@@ -80,7 +81,15 @@ class Layer:
     out_bias: Tensor | None  # [D]
     post_norm: Tensor
     gate_up: Tensor  # [2·I, D]
-    down: Tensor
+    down: Tensor  # [D, I]
+
+    @property
+    def products(self) -> list[Tensor]:
+        return [self.qkv, self.out, self.gate_up, self.down]
+
+    @property
+    def biased(self) -> bool:
+        return self.qkv_bias is not None or self.out_bias is not None
 
 
 @dataclass(frozen=True)
@@ -169,9 +178,11 @@ class PackedModel:
             states: whether to return hidden states. If not, the pass ends after the last layer's keys and values.
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
-        last, read = len(self.layers) - 1, write is not None and write.read
+        first, last, read = self.layers[0], len(self.layers) - 1, write is not None and write.read
+        products = choose_products(x, first.products, self.eps, biased=first.biased)
+        normed = products.normed(x, first.input_norm)
         for i, layer in enumerate(self.layers):
-            qkv = nn.functional.linear(rms_norm(x, layer.input_norm, self.eps), layer.qkv, layer.qkv_bias)
+            qkv = products.project(normed, layer.qkv, layer.qkv_bias)
             store = None if write is None else Store(write.to.keys[i], write.to.values[i], write.firsts, write.counts)
             rotary = Rotary(layer.q_norm, layer.k_norm, positions, self.angles, self.eps)
             if i == last and not states:
@@ -181,9 +192,7 @@ class PackedModel:
             mixed = rotated_attention(qkv, rotary, past, ranges, self.heads, blocks, store, stored_first=read)
             if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]
-            if layer.out_bias is None:
-                x.addmm_(mixed, layer.out.T)
-            else:  # rounded to the model's type before the residual is added, as in the layer itself
-                x += nn.functional.linear(mixed, layer.out, layer.out_bias)
-            x.addmm_(gated(rms_norm(x, layer.post_norm, self.eps) @ layer.gate_up.T), layer.down.T)
+            normed = products.add(x, mixed, layer.out, layer.out_bias, layer.post_norm)
+            following = None if i == last else self.layers[i + 1].input_norm
+            normed = products.add(x, products.gated(normed, layer.gate_up), layer.down, None, following)
         return rms_norm(x, self.norm, self.eps)

@@ -57,7 +57,9 @@ class PlainHead:
     def __init__(self) -> None:
         self.read: dict[int, tuple[Tensor, Tensor | None]] = {}
 
-    def read_logits(self, logits, without, places, masked, keys, steps, knobs, parts, *, form, mask_token, width) -> None:
+    def read_logits(
+        self, logits, without, places, masked, keys, steps, knobs, parts, *, form, mask_token, width
+    ) -> None:
         self.mask_token = mask_token
         for row, place in enumerate(places.tolist()):
             self.read[place] = logits[row], None if without is None else without[row]
@@ -122,10 +124,12 @@ def choose_masked(masked, column, room, *, queries, offset, guided):
 
 def install(monkeypatch) -> None:
     """Let the programs call these."""
-    from qwen3llada.sampling.cuda import packed_model, step_programs
+    from qwen3llada.sampling.cuda import packed_model, products, step_programs
 
-    for kernel in (rms_norm, norm_rope, rotated_attention, gated):
+    for kernel in (rms_norm, norm_rope, rotated_attention):
         monkeypatch.setattr(packed_model, kernel.__name__, kernel)
+    for kernel in (rms_norm, gated):
+        monkeypatch.setattr(products, kernel.__name__, kernel)
     head = PlainHead()
     for name, kernel in (
         ("read_logits", head.read_logits),

@@ -10,7 +10,7 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 pytest.importorskip("triton")
 
-from qwen3llada.sampling.cuda import packed_model
+from qwen3llada.sampling.cuda import packed_model, products
 from qwen3llada.sampling.cuda.packed_model import KeyValues, PackedModel, unsupported
 from qwen3llada.sampling.cuda.pass_inputs import Stored
 
@@ -59,8 +59,10 @@ def gated(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def plain_kernels(monkeypatch):
-    for kernel in (rms_norm, norm_rope, rotated_attention, gated):
+    for kernel in (rms_norm, norm_rope, rotated_attention):
         monkeypatch.setattr(packed_model, kernel.__name__, kernel)
+    for kernel in (rms_norm, gated):
+        monkeypatch.setattr(products, kernel.__name__, kernel)
 
 
 @pytest.fixture(params=["model", "biased_model"])

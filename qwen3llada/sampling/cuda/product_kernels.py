@@ -1,0 +1,220 @@
+"""Triton kernels for a layer's matrix products of few tokens, with the norms, SwiGLU and residual sums inside.
+
+A norm cannot be computed by a product before it: a program has only some columns of its result. So what follows the
+residual sum is split. The product that adds to the residual also stores the sum times the norm's weights, and each
+program's sum of squares. The next product multiplies its own result by the root of their mean.
+
+Every program may start before the kernel before it has ended (`kernel_overlap.py`). Shapes: N tokens, K inputs and O
+outputs of a product, D hidden size, I intermediate size, P programs that shared a row of the residual.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from qwen3llada.sampling.cuda.kernel_overlap import (
+    launch_options,
+    let_next_kernel_start,
+    overlaps,
+    wait_for_kernel_before,
+)
+
+
+class Normed(NamedTuple):
+    """A residual before the next product, as parts of its RMSNorm."""
+
+    weighted: Tensor  # [N, D], the residual times the norm's weights
+    squares: Tensor  # [N, P] float32, sums of squares of the residual
+
+
+class Tile(NamedTuple):
+    """Tokens, outputs and inputs of a tile, and compile options.
+
+    slices: parts of the inputs that warps compute apart and then add up. bulk: whether tiles are loaded by the copy
+    engine (TMA).
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int
+    warps: int = 4
+    slices: int = 1
+    bulk: bool = False
+
+
+@triton.jit
+def _weigh(x_ptr, norm_ptr, weighted_ptr, squares_ptr, size, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    let_next_kernel_start(OVERLAP)
+    wait_for_kernel_before(OVERLAP)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    keep = column < size
+    x = tl.load(x_ptr + row * size + column, mask=keep, other=0.0).to(tl.float32)
+    norm = tl.load(norm_ptr + column, mask=keep, other=0.0).to(tl.float32)
+    tl.store(weighted_ptr + row * size + column, (x * norm).to(weighted_ptr.dtype.element_ty), mask=keep)
+    tl.store(squares_ptr + row, tl.sum(x * x, 0))
+
+
+def weigh(x: Tensor, norm: Tensor) -> Normed:
+    """x [N, D] as parts of its RMSNorm with the weights `norm` [D]."""
+    weighted, squares = torch.empty_like(x), torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    block, overlap = triton.next_power_of_2(x.shape[1]), overlaps(x)
+    _weigh[(len(x),)](x, norm, weighted, squares, x.shape[1], BLOCK=block, OVERLAP=overlap, **launch_options(overlap))
+    return Normed(weighted, squares)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _product(
+    x, w, out_ptr, norm_ptr, weighted_ptr, squares_ptr, tokens, parts, eps,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    STAGES: tl.constexpr, SLICES: tl.constexpr, BULK: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr,
+    ADD: tl.constexpr, NEXT: tl.constexpr, OVERLAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of x [N, K] times w [O, K]. x and w are pointers, or tensor descriptors where BULK.
+
+    PARTS: at least the number of `squares` of a token, by which the result is scaled; 0: it is not. GATED: w is
+    [2·O, K], gate and up, and the result is silu(gate)·up. ADD: the result is added to `out`. NEXT: that sum is also
+    stored as the parts of its norm.
+    """
+    let_next_kernel_start(OVERLAP)
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    kind = out_ptr.dtype.element_ty
+    keep = (m < tokens)[:, None]
+    at = m[:, None] * OUTPUTS + n[None, :]
+    if NEXT:  # weights do not come from the kernel before, so they need not wait for it
+        norm = tl.load(norm_ptr + n).to(tl.float32)
+    wait_for_kernel_before(OVERLAP)
+    if ADD:
+        residual = tl.load(out_ptr + at, mask=keep, other=0.0).to(tl.float32)
+    if PARTS:
+        part = tl.arange(0, PARTS)[None, :]
+        squares = tl.load(squares_ptr + m[:, None] * parts + part, mask=keep & (part < parts), other=0.0)
+        scale = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
+    if BULK:
+        result, up = _bulk_tiles(x, w, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, GATED, PRECISION)
+    elif SLICES > 1:
+        result, up = _sliced_tiles(
+            x, w, m, n, tokens, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, SLICES, GATED, PRECISION
+        )
+    else:
+        result, up = _tiles(x, w, m, n, keep, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, GATED, PRECISION)
+    if PARTS:
+        result = result * scale
+    if GATED:
+        gate, up = result.to(kind).to(tl.float32), (up * scale).to(kind).to(tl.float32)
+        result = (gate / (1.0 + tl.exp(-gate))).to(kind).to(tl.float32) * up
+    if ADD:
+        result += residual
+    result = result.to(kind)
+    tl.store(out_ptr + at, result, mask=keep)
+    if NEXT:
+        total = result.to(tl.float32)
+        tl.store(weighted_ptr + at, (total * norm[None, :]).to(kind), mask=keep)
+        tl.store(squares_ptr + m * (OUTPUTS // COLUMNS) + tl.program_id(1), tl.sum(total * total, 1), mask=m < tokens)
+
+
+@triton.jit
+def _tiles(
+    x_ptr, w_ptr, m, n, keep, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, STAGES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of one tile's products, and of those with the second half of w."""
+    k = tl.arange(0, DEPTH)
+    x_at, w_at = x_ptr + m[:, None] * INPUTS + k[None, :], w_ptr + n[None, :] * INPUTS + k[:, None]
+    first, second = tl.zeros([ROWS, COLUMNS], dtype=tl.float32), tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
+        x = tl.load(x_at + start, mask=keep, other=0.0)
+        first = tl.dot(x, tl.load(w_at + start), first, input_precision=PRECISION)
+        if GATED:
+            second = tl.dot(x, tl.load(w_at + OUTPUTS * INPUTS + start), second, input_precision=PRECISION)
+    return first, second
+
+
+@triton.jit
+def _sliced_tiles(
+    x_ptr, w_ptr, m, n, tokens, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, STAGES: tl.constexpr, SLICES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `_tiles`. Each slice of a tile's inputs is a product of its own, so that no warp has a long chain of them."""
+    tl.static_assert(not GATED)
+    SLICE: tl.constexpr = DEPTH // SLICES
+    begin, k = tl.arange(0, SLICES)[:, None, None] * SLICE, tl.arange(0, SLICE)
+    keep = (m < tokens)[None, :, None]
+    x_at = x_ptr + m[None, :, None] * INPUTS + begin + k[None, None, :]
+    w_at = w_ptr + n[None, None, :] * INPUTS + begin + k[None, :, None]
+    sums = tl.zeros([SLICES, ROWS, COLUMNS], dtype=tl.float32)
+    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
+        x = tl.load(x_at + start, mask=keep, other=0.0)
+        sums = tl.dot(x, tl.load(w_at + start), sums, input_precision=PRECISION)
+    return tl.sum(sums, 0), tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+
+
+@triton.jit
+def _bulk_tiles(
+    x, w, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    STAGES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `_tiles`, of tensor descriptors."""
+    row, column = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS
+    first, second = tl.zeros([ROWS, COLUMNS], dtype=tl.float32), tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
+        tile = x.load([row, start])
+        first = tl.dot(tile, w.load([column, start]).T, first, input_precision=PRECISION)
+        if GATED:
+            second = tl.dot(tile, w.load([OUTPUTS + column, start]).T, second, input_precision=PRECISION)
+    return first, second
+
+
+def scaled_product(x: Normed, weight: Tensor, eps: float, tile: Tile, *, is_gated: bool = False) -> Tensor:
+    """RMSNorm of x [N, D] by `weight` [O, D]: [N, O]. With `is_gated`: silu(gate)·up [N, I] of gate and up [2·I, D]."""
+    out = x.weighted.new_empty(len(x.weighted), len(weight) // (2 if is_gated else 1))
+    _run(x.weighted, weight, out, tile, eps, squares=x.squares, is_gated=is_gated)
+    return out
+
+
+def add_product(x: Tensor, y: Tensor, weight: Tensor, norm: Tensor | None, tile: Tile) -> Normed | None:
+    """Add y [N, K] times `weight` [D, K] to x [N, D], in place. With `norm` [D]: the sum as parts of its RMSNorm."""
+    if norm is None:
+        _run(y, weight, x, tile, adds=True)
+        return None
+    squares = torch.empty(len(x), x.shape[1] // tile.columns, dtype=torch.float32, device=x.device)
+    following = Normed(torch.empty_like(x), squares)
+    _run(y, weight, x, tile, adds=True, norm=norm, following=following)
+    return following
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    tile: Tile,
+    eps: float = 0.0,
+    *,
+    squares: Tensor | None = None,
+    is_gated: bool = False,
+    adds: bool = False,
+    norm: Tensor | None = None,
+    following: Normed | None = None,
+) -> None:
+    (tokens, inputs), outputs, overlap = x.shape, out.shape[1], overlaps(x)
+    operands: tuple[Tensor | TensorDescriptor, ...] = x, weight
+    if tile.bulk:
+        operands = tuple(
+            TensorDescriptor.from_tensor(operand, [size, tile.depth])
+            for operand, size in ((x, tile.rows), (weight, tile.columns))
+        )
+    parts = 0 if squares is None else squares.shape[1]
+    weighted, written = following or (None, None)
+    _product[(triton.cdiv(tokens, tile.rows), outputs // tile.columns)](
+        *operands, out, norm, weighted, written if squares is None else squares, tokens, parts, eps,
+        INPUTS=inputs, OUTPUTS=outputs, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STAGES=tile.stages,
+        SLICES=tile.slices, BULK=tile.bulk, PARTS=triton.next_power_of_2(parts) if parts else 0, GATED=is_gated,
+        ADD=adds, NEXT=following is not None, OVERLAP=overlap,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tile.warps, **launch_options(overlap),
+    )  # fmt: skip
