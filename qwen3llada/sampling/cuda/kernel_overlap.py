@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def overlaps(like: Tensor) -> bool:
-    """Whether kernels on the device of `like` can start early: on a Hopper GPU, where it was measured."""
-    return like.is_cuda and torch.cuda.get_device_capability(like.device)[0] == 9
+    """Whether kernels may start early: on a Hopper GPU and in bfloat16, where it was measured."""
+    return like.is_cuda and like.dtype == torch.bfloat16 and torch.cuda.get_device_capability(like.device)[0] == 9
 
 
 def launch_options(overlap: bool) -> dict[str, bool]:

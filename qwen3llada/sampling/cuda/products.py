@@ -5,7 +5,6 @@ Shapes: N tokens, D hidden size, I intermediate size, O outputs of a product.
 
 from typing import Any, Protocol
 
-import torch
 import triton
 from torch import Tensor, nn
 
@@ -84,11 +83,10 @@ class FusedProducts:
 
 
 def choose_products(x: Tensor, weights: list[Tensor], eps: float, *, biased: bool) -> Products:
-    """The faster ones for x [N, D] and a layer's `weights` [O, K]: fused ones for few tokens on a Hopper GPU."""
+    """The faster ones for x [N, D] and a layer's `weights` [O, K]: fused ones for few tokens in bfloat16 on Hopper."""
     fused = (
         len(x) <= most_tokens(x.shape[1])
         and overlaps(x)
-        and x.dtype == torch.bfloat16
         and not biased
         and all(size % DEEPEST == 0 for weight in weights for size in weight.shape)
     )

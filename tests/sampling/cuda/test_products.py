@@ -138,7 +138,7 @@ def test_products_are_fused_for_few_tokens_in_bfloat16():
         x, weights = (torch.zeros(n, size, dtype=dtype, device="cuda") for n in (tokens, 512))
         return type(choose_products(x, [weights], EPS, biased=biased))
 
-    if not overlaps(torch.zeros(1, device="cuda")):
+    if not overlaps(torch.zeros(1, dtype=torch.bfloat16, device="cuda")):
         pytest.skip("needs a Hopper GPU")
     for tokens, size in ((256, 1024), (32, 2048), (16, 4096)):
         assert chosen(tokens, size) is FusedProducts
