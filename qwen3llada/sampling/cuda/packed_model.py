@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qwen3llada.sampling.cuda.attention_ranges import Blocks
-from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Rotary, Store, norm_rope, rms_norm
+from qwen3llada.sampling.cuda.layer_kernels import Angles, Heads, Rotary, Store, norm_rope
 from qwen3llada.sampling.cuda.products import choose_products
 from qwen3llada.sampling.cuda.rotated_attention import rotated_attention
 
@@ -193,6 +193,6 @@ class PackedModel:
             if i == last and rows is not None:  # the last layer computes only the requested rows from here on
                 mixed, x = mixed[rows], x[rows]
             normed = products.add(x, mixed, layer.out, layer.out_bias, layer.post_norm)
-            following = None if i == last else self.layers[i + 1].input_norm
+            following = self.norm if i == last else self.layers[i + 1].input_norm
             normed = products.add(x, products.gated(normed, layer.gate_up), layer.down, None, following)
-        return rms_norm(x, self.norm, self.eps)
+        return products.states(x, normed, self.norm)

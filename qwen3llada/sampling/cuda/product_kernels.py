@@ -73,12 +73,12 @@ def _product(
     x, w, out_ptr, norm_ptr, weighted_ptr, squares_ptr, tokens, parts, eps,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     STAGES: tl.constexpr, SLICES: tl.constexpr, BULK: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr,
-    ADD: tl.constexpr, NEXT: tl.constexpr, OVERLAP: tl.constexpr, PRECISION: tl.constexpr,
+    ADD: tl.constexpr, OVERLAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of x [N, K] times w [O, K]. x and w are pointers, or tensor descriptors where BULK.
 
     PARTS: at least the number of `squares` of a token, by which the result is scaled; 0: it is not. GATED: w is
-    [2·O, K], gate and up, and the result is silu(gate)·up. ADD: the result is added to `out`. NEXT: that sum is also
+    [2·O, K], gate and up, and the result is silu(gate)·up. ADD: the result is added to `out`, and that sum is also
     stored as the parts of its norm.
     """
     let_next_kernel_start(OVERLAP)
@@ -87,7 +87,7 @@ def _product(
     kind = out_ptr.dtype.element_ty
     keep = (m < tokens)[:, None]
     at = m[:, None] * OUTPUTS + n[None, :]
-    if NEXT:  # weights do not come from the kernel before, so they need not wait for it
+    if ADD:  # weights do not come from the kernel before, so they need not wait for it
         norm = tl.load(norm_ptr + n).to(tl.float32)
     wait_for_kernel_before(OVERLAP)
     if ADD:
@@ -113,7 +113,7 @@ def _product(
         result += residual
     result = result.to(kind)
     tl.store(out_ptr + at, result, mask=keep)
-    if NEXT:
+    if ADD:
         total = result.to(tl.float32)
         tl.store(weighted_ptr + at, (total * norm[None, :]).to(kind), mask=keep)
         tl.store(squares_ptr + m * (OUTPUTS // COLUMNS) + tl.program_id(1), tl.sum(total * total, 1), mask=m < tokens)
@@ -178,15 +178,12 @@ def scaled_product(x: Normed, weight: Tensor, eps: float, tile: Tile, *, is_gate
     return out
 
 
-def add_product(x: Tensor, y: Tensor, weight: Tensor, norm: Tensor | None, tile: Tile) -> Normed | None:
-    """Add y [N, K] times `weight` [D, K] to x [N, D], in place. With `norm` [D]: the sum as parts of its RMSNorm."""
-    if norm is None:
-        _run(y, weight, x, tile, adds=True)
-        return None
+def add_product(x: Tensor, y: Tensor, weight: Tensor, norm: Tensor, tile: Tile) -> Normed:
+    """Add y [N, K] times `weight` [D, K] to x [N, D], in place. Returns parts of the sum's RMSNorm by `norm` [D]."""
     squares = torch.empty(len(x), x.shape[1] // tile.columns, dtype=torch.float32, device=x.device)
-    following = Normed(torch.empty_like(x), squares)
-    _run(y, weight, x, tile, adds=True, norm=norm, following=following)
-    return following
+    total = Normed(torch.empty_like(x), squares)
+    _run(y, weight, x, tile, norm=norm, total=total)
+    return total
 
 
 def _run(
@@ -198,9 +195,8 @@ def _run(
     *,
     squares: Tensor | None = None,
     is_gated: bool = False,
-    adds: bool = False,
     norm: Tensor | None = None,
-    following: Normed | None = None,
+    total: Normed | None = None,
 ) -> None:
     (tokens, inputs), outputs, overlap = x.shape, out.shape[1], overlaps(x)
     operands: tuple[Tensor | TensorDescriptor, ...] = x, weight
@@ -210,11 +206,11 @@ def _run(
             for operand, size in ((x, tile.rows), (weight, tile.columns))
         )
     parts = 0 if squares is None else squares.shape[1]
-    weighted, written = following or (None, None)
+    weighted, written = total or (None, None)
     _product[(triton.cdiv(tokens, tile.rows), outputs // tile.columns)](
         *operands, out, norm, weighted, written if squares is None else squares, tokens, parts, eps,
         INPUTS=inputs, OUTPUTS=outputs, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STAGES=tile.stages,
         SLICES=tile.slices, BULK=tile.bulk, PARTS=triton.next_power_of_2(parts) if parts else 0, GATED=is_gated,
-        ADD=adds, NEXT=following is not None, OVERLAP=overlap,
+        ADD=total is not None, OVERLAP=overlap,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tile.warps, **launch_options(overlap),
     )  # fmt: skip

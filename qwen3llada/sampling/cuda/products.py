@@ -34,8 +34,11 @@ class Products(Protocol):
     def gated(self, normed: Any, gate_up: Tensor) -> Tensor:
         """silu(gate)·up [N, I] of normed times gate and up [2·I, D]."""
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None) -> Any:
-        """Add y times `weight`, plus `bias`, to x [N, D] in place. Returns the sum's RMSNorm, if `norm` is given."""
+    def add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor) -> Any:
+        """Add y times `weight`, plus `bias`, to x [N, D] in place. Returns the sum's RMSNorm, as `normed`."""
+
+    def states(self, x: Tensor, normed: Any, norm: Tensor) -> Tensor:
+        """The RMSNorm `normed` of x as a tensor [N, D]."""
 
 
 class LibraryProducts:
@@ -53,12 +56,15 @@ class LibraryProducts:
     def gated(self, normed: Tensor, gate_up: Tensor) -> Tensor:
         return gated(normed @ gate_up.T)
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None) -> Tensor | None:
+    def add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor) -> Tensor:
         if bias is None:
             x.addmm_(y, weight.T)
         else:  # rounded to the model's type before the residual is added, as in the layer itself
             x += nn.functional.linear(y, weight, bias)
-        return None if norm is None else self.normed(x, norm)
+        return self.normed(x, norm)
+
+    def states(self, x: Tensor, normed: Tensor, norm: Tensor) -> Tensor:
+        return normed
 
 
 class FusedProducts:
@@ -77,9 +83,12 @@ class FusedProducts:
     def gated(self, normed: Normed, gate_up: Tensor) -> Tensor:
         return scaled_product(normed, gate_up, self.eps, gated_tile(len(normed.weighted)), is_gated=True)
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None) -> Normed | None:
+    def add(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor) -> Normed:
         assert bias is None
         return add_product(x, y, weight, norm, adding_tile(len(x), x.shape[1]))
+
+    def states(self, x: Tensor, normed: Normed, norm: Tensor) -> Tensor:
+        return rms_norm(x, norm, self.eps)  # rounded as everywhere else
 
 
 def choose_products(x: Tensor, weights: list[Tensor], eps: float, *, biased: bool) -> Products:

@@ -126,7 +126,7 @@ def install(monkeypatch) -> None:
     """Let the programs call these."""
     from qwen3llada.sampling.cuda import packed_model, products, step_programs
 
-    for kernel in (rms_norm, norm_rope, rotated_attention):
+    for kernel in (norm_rope, rotated_attention):
         monkeypatch.setattr(packed_model, kernel.__name__, kernel)
     for kernel in (rms_norm, gated):
         monkeypatch.setattr(products, kernel.__name__, kernel)

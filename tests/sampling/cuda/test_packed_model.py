@@ -59,7 +59,7 @@ def gated(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def plain_kernels(monkeypatch):
-    for kernel in (rms_norm, norm_rope, rotated_attention):
+    for kernel in (norm_rope, rotated_attention):
         monkeypatch.setattr(packed_model, kernel.__name__, kernel)
     for kernel in (rms_norm, gated):
         monkeypatch.setattr(products, kernel.__name__, kernel)

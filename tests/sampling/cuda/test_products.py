@@ -10,12 +10,12 @@ EPS = 1e-5
 
 
 def reference(x: Tensor, y: Tensor, weights: list[Tensor], norms: list[Tensor]) -> list[Tensor]:
-    """Projection, gated product, residual sums with and without what follows, in float64."""
+    """Projection, gated product, residual sum and its norm, in float64."""
     projection, gate_up, out = (weight.double() for weight in weights)
     x, y, normed = x.double(), y.double(), lambda x, norm: nn.functional.rms_norm(x, (len(norm),), norm.double(), EPS)
     gate, up = (normed(x, norms[0]) @ gate_up.T).chunk(2, 1)
     total = x + y @ out.T
-    return [normed(x, norms[0]) @ projection.T, nn.functional.silu(gate) * up, total, total, normed(total, norms[1])]
+    return [normed(x, norms[0]) @ projection.T, nn.functional.silu(gate) * up, total, normed(total, norms[1])]
 
 
 def compare(device, tokens, sizes, tiles, *, dtype=torch.float32, tolerance=1e-5):
@@ -34,16 +34,14 @@ def compare(device, tokens, sizes, tiles, *, dtype=torch.float32, tolerance=1e-5
     expected = reference(x, y, weights, norms)
     x, y, norms, weights = x.to(device), y.to(device), [n.to(device) for n in norms], [w.to(device) for w in weights]
     projection, gated, adding = (tile if isinstance(tile, Tile) else Tile(*tile) for tile in tiles)
-    normed, sums = weigh(x, norms[0]), [x.clone(), x.clone()]
+    normed = weigh(x, norms[0])
     found = [
         scaled_product(normed, weights[0], EPS, projection),
         scaled_product(normed, weights[1], EPS, gated, is_gated=True),
     ]
-    assert add_product(sums[0], y, weights[2], None, adding) is None
-    following = add_product(sums[1], y, weights[2], norms[1], adding)
-    assert following is not None
+    following = add_product(x, y, weights[2], norms[1], adding)
     scale = (following.squares.sum(1, keepdim=True) / hidden + EPS).rsqrt()
-    for ours, theirs in zip([*found, *sums, following.weighted * scale], expected, strict=True):
+    for ours, theirs in zip([*found, x, following.weighted * scale], expected, strict=True):
         torch.testing.assert_close(ours.cpu().double(), theirs, rtol=tolerance, atol=tolerance)
     # The parts of the sum's norm serve the next product, however many programs wrote them.
     again = scaled_product(following, weights[0], EPS, projection)
@@ -65,7 +63,29 @@ def compare_bulk_tiles(device):
     compare(device, 20, (32, 32, 64), [(16, 16, 16, 2, 4, 1, True)] * 3)
 
 
-CHECKS = [compare_whole_tiles, compare_part_of_a_tile, compare_bulk_tiles]
+def compare_both(device):
+    """A layer by the fused products and by the library's."""
+    from qwen3llada.sampling.cuda import products
+    from qwen3llada.sampling.cuda.product_kernels import Tile
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = (5, 32), (5, 64), (48, 32), (128, 32), (32, 64), (32,), (32,)
+    given = [torch.randn(*shape, generator=generator).to(device) for shape in shapes]
+
+    def layer(by):
+        x, y, qkv, gate_up, down, first, second = (value.clone() for value in given)
+        normed = by.normed(x, first)
+        found = [by.project(normed, qkv, None), by.gated(normed, gate_up)]
+        return [*found, x, by.states(x, by.add(x, y, down, None, second), second)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("projection_tile", "gated_tile", "adding_tile"):
+            patch.setattr(products, name, lambda *sizes: Tile(16, 16, 16, stages=2))
+        found, expected = layer(products.FusedProducts(EPS)), layer(products.LibraryProducts(EPS))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+CHECKS = [compare_whole_tiles, compare_part_of_a_tile, compare_bulk_tiles, compare_both]
 
 
 @pytest.mark.gpu
