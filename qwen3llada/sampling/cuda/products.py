@@ -68,7 +68,7 @@ class LibraryProducts:
 
 
 class FusedProducts:
-    """Kernels for few tokens, see `product_kernels.py`. Two numbers are rounded less often than in the layer itself."""
+    """Kernels for few tokens, see `product_kernels.py`. A norm is rounded once; in the layer itself it is twice."""
 
     def __init__(self, eps: float) -> None:
         self.eps = eps
