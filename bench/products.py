@@ -19,7 +19,7 @@ MODELS = {  # hidden, intermediate, query heads, key/value heads, layers here
     "8B": (4096, 12288, 32, 8, 4),
 }
 TOKENS = (4, 16, 32, 64, 96, 128, 192, 256, 320, 512)
-HEAD = 128
+HEAD, EPS = 128, 1e-6
 
 
 def compare_products() -> Iterator[str]:
@@ -28,19 +28,17 @@ def compare_products() -> Iterator[str]:
         yield f"  Qwen3-{name}: tokens, library us a layer, fused, times"
         layers, norm = _weights(*sizes)
         for tokens in TOKENS:
-            library, fused = (
-                _seconds(products(1e-6), layers, norm, tokens) for products in (LibraryProducts, FusedProducts)
-            )
-            scale = 1e6 / len(layers)
-            yield f"    {tokens:4} {library * scale:8.2f} {fused * scale:8.2f} {library / fused:6.2f}"
+            kinds: list[Products] = [LibraryProducts(EPS), FusedProducts(EPS)]
+            library, fused = (_seconds(kind, layers, norm, tokens) / len(layers) * 1e6 for kind in kinds)
+            yield f"    {tokens:4} {library:8.2f} {fused:8.2f} {library / fused:6.2f}"
 
 
 def _weights(hidden: int, inner: int, heads: int, key_heads: int, count: int) -> tuple[list[list[Tensor]], Tensor]:
+    """The layers' weights (queries, keys and values; output; gate and up; down), and a norm's."""
     shapes = ((heads + 2 * key_heads) * HEAD, hidden), (hidden, heads * HEAD), (2 * inner, hidden), (hidden, inner)
     given = {"dtype": torch.bfloat16, "device": "cuda"}
-    return [[torch.randn(*s, **given) * s[1] ** -0.5 for s in shapes] for _ in range(count)], torch.ones(
-        hidden, **given
-    )
+    layers = [[torch.randn(n, k, **given) * k**-0.5 for n, k in shapes] for _ in range(count)]
+    return layers, torch.ones(hidden, **given)
 
 
 def _seconds(products: Products, layers: list[list[Tensor]], norm: Tensor, tokens: int) -> float:
