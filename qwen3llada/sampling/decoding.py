@@ -51,6 +51,9 @@ class Sampler(Protocol):
     def passes(self) -> int:
         """Forward passes made so far."""
 
+    def prepare(self, units: Units) -> None:
+        """Get ready for `units`, which are probably opened next."""
+
     def open(self, units: Units) -> Units:
         """Start decoding `units`. The steps update the returned units."""
 
@@ -69,7 +72,7 @@ def decode(model: Any, request: Request, *, watched: bool = True) -> Generator[S
     settled = torch.zeros_like(canvas.valid) if params.revises else None
     sampler = choose_sampler(model, request, tokens)
     index = 0
-    for opened in waves(request, tokens):
+    for opened in waves(request, tokens, sampler.prepare):
         units = sampler.open(opened)
         for number in units.step_numbers(params):
             sampler.step(units, number)

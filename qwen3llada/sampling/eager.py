@@ -104,6 +104,9 @@ class EagerSampler(StepRule):
     def passes(self) -> int:
         return self.context.passes
 
+    def prepare(self, units: Units) -> None:
+        """Nothing: the host is busy with the steps until their end."""
+
     def open(self, units: Units) -> Units:
         rows, blocks, _ = units.place
         if self.guided:

@@ -4,7 +4,7 @@ Shapes: B rows, L columns of the canvas, J blocks, U units (a unit is one block 
 S steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -135,10 +135,14 @@ class Units:
         return bool((~self.finished if params.edit_threshold else self.masked).any())
 
 
-def waves(request: Request, tokens: Tensor) -> Iterator[Units]:
+def waves(request: Request, tokens: Tensor, prepare: Callable[[Units], None] = lambda units: None) -> Iterator[Units]:
     """Yield the units to decode together, one wave after another, from the current content of the canvas [B, L].
 
     Block by block, a row leaves when nothing of it is left to decode or when its last decoded block holds an EOS.
+
+    Args:
+        prepare: called with the next units before it is known whether rows have ended: while the device still computes
+            the block before. If rows have ended, other units are yielded.
     """
     layout = request.layout
     open_blocks = layout.masked_per_block() > 0
@@ -147,22 +151,33 @@ def waves(request: Request, tokens: Tensor) -> Iterator[Units]:
         every = rows.repeat_interleave(layout.blocks), numbers.repeat(len(rows))
         yield Units.of(request, tokens, *every, width=layout.block_length)
         return
+    ended: Tensor | None = None  # [B] bool, rows whose last decoded block holds an EOS
     for block in range(layout.blocks):
         rows = rows[open_blocks[rows, block:].any(-1)]
         if not len(rows):
             return
         first = layout.start + block * layout.block_length
         width = min(layout.block_length, layout.width - first)
-        yield Units.of(request, tokens, rows, numbers[block].expand(len(rows)), width)
+        units = Units.of(request, tokens, rows, numbers[block].expand(len(rows)), width)
+        if ended is not None:
+            prepare(units)
+            going_on = rows[~ended.cpu()[rows]]
+            if not len(going_on):
+                return
+            if len(going_on) < len(rows):
+                rows = going_on
+                units = Units.of(request, tokens, rows, numbers[block].expand(len(rows)), width)
+        yield units
         if request.eos_token_ids:
-            ended = is_end(request, tokens)[:, first : first + width].any(-1).cpu()
-            rows = rows[~ended[rows]]
+            ended = is_end(request, tokens)[:, first : first + width].any(-1)
 
 
 def is_end(request: Request, tokens: Tensor) -> Tensor:
-    """Decoded positions that hold an EOS: [B, L] bool."""
-    ends = torch.tensor(request.eos_token_ids, dtype=tokens.dtype, device=tokens.device)
-    return torch.isin(tokens, ends) & request.canvas.valid & ~request.canvas.given
+    """Decoded positions that hold an EOS: [B, L] bool. Does not wait for the device."""
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    for token in request.eos_token_ids:  # a tensor of them would have to be copied to the device, which waits for it
+        found |= tokens == token
+    return found & request.canvas.valid & ~request.canvas.given
 
 
 def cut(request: Request, tokens: Tensor) -> list[Tensor]:

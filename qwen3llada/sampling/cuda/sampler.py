@@ -46,7 +46,8 @@ class GraphSampler:
         self.causal, self.dual = is_causal(request.policy), request.params.cache == "dual"
         self.whole = request.policy == "full" and not self.dual  # each pass runs the whole canvas
         self.form, self.knobs = Form.of(request.params), knob_values(request.params)
-        self.finished: Units | None = None
+        self.finished: Units | None = None  # the block that was closed last
+        self.prepared: tuple[Units, Units] | None = None  # units, and what opening them has given
         answer = layout.blocks * layout.block_length if self.causal or self.dual else 0
         self.prefix: KeyValues | None = None
         if not self.whole and self.start + answer:
@@ -56,8 +57,16 @@ class GraphSampler:
                 columns = bucket_columns(int(layout.prompt_lengths[rows].max()))
                 self._fill_canvas(rows, self.start - columns, self.start)
 
-    @torch.no_grad()
+    def prepare(self, units: Units) -> None:
+        if units.counts.any() and not self.dual:  # otherwise opening may run a pass
+            self.prepared = units, self._open(units)
+
     def open(self, units: Units) -> Units:
+        prepared, self.prepared = self.prepared, None
+        return prepared[1] if prepared is not None and prepared[0] is units else self._open(units)
+
+    @torch.no_grad()
+    def _open(self, units: Units) -> Units:
         if self.graphs.user is None or self.graphs.user() is not self:
             raise RuntimeError("another generation with this model began before this one had ended")
         if self.dual:
@@ -71,7 +80,7 @@ class GraphSampler:
             before=whole_block if self.causal else 0,
         )
         self._variants = [Variant(chunks) for chunks in self._chunks_of_steps(units, shape)]
-        finished = self._take_finished(units.rows)
+        finished = self._finished_of(units.rows)
         if finished is not None and not self._variants:  # a block without masks has no step to join
             self._fill_block(finished)
         elif finished is not None:
@@ -90,9 +99,9 @@ class GraphSampler:
         if self.causal:
             self.finished = replace(units, tokens=units.tokens.clone())
 
-    def _take_finished(self, rows: Tensor) -> Units | None:
+    def _finished_of(self, rows: Tensor) -> Units | None:
         """The block that was finished last, of those rows that go on: `rows` [U]."""
-        finished, self.finished = self.finished, None
+        finished = self.finished
         if finished is None or len(finished.rows) == len(rows):
             return finished
         kept = torch.searchsorted(finished.rows, rows)  # both ascending

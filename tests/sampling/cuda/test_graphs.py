@@ -38,9 +38,9 @@ SCORED = [
 ]
 
 
-def watched(model, prompts, params, seed=7):
+def watched(model, prompts, params, seed=7, ends=None):
     """A generation, and the confidence [B, L] of each token when it was committed."""
-    steps = stream(model, prompts, params, seed=seed)
+    steps = stream(model, prompts, params, seed=seed, eos_token_ids=ends)
     while True:
         try:
             confidence = next(steps).confidence.clone()
@@ -242,9 +242,20 @@ def interpret(folder):
     model = conftest.trained(folder)
     model.config.attention_policy, model.config.window_blocks = "window", 1
     params = SampleParams(steps=3, gen_length=5, block_length=2, temperature=0.7, remasking="margin")
-    eager, sure = watched(model, [[1, 2, 3]], params)
-    decoding.choose_sampler = GraphSampler
-    graph, just_as_sure = watched(model, [[1, 2, 3]], params)
+    prompts = [[1, 2, 3], [4, 5]]
+    ends = [int(generate(model, prompts[:1], params, seed=7).tokens[0][1])]  # so the first row ends in its second block
+    eager, sure = watched(model, prompts, params, ends=ends)
+    assert [len(row) for row in eager.tokens] == [2, 5]
+    opened, load = [], GraphSampler._load
+
+    def noted(self, program, units):
+        opened.append((int(units.blocks[0]), units.rows.tolist()))
+        return load(self, program, units)
+
+    decoding.choose_sampler, GraphSampler._load = GraphSampler, noted
+    graph, just_as_sure = watched(model, prompts, params, ends=ends)
+    # The third block was prepared with both rows, before it was known that one had ended.
+    assert opened == [(0, [0, 1]), (1, [0, 1]), (2, [0, 1]), (2, [1])]
     assert graph.backend == "graph"
     assert torch.equal(graph.canvas, eager.canvas)
     assert graph.forward_passes == eager.forward_passes
