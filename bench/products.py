@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.measure import synchronize
+from bench.attention_tiles import microseconds
 from qwen3llada.sampling.cuda.products import FusedProducts, LibraryProducts, Products
 
 MODELS = {  # hidden, intermediate, query heads, key/value heads, layers here
@@ -29,7 +29,7 @@ def compare_products() -> Iterator[str]:
         layers, norm = _weights(*sizes)
         for tokens in TOKENS:
             kinds: list[Products] = [LibraryProducts(EPS), FusedProducts(EPS)]
-            library, fused = (_seconds(kind, layers, norm, tokens) / len(layers) * 1e6 for kind in kinds)
+            library, fused = (_microseconds(kind, layers, norm, tokens) for kind in kinds)
             yield f"    {tokens:4} {library:8.2f} {fused:8.2f} {library / fused:6.2f}"
 
 
@@ -41,8 +41,8 @@ def _weights(hidden: int, inner: int, heads: int, key_heads: int, count: int) ->
     return layers, torch.ones(hidden, **given)
 
 
-def _seconds(products: Products, layers: list[list[Tensor]], norm: Tensor, tokens: int) -> float:
-    """Of the layers, in a graph."""
+def _microseconds(products: Products, layers: list[list[Tensor]], norm: Tensor, tokens: int) -> float:
+    """Of a layer."""
     start = torch.randn(tokens, len(norm), dtype=norm.dtype, device=norm.device)
 
     def run() -> None:
@@ -53,18 +53,4 @@ def _seconds(products: Products, layers: list[list[Tensor]], norm: Tensor, token
             normed = products.add(x, mixed, out, None, norm)
             normed = products.add(x, products.gated(normed, gate_up), down, None, norm)
 
-    run()
-    synchronize(norm.device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    best = float("inf")
-    for _ in range(3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(10):
-            graph.replay()
-        end.record()
-        synchronize(norm.device)
-        best = min(best, begin.elapsed_time(end) / 10)
-    return best / 1000
+    return microseconds(run) / len(layers)

@@ -49,6 +49,7 @@ CODE = (
     "sampling/cuda/packed_model.py",
     "sampling/cuda/pass_inputs.py",
     "sampling/cuda/product_kernels.py",
+    "sampling/cuda/product_loops.py",
     "sampling/cuda/products.py",
     "sampling/cuda/program_cache.py",
     "sampling/cuda/proposal_kernel.py",

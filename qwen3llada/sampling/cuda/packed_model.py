@@ -84,7 +84,7 @@ class Layer:
     down: Tensor  # [D, I]
 
     @property
-    def products(self) -> list[Tensor]:
+    def matrices(self) -> list[Tensor]:
         return [self.qkv, self.out, self.gate_up, self.down]
 
     @property
@@ -179,7 +179,7 @@ class PackedModel:
         """
         x = nn.functional.embedding(tokens.reshape(-1), self.embedding)
         first, last, read = self.layers[0], len(self.layers) - 1, write is not None and write.read
-        products = choose_products(x, first.products, self.eps, biased=first.biased)
+        products = choose_products(x, first.matrices, self.eps, biased=first.biased)
         normed = products.normed(x, first.input_norm)
         for i, layer in enumerate(self.layers):
             qkv = products.project(normed, layer.qkv, layer.qkv_bias)

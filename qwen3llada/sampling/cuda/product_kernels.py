@@ -22,6 +22,7 @@ from qwen3llada.sampling.cuda.kernel_overlap import (
     overlaps,
     wait_for_kernel_before,
 )
+from qwen3llada.sampling.cuda.product_loops import tile_sums
 
 
 class Normed(NamedTuple):
@@ -96,14 +97,9 @@ def _product(
         part = tl.arange(0, PARTS)[None, :]
         squares = tl.load(squares_ptr + m[:, None] * parts + part, mask=keep & (part < parts), other=0.0)
         scale = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
-    if BULK:
-        result, up = _bulk_tiles(x, w, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, GATED, PRECISION)
-    elif SLICES > 1:
-        result, up = _sliced_tiles(
-            x, w, m, n, tokens, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, SLICES, GATED, PRECISION
-        )
-    else:
-        result, up = _tiles(x, w, m, n, keep, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, GATED, PRECISION)
+    result, up = tile_sums(
+        x, w, m, n, tokens, INPUTS, OUTPUTS, ROWS, COLUMNS, DEPTH, STAGES, SLICES, BULK, GATED, PRECISION
+    )  # fmt: skip
     if PARTS:
         result = result * scale
     if GATED:
@@ -119,62 +115,10 @@ def _product(
         tl.store(squares_ptr + m * (OUTPUTS // COLUMNS) + tl.program_id(1), tl.sum(total * total, 1), mask=m < tokens)
 
 
-@triton.jit
-def _tiles(
-    x_ptr, w_ptr, m, n, keep, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, STAGES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Sums of one tile's products, and of those with the second half of w."""
-    k = tl.arange(0, DEPTH)
-    x_at, w_at = x_ptr + m[:, None] * INPUTS + k[None, :], w_ptr + n[None, :] * INPUTS + k[:, None]
-    first, second = tl.zeros([ROWS, COLUMNS], dtype=tl.float32), tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
-        x = tl.load(x_at + start, mask=keep, other=0.0)
-        first = tl.dot(x, tl.load(w_at + start), first, input_precision=PRECISION)
-        if GATED:
-            second = tl.dot(x, tl.load(w_at + OUTPUTS * INPUTS + start), second, input_precision=PRECISION)
-    return first, second
-
-
-@triton.jit
-def _sliced_tiles(
-    x_ptr, w_ptr, m, n, tokens, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, STAGES: tl.constexpr, SLICES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As `_tiles`. Each slice of a tile's inputs is a product of its own, so that no warp has a long chain of them."""
-    tl.static_assert(not GATED)
-    SLICE: tl.constexpr = DEPTH // SLICES
-    begin, k = tl.arange(0, SLICES)[:, None, None] * SLICE, tl.arange(0, SLICE)
-    keep = (m < tokens)[None, :, None]
-    x_at = x_ptr + m[None, :, None] * INPUTS + begin + k[None, None, :]
-    w_at = w_ptr + n[None, None, :] * INPUTS + begin + k[None, :, None]
-    sums = tl.zeros([SLICES, ROWS, COLUMNS], dtype=tl.float32)
-    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
-        x = tl.load(x_at + start, mask=keep, other=0.0)
-        sums = tl.dot(x, tl.load(w_at + start), sums, input_precision=PRECISION)
-    return tl.sum(sums, 0), tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-
-
-@triton.jit
-def _bulk_tiles(
-    x, w, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    STAGES: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As `_tiles`, of tensor descriptors."""
-    row, column = tl.program_id(0) * ROWS, tl.program_id(1) * COLUMNS
-    first, second = tl.zeros([ROWS, COLUMNS], dtype=tl.float32), tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
-        tile = x.load([row, start])
-        first = tl.dot(tile, w.load([column, start]).T, first, input_precision=PRECISION)
-        if GATED:
-            second = tl.dot(tile, w.load([OUTPUTS + column, start]).T, second, input_precision=PRECISION)
-    return first, second
-
-
 def scaled_product(x: Normed, weight: Tensor, eps: float, tile: Tile, *, is_gated: bool = False) -> Tensor:
     """RMSNorm of x [N, D] by `weight` [O, D]: [N, O]. With `is_gated`: silu(gate)·up [N, I] of gate and up [2·I, D]."""
     out = x.weighted.new_empty(len(x.weighted), len(weight) // (2 if is_gated else 1))
-    _run(x.weighted, weight, out, tile, eps, squares=x.squares, is_gated=is_gated)
+    _run(x.weighted, weight, out, x, tile, eps=eps, is_gated=is_gated)
     return out
 
 
@@ -182,7 +126,7 @@ def add_product(x: Tensor, y: Tensor, weight: Tensor, norm: Tensor, tile: Tile) 
     """Add y [N, K] times `weight` [D, K] to x [N, D], in place. Returns parts of the sum's RMSNorm by `norm` [D]."""
     squares = torch.empty(len(x), x.shape[1] // tile.columns, dtype=torch.float32, device=x.device)
     total = Normed(torch.empty_like(x), squares)
-    _run(y, weight, x, tile, norm=norm, total=total)
+    _run(y, weight, x, total, tile, norm=norm)
     return total
 
 
@@ -190,14 +134,14 @@ def _run(
     x: Tensor,
     weight: Tensor,
     out: Tensor,
+    parts: Normed,
     tile: Tile,
-    eps: float = 0.0,
     *,
-    squares: Tensor | None = None,
+    eps: float = 0.0,
     is_gated: bool = False,
     norm: Tensor | None = None,
-    total: Normed | None = None,
 ) -> None:
+    """Write x times `weight` to `out`, scaled by the squares of `parts`. With `norm`: add it, and write `parts`."""
     (tokens, inputs), outputs, overlap = x.shape, out.shape[1], overlaps(x)
     operands: tuple[Tensor | TensorDescriptor, ...] = x, weight
     if tile.bulk:
@@ -205,12 +149,11 @@ def _run(
             TensorDescriptor.from_tensor(operand, [size, tile.depth])
             for operand, size in ((x, tile.rows), (weight, tile.columns))
         )
-    parts = 0 if squares is None else squares.shape[1]
-    weighted, written = total or (None, None)
+    adds, count = norm is not None, parts.squares.shape[1]
     _product[(triton.cdiv(tokens, tile.rows), outputs // tile.columns)](
-        *operands, out, norm, weighted, written if squares is None else squares, tokens, parts, eps,
+        *operands, out, norm, *parts, tokens, count, eps,
         INPUTS=inputs, OUTPUTS=outputs, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STAGES=tile.stages,
-        SLICES=tile.slices, BULK=tile.bulk, PARTS=triton.next_power_of_2(parts) if parts else 0, GATED=is_gated,
-        ADD=total is not None, OVERLAP=overlap,
+        SLICES=tile.slices, BULK=tile.bulk, PARTS=0 if adds else triton.next_power_of_2(count), GATED=is_gated,
+        ADD=adds, OVERLAP=overlap,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=tile.warps, **launch_options(overlap),
     )  # fmt: skip
