@@ -1,5 +1,7 @@
 """CUDA graphs give the tokens of the eager sampler."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from vocabulary import MASK
@@ -228,6 +230,21 @@ def test_prompts_are_grouped_by_length(monkeypatch):
     assert groups(100, 300, 0) == [[0, 1]]  # not worth a pass of its own; nothing to compute for an empty prompt
     assert groups(1000, 400, 150, 0) == [[0], [1, 2]]
     assert groups(0, 0) == []
+
+
+def test_nothing_is_prepared_where_that_may_run_a_pass():
+    pytest.importorskip("triton")
+    from qwen3llada.sampling.cuda.sampler import GraphSampler
+
+    def prepared(dual, count):
+        units = SimpleNamespace(counts=torch.tensor([[count]]))
+        sampler = SimpleNamespace(dual=dual, prepared=None, _open=lambda units: "opened")
+        GraphSampler.prepare(sampler, units)
+        return sampler.prepared and sampler.prepared[1]
+
+    assert prepared(dual=False, count=1) == "opened"
+    assert prepared(dual=True, count=1) is None  # its first pass is over the whole canvas
+    assert prepared(dual=False, count=0) is None  # no step takes the finished block along
 
 
 def interpret(folder):
