@@ -29,10 +29,11 @@ def patch_once(function):
 interpreter._patch_lang = patch_once
 
 import test_attention_kernel, test_graphs, test_head_kernels, test_layer_kernels, test_rotary_kernels
-import test_products, test_rotated_attention, test_running_graphs
+import test_products, test_rotated_attention, test_running_graphs, test_softmax_gradient_kernel
 
 test_rotary_kernels.interpret()
-for module in (test_attention_kernel, test_rotated_attention, test_products, test_head_kernels):
+checked = test_attention_kernel, test_rotated_attention, test_products, test_head_kernels, test_softmax_gradient_kernel
+for module in checked:
     for check in module.CHECKS:
         check("cpu")
 test_layer_kernels.compare_stored("cpu")
@@ -45,7 +46,7 @@ os._exit(0)  # without taking apart what was imported
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compared on the GPU itself")
 def test_kernels_compute_what_plain_torch_does(tmp_path_factory):
-    folders = [TESTS.parent, TESTS / "sampling", TESTS / "sampling/cuda", TESTS / "training/cuda"]
+    folders = [TESTS.parent, TESTS / "sampling", TESTS / "sampling/cuda", TESTS / "training/cuda", TESTS / "diffusion"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": ":".join(map(str, folders))}
     command = [sys.executable, "-c", CODE, tmp_path_factory.getbasetemp()]
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

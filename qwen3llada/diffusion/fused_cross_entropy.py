@@ -5,9 +5,7 @@ the gradients of hidden states and projection before the next chunk reuses the b
 exists, and the backward pass only scales what the forward pass computed.
 """
 
-import functools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -175,16 +173,13 @@ def matmul(left: Tensor, right: Tensor, *, out: Tensor, add: bool = False) -> No
 
 def _to_gradient(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:
     """Overwrite logits [n, V] by scale·d(loss)/d(logits). Returns losses [2, n] as `Products.run`."""
-    body = _softmax_gradient_ if logits.device.type == "cpu" else _compiled()
-    losses, at_target = body(logits, targets, scale, smoothing).split(2)
+    if logits.device.type == "cuda":
+        from qwen3llada.diffusion.softmax_gradient_kernel import softmax_gradient_  # needs Triton
+
+        return softmax_gradient_(logits, targets, scale, smoothing)
+    losses, at_target = _softmax_gradient_(logits, targets, scale, smoothing).split(2)
     logits.scatter_(1, targets[:, None], at_target.t().to(logits.dtype))
     return losses
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    """A kernel that reads a row twice and writes it once. Eager code would make float32 copies of the chunk."""
-    return torch.compile(_softmax_gradient_)
 
 
 def _softmax_gradient_(logits: Tensor, targets: Tensor, scale: Tensor, smoothing: float) -> Tensor:

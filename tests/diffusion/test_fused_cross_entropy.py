@@ -191,7 +191,7 @@ def test_half_precision_is_no_worse_than_the_plain_path(dtype):
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.bfloat16, 2**-13), (torch.float16, 8.0)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_half_precision_on_a_gpu(dtype, scale, smoothing):
-    """In chunks of two sizes, so that the compiled kernel meets another number of rows."""
+    """In chunks of two sizes."""
     given = inputs(300, 256, 20_000, dtype, "cuda", spread=0.1)
     compare_with_plain_half_precision(given, scale, smoothing, chunk_size=128)
 
@@ -225,7 +225,7 @@ def test_autocast_rounds_the_operands_and_nothing_else(dtype):
 
 
 def test_a_chunk_kept_in_half_precision_is_rounded_once():
-    """The function that a GPU compiles: bfloat16 logits in, their gradient out, float32 between."""
+    """bfloat16 logits in, their gradient out, float32 between."""
     torch.manual_seed(0)
     logits = (3 * torch.randn(20, V)).bfloat16()
     targets, scale = torch.randint(V, (20,)), torch.rand(20)
