@@ -1,5 +1,6 @@
 """The training objective as one module: one pass through the body, logits only at corrupted positions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from qwen3llada.diffusion.fused_cross_entropy import fused_cross_entropy
 from qwen3llada.diffusion.token_log_probs import token_log_probs
+from qwen3llada.objective.tied_gradient import TiedGradient, is_worthwhile
 
 
 class MaskedDiffusionObjective(nn.Module):
@@ -70,13 +72,19 @@ class MaskedDiffusionObjective(nn.Module):
         if positions is None:
             positions = token_weights.flatten().nonzero().squeeze(1)
         positions = positions.to(noisy.device, non_blocking=True)
-        predicted = self._states(noisy, targets.shape[1], positions, attention_mask, last_layer_mask, position_ids)
+        embedding, projection = self.model.get_input_embeddings(), self._projection()
+        tied = TiedGradient(embedding) if is_worthwhile(embedding, projection) else None
+        embedded = self._embedded(noisy, embedding if tied is None else tied.embed)
+        length = targets.shape[1]
+        predicted = self._states(embedded, length, positions, attention_mask, last_layer_mask, position_ids)
+        if tied is not None:
+            predicted, projection = tied.project(predicted)
         true = targets.flatten().index_select(0, positions)
         if return_log_probs:
-            return token_log_probs(predicted, self._projection(), true, chunk_size=self.chunk_size)
+            return token_log_probs(predicted, projection, true, chunk_size=self.chunk_size)
         return fused_cross_entropy(
             predicted,
-            self._projection(),
+            projection,
             true,
             token_weights.flatten().index_select(0, positions),
             smoothing=smoothing,
@@ -86,18 +94,17 @@ class MaskedDiffusionObjective(nn.Module):
 
     def _states(
         self,
-        noisy: Tensor,
+        embedded: Tensor,
         length: int,
         positions: Tensor,
         attention_mask: Any,
         last_layer_mask: Any,
         position_ids: Tensor | None,
     ) -> Tensor:
-        """Final hidden states [N, D] at `positions` of the first `length` columns of `noisy` [B, S]."""
-        embedded = self._embedded(noisy)
+        """Final hidden states [N, D] at `positions` of the first `length` columns of `embedded` [B, S, D]."""
         predict_states = getattr(self.model, "predict_states", None)  # see `evaluation.fast_body`
         if predict_states is not None:
-            chosen = positions // length * noisy.shape[1] + positions % length
+            chosen = positions // length * embedded.shape[1] + positions % length
             states = predict_states(embedded, attention_mask, position_ids, chosen)
             if states is not None:
                 return states
@@ -107,12 +114,13 @@ class MaskedDiffusionObjective(nn.Module):
         )
         return body.last_hidden_state[:, :length].flatten(0, 1).index_select(0, positions)
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    @staticmethod
+    def _embedded(tokens: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeddings [B, S, D], under autocast in its dtype, so that the residual stream has that dtype.
 
         Autocast alone would leave the residual stream in float32, whose memory traffic takes longer than the norms.
         """
-        embedded = self.model.get_input_embeddings()(tokens)
+        embedded = embed(tokens)
         device = tokens.device.type
         return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
 

@@ -1,10 +1,13 @@
 """Optimiser steps over the same 16 samples, split in different ways. A module, so that processes can import it."""
 
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -90,9 +93,10 @@ def gradients(model):
 def wrap(objective, wrapper):
     if wrapper == "ddp":
         return DistributedDataParallel(objective)
+    mesh = init_device_mesh("cpu", (2,))  # by itself FSDP2 takes GPUs where there are any
     for layer in objective.model.model.layers:
-        fully_shard(layer)
-    return fully_shard(objective)
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(objective, mesh=mesh)
 
 
 def work(rank, folder):
@@ -109,12 +113,35 @@ def work(rank, folder):
                 if wrapper == "fsdp2":
                     found = {name: gradient.full_tensor() for name, gradient in found.items()}
                 results[wrapper, task, loss] = found
+    for wrapper in WRAPPERS:
+        with one_gradient_everywhere():
+            objective = wrap(MaskedDiffusionObjective(make_model()), wrapper)
+            step(objective, "soft_ce", batches("sft", 2, 4, num_processes=2, process_index=rank), processes=2)
+        found = gradients(objective)
+        results["one gradient", wrapper] = {
+            name: gradient.full_tensor() if wrapper == "fsdp2" else gradient for name, gradient in found.items()
+        }
     results["empty"] = one_process_without_corruption(rank)
     results["sharded head"] = head_in_a_group_of_its_own()
     if rank == 0:
         torch.save(results, Path(folder) / "gradients.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextmanager
+def one_gradient_everywhere():
+    """Lets a CPU compute the gradient of tied embeddings as a GPU does, and asserts that it did. Yields the uses."""
+    uses = []
+
+    def is_worthwhile(embedding, projection):
+        tied = embedding.weight is projection and torch.is_grad_enabled()
+        uses.extend([embedding] * tied)
+        return tied
+
+    with patch("qwen3llada.objective.objective.is_worthwhile", is_worthwhile):
+        yield uses
+    assert uses
 
 
 def one_process_without_corruption(rank):
@@ -128,7 +155,7 @@ def one_process_without_corruption(rank):
 def head_in_a_group_of_its_own():
     """The objective's error message if the projection's weight is sharded."""
     model = make_model(tied=False)
-    fully_shard(model.lm_head)
+    fully_shard(model.lm_head, mesh=init_device_mesh("cpu", (2,)))
     tokens = torch.arange(8).view(1, 8)
     try:
         MaskedDiffusionObjective(model)(tokens, tokens, torch.ones(1, 8))

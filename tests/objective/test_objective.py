@@ -83,6 +83,11 @@ def test_processes_do_not_change_the_step(two_processes, loss, task, wrapper):
     assert distance(two_processes[wrapper, task, loss], objective_step(loss, task, SAMPLES, 1)) <= 1e-6
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_one_gradient_of_tied_embeddings_over_processes(two_processes, wrapper):
+    assert distance(two_processes["one gradient", wrapper], objective_step("soft_ce", "sft", SAMPLES, 1)) <= 1e-6
+
+
 def test_a_process_without_corrupted_tokens_takes_part(two_processes):
     objective = MaskedDiffusionObjective(make_model(tied=False))
     tokens = torch.arange(8).view(1, 8)

@@ -38,6 +38,7 @@ CODE = (
     "modeling/loading.py",
     "modeling/modeling_qwen3llada.py",
     "objective/objective.py",
+    "objective/tied_gradient.py",
     "training/start/adapters.py",
     "training/cuda/flash_attention_4.py",
     "training/cuda/fused_attention.py",
