@@ -119,20 +119,27 @@ class BatchSettings:
 
 
 def batch_settings(
-    knobs: BatchKnobs, tokenizer: PreTrainedTokenizerBase, *, training: bool, **layout: int
+    knobs: BatchKnobs,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    training: bool,
+    noise: NoiseParams | None = None,
+    **layout: int,
 ) -> BatchSettings:
     """Batch settings from the knobs of a training section.
 
     `training`: whether the batches are trained on. Training forces a masked position in every sequence unless the loss
     weighs by 1/p. Evaluation never does, and always masks at random, so that its losses are comparable.
+    `noise`: other noise than the section's.
     `layout`: seed, micro_batch_size, and other `BatchSettings` that differ from their defaults.
     Raises InputError if the tokenizer lacks a token that the knobs need.
     """
     if tokenizer.mask_token_id is None:
         raise InputError("the model's tokenizer must have a mask token; convert adds it")
-    draws = any(NOISE_TYPES[noise.noise_type].draws for noise in knobs.noise.all())
+    noise = noise or knobs.noise
+    draws = any(NOISE_TYPES[stage.noise_type].draws for stage in noise.all())
     return BatchSettings(
-        noise=knobs.noise,
+        noise=noise,
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         real_tokens=real_token_ids(tokenizer) if draws else None,

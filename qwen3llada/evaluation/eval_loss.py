@@ -68,7 +68,8 @@ def evaluate_model(model: Path, data: Path, knobs: LossKnobs, params: EvalLossPa
     """Held-out losses of a saved model: the one in use, and every other, on the same noisy batches.
 
     Args:
-        model: folder of the model. data: folder with heldout/. knobs: the training section of the loss in use.
+        model: folder of the model. data: folder with heldout/. knobs: the training section of the loss in use. Its
+            noise is not used: the same noise for all makes models comparable that were trained under different noise.
 
     Returns: {"loss": of the loss in use, each loss by name, "by_noise_level": …, "samples": …}.
     Raises: InputError if the model or the data are missing, do not belong together, or give a loss that is no number.
@@ -78,7 +79,7 @@ def evaluate_model(model: Path, data: Path, knobs: LossKnobs, params: EvalLossPa
     tokenizer = load_tokenizer(model)
     dataset = Spread(load_tokens(data / "heldout"), params.samples)
     layout = {"seed": seed, "micro_batch_size": params.micro_batch_size}
-    source = Source(dataset, batch_settings(knobs, tokenizer, training=False, **layout))
+    source = Source(dataset, batch_settings(knobs, tokenizer, training=False, noise=params.noise, **layout))
     language_model = load_pretrained(
         model,
         # Left to itself, Transformers takes the checkpoint's type, and a bfloat16 one would be measured in bfloat16.

@@ -5,13 +5,26 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from qwen3llada.commandline import validated
+from qwen3llada.diffusion.params import NoiseParams
 from qwen3llada.sampling.params import DecodeParams
 from qwen3llada.section import MAX_TOKENS, Section
 
 
-class EvalLossParams(Section):
-    """How the loss on held-out data is measured."""
+class HeldOutNoiseParams(NoiseParams):
+    """Noise that nothing is trained on. Samples are not cut by themselves."""
 
+    random_length_prob: float = Field(
+        default=0.0, ge=0, le=1, description="Share of texts cut to a uniformly random length; 0 to 1"
+    )
+
+
+class EvalLossParams(Section):
+    """How the loss on held-out data is measured. The same for all variants of a sweep."""
+
+    noise: HeldOutNoiseParams = Field(
+        default_factory=lambda: HeldOutNoiseParams.model_validate({}),
+        description="How held-out samples are corrupted, whatever the noise of training was",
+    )
     micro_batch_size: int = Field(16, ge=1, le=65536, description="Sequences in one forward pass, 1 to 65,536")
     samples: int = Field(
         0, ge=0, le=1_000_000_000, description="Held-out samples, up to 1e+09, at even distances; 0: all"

@@ -52,9 +52,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def measured(folder, name, **knobs):
+def measured(folder, name, settings=SETTINGS, **knobs):
     params = EvalLossParams(**{"micro_batch_size": 4, "rounds": 2} | knobs)
-    return evaluate_model(folder / name, folder, SETTINGS, params, seed=SEED)
+    return evaluate_model(folder / name, folder, settings, params, seed=SEED)
 
 
 def plain_losses(folder, *, rounds=2):
@@ -80,6 +80,15 @@ def test_every_loss_is_its_plain_form(folder):
     assert {name: results[name] for name in LOSSES} == pytest.approx(expected, rel=1e-4)
     assert (results["loss_impl"], results["loss"], results["samples"]) == ("dllm", results["dllm"], 9)
     assert len({round(results[name], 6) for name in LOSSES}) == len(LOSSES)
+
+
+def test_the_noise_of_training_changes_nothing_and_that_of_the_measurement_does(folder):
+    training = {"schedule": "cosine", "t_range": (0.3, 0.8), "min_masking_rate": 0.5, "random_length_prob": 0.5}
+    trained_otherwise = PretrainParams.model_validate(SETTINGS.model_dump() | {"noise": training})
+    expected = measured(folder, "float32")
+    assert measured(folder, "float32", trained_otherwise) == expected
+    for other in training.items():
+        assert measured(folder, "float32", noise=dict([other]))["loss"] != expected["loss"], other
 
 
 def test_a_bfloat16_checkpoint_is_measured_in_float32_unless_asked_for_bf16(folder):

@@ -89,7 +89,7 @@ def _sources(
     params: TrainParams, tokenizer: Any, accelerator: "Accelerator", seed: int
 ) -> tuple[Source, Source | None]:
     """Training and held-out data; None for the latter if no held-out loss is measured."""
-    layout = {
+    layout: dict[str, Any] = {
         "seed": seed,
         "micro_batch_size": params.micro_batch_size,
         "num_processes": accelerator.num_processes,
