@@ -46,15 +46,11 @@ class Rollout:
     tokens: list[int]  # decoded ones: the answer, its EOS and the rest of that block
     steps: list[int]  # forward pass that committed each token, from 1, without gaps
     confidence: list[float]  # probability of each token when it was committed
+    passes: int  # forward passes in which a token was committed, kept or revised later
     answer_tokens: int  # up to and including its EOS
     ended: bool  # whether it has an EOS
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0
-
-    @property
-    def passes(self) -> int:
-        """Forward passes in which a token of this answer was committed."""
-        return max(self.steps, default=0)
 
 
 def rollout_key(batch: int, prompt: int, sample: int) -> int:
@@ -124,6 +120,7 @@ def _rollout(text: TextModel, row: Asked, tokens: list[int], decided: Sequence[D
     """One answer, with what was `decided` at each of its positions."""
     # The recorder counts the passes of the whole batch. Numbered anew, the steps do not depend on other rows.
     steps = np.unique([position.step for position in decided], return_inverse=True)[1] + 1
+    revised = {change.step for position in decided for change in position.earlier if change.token is not None}
     return Rollout(
         prompt=row.prompt,
         sample=row.sample,
@@ -135,6 +132,7 @@ def _rollout(text: TextModel, row: Asked, tokens: list[int], decided: Sequence[D
         tokens=[position.token for position in decided],
         steps=steps.tolist(),
         confidence=[round(position.confidence, 4) for position in decided],
+        passes=len(revised | {position.step for position in decided}),
         answer_tokens=len(tokens),
         ended=bool(tokens) and tokens[-1] in text.ends,
     )
@@ -160,7 +158,7 @@ def figures(rollouts: Sequence[Rollout], group_size: int = 1) -> dict[str, float
         "reward": float(rewards.mean()),
         "reward_spread": float(rewards.std()),
         "answer_length": float(np.mean([rollout.answer_tokens for rollout in rollouts])),
-        "tokens_per_pass": float(np.mean([len(r.tokens) / max(1, r.passes) for r in rollouts])),
+        "tokens_per_pass": float(np.mean([r.answer_tokens / max(1, r.passes) for r in rollouts])),
     }
     if len(parts) > 1:  # not `reward/…`: DVCLive keeps a curve and a folder of curves apart by their names alone
         found |= {f"rewards/{name}": float(np.mean(values)) for name, values in parts.items()}

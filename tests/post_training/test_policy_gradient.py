@@ -39,6 +39,7 @@ def make_model(seed=0, policy="full"):
 
 def make_rollout(prompt, tokens, steps, key=0):
     empty = {"prompt_text": "", "answer": "", "reference": "", "answer_tokens": len(tokens), "ended": False}
+    empty["passes"] = max(steps)
     sure = [0.5] * len(tokens)
     return Rollout(
         prompt=0, sample=0, key=key, prompt_tokens=prompt, tokens=tokens, steps=steps, confidence=sure, **empty

@@ -79,6 +79,21 @@ def test_steps_are_those_of_the_sampler(text, changes):
         assert not at[decided:].any()
 
 
+def test_passes_whose_tokens_were_revised_count(text):
+    """Each row alone: passes in which the sampler committed anything. EOS tokens after an answer are no tokens."""
+    text.model.config.attention_policy = "full"
+    decode = RolloutParams(gen_length=8, block_length=4, steps=8, batch_size=6, remask=1)
+    rollouts = make_rollouts(text, ASKED, decode, EXACT, seed=2)
+    passes = []
+    for asked in ASKED:
+        steps = stream(text.model, [asked.tokens], decode, seed=2, row_keys=[asked.key], eos_token_ids=text.ends)
+        passes.append(sum(bool(step.committed.any()) for step in steps))
+    assert [rollout.passes for rollout in rollouts] == passes
+    assert sum(passes) > sum(max(rollout.steps) for rollout in rollouts)  # those whose tokens stayed
+    expected = np.mean([r.answer_tokens / n for r, n in zip(rollouts, passes, strict=True)])
+    assert figures(rollouts)["tokens_per_pass"] == pytest.approx(expected)
+
+
 def test_a_token_that_is_committed_twice_is_refused_where_the_order_is_trained(text, monkeypatch):
     from qwen3llada.post_training import rollouts as module
 
@@ -104,7 +119,7 @@ def test_figures_and_json(text):
     rollouts = make_rollouts(text, ASKED, RolloutParams(gen_length=8, block_length=4, steps=4), EXACT, seed=2)
     assert from_json(to_json(rollouts)) == rollouts
     found = figures(rollouts, 2)
-    assert found["tokens_per_pass"] == pytest.approx(np.mean([len(r.tokens) / max(r.steps) for r in rollouts]))
+    assert found["tokens_per_pass"] == pytest.approx(np.mean([r.answer_tokens / max(r.steps) for r in rollouts]))
     rewards = [rollout.reward for rollout in rollouts]
     assert found["reward"] == np.mean(rewards)
     assert found["equal_groups"] == np.mean([a == b for a, b in zip(rewards[::2], rewards[1::2], strict=True)])
