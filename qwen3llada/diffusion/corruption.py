@@ -210,7 +210,7 @@ def _spans_of_levels(
     """Bool [B, L]: one run of round(p n) in each stretch of n maskable positions with the same p [B, L].
 
     `starts` [B, L]: uniforms; a stretch uses the one at its first position. `at_least_one`: a row without a masked
-    position gets its first maskable position masked.
+    position gets a random one; nothing else has used its uniform then, because no stretch has a run.
     """
     masked = np.zeros_like(maskable)
     for row in range(len(p)):
@@ -222,7 +222,7 @@ def _spans_of_levels(
                 run = _span_mask(alone, p[row, stretch[:1]], starts[row, stretch[:1]], at_least_one=False)
                 masked[row, stretch] = run[0]
         if at_least_one and len(columns) and not masked[row].any():
-            masked[row, columns[0]] = True
+            masked[row, columns[int(starts[row, columns[0]] * len(columns))]] = True
     return masked
 
 

@@ -122,6 +122,15 @@ def test_at_least_one_is_masked_uniformly(span_probability):
     assert stats.chisquare(noised.masked.sum(0).numpy()).pvalue > ALPHA
 
 
+def test_at_least_one_is_masked_uniformly_where_blocks_have_levels():
+    """Spans of both blocks are empty at p = 1e-3."""
+    clean = tokens(8000, 8)
+    levels = torch.tensor([1e-6] * 4 + [2e-6] * 4).double().expand(8000, -1)
+    noised = noise(clean, NoiseParams(mask_contiguous_region_prob=1.0), levels=levels, at_least_one=True)
+    assert (noised.masked.sum(1) == 1).all()
+    assert noised.masked.float().mean(0).sub(1 / 8).abs().max() < 0.015
+
+
 @pytest.mark.parametrize("span_probability", [0.0, 0.5])
 def test_at_least_one_changes_empty_masks_alone(span_probability):
     clean, params = tokens(2000, 5), NoiseParams(mask_contiguous_region_prob=span_probability)
