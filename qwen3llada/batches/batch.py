@@ -47,6 +47,7 @@ class Batch:
     valid: Tensor  # [B, L] bool, real tokens, including the EOS tokens that extend an answer
     prompt_lengths: Tensor | None  # [B] int64 in SFT
     t: Tensor  # [B] or [B, L] float32, noise levels
+    t_complement: Tensor | None = None  # the same of the second view
     padded: bool  # whether there is any padding, known without a device sync
     step: StepFacts
     cursors: Mapping[int, Any] | None = None  # position -> where the stream goes on after it
@@ -68,6 +69,8 @@ class Batch:
         if self.complement is not None:
             second = zip(("noisy_2", "masked_2", "p_mask_2"), self.complement, strict=True)
             tensors |= dict(second)
+        if self.t_complement is not None:
+            tensors["t_2"] = self.t_complement
         return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
@@ -91,6 +94,7 @@ def _unpack(
         valid=tensors["valid"],
         prompt_lengths=tensors.get("prompt_lengths"),
         t=tensors["t"],
+        t_complement=tensors.get("t_2"),
         padded=padded,
         step=step,
         cursors=cursors,

@@ -15,7 +15,7 @@ from qwen3llada.batches.batch import Batch, StepFacts
 from qwen3llada.batches.samples import Sample
 from qwen3llada.batches.settings import BatchSettings, Phase
 from qwen3llada.diffusion.corruption import Noised, add_noise, complement, maskable_positions, random_lengths
-from qwen3llada.diffusion.levels import noise_levels
+from qwen3llada.diffusion.levels import levels_of, noise_levels
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import blocks_of_columns, document_numbers
 
@@ -112,6 +112,7 @@ class Collator:
             valid=valid,
             prompt_lengths=prompts,
             t=levels.float(),
+            t_complement=None if second is None else levels_of(second.p_mask, self.phase(step.number).noise),
             padded=not valid.all(),
             step=step,
             cursors=cursors if any(sample.cursor is not None for sample in samples) else None,
@@ -174,6 +175,7 @@ class Collator:
             valid=nothing,
             prompt_lengths=torch.zeros(1, dtype=torch.long) if self.sft else None,
             t=torch.ones(1),
+            t_complement=torch.ones(1),
             padded=True,
             step=step,
         )

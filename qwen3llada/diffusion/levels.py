@@ -15,6 +15,7 @@ from qwen3llada.diffusion.schedules import SCHEDULES
 if TYPE_CHECKING:
     from torch import Tensor
 
+TABLE = 1025  # levels for the inverse of a schedule
 LANES = 16  # fills the widest vector registers, so that no value is computed by the scalar remainder loop
 
 
@@ -75,6 +76,18 @@ def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
     ]
     p = torch.cat(parts)[inverse] if parts else t.double()
     return ((1 - params.eps) * p + params.eps).clamp(params.min_masking_rate, 1).float()
+
+
+def levels_of(p_mask: Tensor, params: NoiseParams) -> Tensor:
+    """Noise levels t, float32, at which `mask_probabilities` gives about `p_mask`, of any shape: its inverse by a table.
+
+    A probability that many levels have, or none, gets the level nearest to it at the end of their range.
+    """
+    import torch
+
+    t = torch.linspace(0, 1, TABLE, dtype=torch.float64)
+    p = mask_probabilities(t, params).numpy()
+    return torch.from_numpy(np.interp(p_mask.cpu().numpy(), p, t.numpy())).float()
 
 
 def index_array(indices: Tensor) -> NDArray[np.int64]:

@@ -93,14 +93,16 @@ class BatchLoss:
         layout = copies(batch, causal=causal, document_end=self.document_end, multiple=self.pad_to_multiple_of)
         weights = layout.of_views([self._weights(batch, view) / len(views) for view in views])
         positions = weights.flatten().nonzero().squeeze(1)
-        levels = by_position(batch.t, batch.tokens.shape, "t").expand(batch.tokens.shape)
+        shape = batch.tokens.shape
+        of_each = [batch.t] if batch.t_complement is None else [batch.t, batch.t_complement]
+        levels = [by_position(t, shape, "t").expand(shape) for t in of_each[: len(views)]]
         alike = causal and layout.source is None and layout.documents is None
         return Prepared(
             tokens=layout.tokens,
             targets=layout.of_views([batch.tokens] * len(views)),
             token_weights=weights,
             positions=positions,
-            levels=layout.of_views([levels] * len(views)).flatten()[positions],
+            levels=layout.of_views(levels).flatten()[positions],
             position_ids=layout.position_ids,
             blocks=None if layout.position_ids is None or alike else layout.position_ids // layout.block_length,
             valid=layout.valid,

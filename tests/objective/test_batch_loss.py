@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3llada.diffusion.corruption import Noised
+from qwen3llada.batches.samples import Sample
+from qwen3llada.batches.settings import BatchSettings
+from qwen3llada.batches.source import Source
+from qwen3llada.diffusion.corruption import Noised, NoiseParams
 from qwen3llada.diffusion.losses import LOSSES
+from qwen3llada.diffusion.schedules import SCHEDULES
 from qwen3llada.objective.batch_loss import BatchLoss
+from qwen3llada.objective.copies import views_of
 from qwen3llada.objective.loss_by_level import BUCKETS, bucket_sums
 from qwen3llada.objective.objective import MaskedDiffusionObjective
 from qwen3llada.objective.params import KernelParams
@@ -36,6 +41,48 @@ def loss_of(name, **changes):
     settings = {"attention": KernelParams(), "config": CONFIG, "implementation": "sdpa", "pad_to_multiple_of": 1}
     settings |= {"smoothing": SMOOTHING, "mask_token_id": MASK, "document_end": None, "device": torch.device("cpu")}
     return BatchLoss(masked_loss=LOSSES[name], **settings | changes)
+
+
+class SameText:
+    """So many samples of one text."""
+
+    def __init__(self, rows, length):
+        self.lengths, self.text = np.full(rows, length), np.arange(length) % MASK
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return Sample(self.text, None)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "cosine"])
+@pytest.mark.parametrize("policy", ["full", "block_causal"])
+def test_a_second_view_has_the_level_at_which_it_is_masked(policy, schedule):
+    """In each bucket of levels about as much of the text is masked as the schedule says."""
+    length, rows = 32, 400
+    settings = BatchSettings(
+        seed=0,
+        noise=NoiseParams(schedule=schedule, views=2, random_length_prob=0.0),
+        mask_token_id=MASK,
+        attention=KernelParams(policy=policy, block_length=length),
+        micro_batch_size=rows,
+    )
+    (step,) = Source(SameText(rows, length), settings).steps(0)
+    (batch,) = step.micro_batches
+    attention = KernelParams(policy=policy, block_length=length)
+    prepared = loss_of("guidelines", attention=attention).prepare(batch)
+    masked = torch.cat([batch.noised.masked, batch.complement.masked], 1 if policy == "block_causal" else 0)
+    share = torch.cat([view.masked.float().mean(1, keepdim=True).expand(-1, length) for view in views_of(batch)], 1)
+    if policy == "full":
+        share = torch.cat(share.split(length, 1))
+    share = share.flatten()[masked.flatten().nonzero().squeeze(1)]
+    assert len(prepared.levels) == len(share) == rows * length
+    for bucket in range(10):
+        inside = (prepared.levels * 10).long().clamp(max=9) == bucket
+        expected = SCHEDULES[schedule](prepared.levels[inside].double()).mean()
+        assert inside.sum() > 20
+        assert abs(share[inside].mean() - expected) < 0.12, bucket
 
 
 @pytest.mark.parametrize("how", HOW)
