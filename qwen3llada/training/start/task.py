@@ -96,7 +96,7 @@ def _sources(
         "process_index": accelerator.process_index,
         "num_workers": params.num_workers,
     }
-    accumulation = {"gradient_accumulation_steps": params.gradient_accumulation_steps}
+    accumulation: dict[str, Any] = {"gradient_accumulation_steps": params.gradient_accumulation_steps}
     settings = batch_settings(params, tokenizer, training=True, **layout, **accumulation)
     data = Source(_train_data(params, tokenizer), settings)
     if not params.do_eval_loss:
