@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 
@@ -14,6 +15,7 @@ from qwen3llada.artifacts import (
     read_json,
     read_jsonl,
     text_digest,
+    whole,
     write_json,
     write_jsonl,
 )
@@ -266,6 +268,46 @@ def test_outputs_that_change_together(tmp_path, monkeypatch, failing):
         with pytest.raises(OSError, match="broken"):
             write_together(tmp_path, "new")
         assert state(tmp_path) == before
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "record.json"]
+
+
+def test_what_another_process_is_writing_is_refused_and_left_alone(tmp_path):
+    """A lock is of an opened folder, so this process stands for both."""
+    with new_folder(tmp_path / "model") as first:
+        (first / "weights").write_text("first")
+        with pytest.raises(InputError, match="model: another process is writing it"), new_folder(tmp_path / "model"):
+            pytest.fail("two writers")
+        with new_folder(tmp_path / "other") as other:
+            (other / "weights").write_text("other")
+    assert state(tmp_path) == {"model/weights": "first", "other/weights": "other"}
+    write_together(tmp_path, "old")
+    with new_together([tmp_path / "a", tmp_path / "record.json"]) as (a, record):
+        with pytest.raises(InputError, match=f"{tmp_path}: another process is writing it"):
+            write_together(tmp_path, "second")
+        a.write_text("first")
+        record.write_text("first")
+    assert state(tmp_path) == {
+        "model/weights": "first",
+        "other/weights": "other",
+        "a": "first",
+        "b/old.txt": "old",
+        "record.json": "first",
+    }
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_outputs_stay_if_somebody_removes_a_new_one_before_it_is_renamed(tmp_path, monkeypatch):
+    write_together(tmp_path, "old")
+    before, swap = state(tmp_path), whole._swap
+
+    def swap_without_one(paths, temporaries):
+        shutil.rmtree(temporaries[1])
+        swap(paths, temporaries)
+
+    monkeypatch.setattr(whole, "_swap", swap_without_one)
+    with pytest.raises(FileNotFoundError):
+        write_together(tmp_path, "new")
+    assert state(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "record.json"]
 
 

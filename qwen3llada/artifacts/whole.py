@@ -4,11 +4,12 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen3llada.artifacts.full_disk import full_disk_named
 from qwen3llada.artifacts.on_disk import flush, remove, settle
+from qwen3llada.artifacts.one_writer import only_writer
 
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")  # temporary names of `new_file`
 
@@ -54,18 +55,21 @@ def new_folder(path: str | os.PathLike, size: int | None = None) -> Iterator[Pat
 
     The temporary folder is always `.NAME.partial` beside `path`: there is only one writer at a time, all ranks know the
     name, and the next run removes what a killed one left. `size` as in `new_file`.
-    Raises: OSError in one line, naming `path`, if the disk is full; exceptions of the body. The old content of `path`
-    then stays, and nothing else is left.
+    Raises: OSError in one line, naming `path`, if the disk is full; InputError if another process is writing `path`;
+    exceptions of the body. The old content of `path` then stays, and nothing else is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.partial"
+    with suppress(FileNotFoundError, NotADirectoryError), only_writer(temporary, path):
+        remove(temporary)
     remove(temporary)
     try:
         with full_disk_named(path, size):
             temporary.mkdir()
-            yield temporary
-            publish(temporary, path)
+            with only_writer(temporary, path):
+                yield temporary
+                publish(temporary, path)
     except BaseException:
         remove(temporary)
         raise
@@ -97,22 +101,26 @@ def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     The body makes a file or folder at each. If the body or a rename raises, everything stays as it was. The last path
     should be the record of the others: a process killed between two renames leaves no file there.
-    Raises: OSError in one line if the disk is full; exceptions of the body.
+    Raises: OSError in one line if the disk is full; InputError if another process is writing there; exceptions of the
+    body.
     """
     temporaries = [path.parent / f".{path.name}.partial" for path in paths]
-    for path, temporary in zip(paths, temporaries, strict=True):
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)
-    try:
-        with full_disk_named(Path(os.path.commonpath([path.absolute().parent for path in paths])) / "*"):
-            yield temporaries
-            for temporary in temporaries:
-                settle(temporary)
-            _swap(paths, temporaries)
-    except BaseException:
+    with only_writer(folder, paths[0].parent if len({path.parent for path in paths}) == 1 else folder):
         for temporary in temporaries:
             remove(temporary)
-        raise
+        try:
+            with full_disk_named(folder / "*"):
+                yield temporaries
+                for temporary in temporaries:
+                    settle(temporary)
+                _swap(paths, temporaries)
+        except BaseException:
+            for temporary in temporaries:
+                remove(temporary)
+            raise
 
 
 def _swap(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
@@ -130,7 +138,7 @@ def _swap(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
             os.rename(temporary, path)
     except BaseException:
         for path, old, temporary in zip(paths, olds, temporaries, strict=True):
-            if not os.path.lexists(temporary):  # already renamed
+            if os.path.lexists(path) and not os.path.lexists(temporary):  # already renamed
                 os.rename(path, temporary)
             if os.path.lexists(old):
                 os.rename(old, path)

@@ -1,0 +1,41 @@
+"""One process at a time writes a folder. The system releases the lock however the process ends."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen3llada.errors import InputError
+
+_held: set[int] = set()  # descriptors of locked folders
+
+
+@contextmanager
+def only_writer(folder: Path, path: Path) -> Iterator[None]:
+    """Lock `folder`, which exists, while `path` is written. File systems without locks are written to without one.
+
+    Raises: InputError naming `path` if another process holds the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is writing it; wait for that one, or stop it") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_all() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+# A worker must not keep the lock after its parent was killed. Closing its copy does not release the parent's lock.
+os.register_at_fork(after_in_child=_close_all)
