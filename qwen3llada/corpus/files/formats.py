@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,14 @@ def _array_items(path: Path) -> Iterator[tuple[Row, int]]:
         text = _Lookahead(open_text(stream))
         try:
             text.take("[")
-            more = text.peek() != "]"
+            more = text.peek() != "]" or text.take("]") != "]"
             while more:
                 start = text.position
                 value = text.value()
                 yield Row(value), text.position - start
                 more = text.take(",]") == ","
+            if text.peek():
+                raise json.JSONDecodeError("a file is one array, and this follows it", text.buffer, text.position)
         except (RecursionError, ValueError) as error:  # includes JSONDecodeError
             rest = text.buffer[text.position :]
             yield Row(None, f"not JSON from here on: {getattr(error, 'msg', error)}", rest), len(rest)
@@ -150,6 +153,7 @@ def read_csv(path: Path) -> Iterator[Block]:
         header = next(reader, None)
         if header is None:
             raise InputError(f"{path}: empty; the first line must name the columns")
+        _require_once(path, header)
         yield from _collect(path, _csv_rows(reader, header))
 
 
@@ -191,7 +195,14 @@ def read_arrow(path: Path, columns: Iterable[str] | None = None) -> Iterator[Blo
         yield from _number(path, _arrow_batches(path, source, columns))
 
 
+def _require_once(path: Path, names: Sequence[str]) -> None:
+    """A record would have the last one's value alone."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path}: several columns {', '.join(map(repr, twice))}; each column must have its own name")
+
+
 def _require(path: Path, schema: pa.Schema, columns: Iterable[str] | None) -> None:
+    _require_once(path, schema.names)
     if missing := [name for name in columns or () if name not in schema.names]:
         raise InputError(f"{path}: no column {', '.join(map(repr, missing))}; it has {', '.join(schema.names)}")
 
