@@ -111,6 +111,7 @@ def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str
                     variant = waiting.pop(0)
                     running[_named(variant).submit(variant, made[variant.name], stages)] = variant
                 future = next(as_completed(list(running)))
+                future.wait()  # `state` is the final one only after this; as_completed does not set it
                 rows[running.pop(future).name] = result_of(future.state)
     except BaseException as cause:
         stop_all()  # variants run in threads, which a signal does not reach
