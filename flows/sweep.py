@@ -135,6 +135,17 @@ def _named(variant: Variant):
     return run_variant.with_options(task_run_name=variant.name)
 
 
+def _grid(axes: list[str]) -> dict[str, list[str]]:
+    """The values by parameter of `KEY=VALUE,VALUE` axes. Raises: ValueError for the same parameter in two of them."""
+    grid: dict[str, list[str]] = {}
+    for axis in axes:
+        keys, _, values = axis.partition("=")
+        if keys in grid:
+            raise ValueError(f"--axis {axis}: {keys} must be given once, all its values in one axis")
+        grid[keys] = values.split(",")
+    return grid
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.sweep", description=__doc__)
     parser.add_argument(
@@ -145,8 +156,13 @@ def main() -> int:
     parser.add_argument("--name", default="sweep", help="first part of the experiments' names")
     parser.add_argument("--metric", help="metric to compare, as file:key")
     args = parser.parse_args()
+    try:  # before a server starts
+        grid = _grid(args.axis)
+        expand(grid or DEFAULT_GRID, args.name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     bind_server_to_this_process()
-    grid = {keys: values.split(",") for keys, _, values in (axis.partition("=") for axis in args.axis)}
     state = sweep(grid, args.stage, args.jobs, args.name, args.metric, return_state=True)
     return report(state)
 

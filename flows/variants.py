@@ -46,10 +46,14 @@ def expand(grid: dict[str, list[str]], prefix: str) -> list[Variant]:
     """All combinations of a grid's axes, the last axis varying fastest.
 
     An axis `a.key,b.key: [x, y]` sets several keys to the same value. A variant is named after its values.
-    Raises: ValueError for an empty grid or axis, variants with equal names, or a name that no folder may have.
+    Raises: ValueError for an empty grid or axis, a parameter in two axes, variants with equal names, or a name that no
+        folder may have.
     """
     if not grid or not all(grid.values()):
         raise ValueError(f"grid={grid} must have an axis, and each axis a value")
+    keys = [key.strip() for keys in grid for key in keys.split(",")]
+    if twice := {key for key in keys if keys.count(key) > 1}:
+        raise ValueError(f"grid={grid} must have each parameter once, given twice: {', '.join(sorted(twice))}")
     variants = []
     for values in itertools.product(*grid.values()):
         name = "-".join([prefix, *(_word(str(value)) for value in values)])

@@ -1,6 +1,7 @@
 """Variants of a sweep, and the clones in which they run."""
 
 import os
+import sys
 
 import pytest
 from ruamel.yaml import YAML
@@ -48,6 +49,23 @@ def test_a_name_that_leads_out_of_the_folder_of_clones_is_refused(name):
     with pytest.raises(ValueError, match=r"name='../..-dllm' must be"):
         expand({"pretrain.loss_impl": ["dllm"]}, "../..")
     assert expand({"sft.optim.lr": ["0.1"]}, "lr-2.v_1")[0].name == "lr-2.v_1-0_1"
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        (["train.rate=0.3", "train.rate=0.4"], "--axis train.rate=0.4: train.rate must be given once, all its values"),
+        (["a.rate,b.rate=1,2", "b.rate=3"], "must have each parameter once, given twice: b.rate"),
+        (["train.rate=0.3,0.3"], "must give variants of different names, given twice: sweep-0_3"),
+    ],
+)
+def test_what_is_given_twice_is_refused_before_a_server_starts(monkeypatch, capsys, axes, said):
+    monkeypatch.setattr(sweep, "bind_server_to_this_process", lambda: pytest.fail("a server would start"))
+    monkeypatch.setattr(sys, "argv", ["sweep", *(word for axis in axes for word in ("--axis", axis))])
+    assert sweep.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
 
 
 def test_a_clone_is_the_workspace_byte_for_byte(project):
