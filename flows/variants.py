@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,8 @@ def clone(root: Path, variant: Variant) -> Path:
 
     Files are copied byte for byte, also ignored files that a variant reads. DVC's cache is shared. A clone left by an
     interrupted sweep is reused if it was made of the same files and parameters, because it contains checkpoints.
+    Nothing is left of a clone that cannot be made.
+
     Raises: ValueError for what a clone cannot have or would find elsewhere; `StageFailedError` naming a wrong key, or a
         folder that the project must not replace; RuntimeError with git's or dvc's message.
     """
@@ -85,17 +87,27 @@ def clone(root: Path, variant: Variant) -> Path:
             return path
     if path.exists():
         shutil.rmtree(path)
+    try:
+        hidden = _fill(root, path, revision, visible, variant.overrides)
+    except Exception:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    stamp.write_text(json.dumps(made_of | {"hidden": digests(root, hidden, links=False)}))
+    return path
+
+
+def _fill(root: Path, path: Path, revision: str, visible: Collection[str], overrides: Sequence[str]) -> list[str]:
+    """Make the clone at `path`. Returns the files in it that git does not see."""
     output_of(root, "git", "clone", "--quiet", "--no-tags", "--no-checkout", str(root.resolve()), str(path.resolve()))
     output_of(path, "git", "update-ref", "--no-deref", "HEAD", revision)
     copy_files(root, visible, path, links=True)
     _configure(root, path)
     output_of(path, "git", "read-tree", "HEAD")
-    put_parameters(None, variant.overrides, path)
+    put_parameters(None, overrides, path)
     hidden = _hidden(root, path, visible)
     copy_files(root, hidden, path, links=False)
     check_parameters(path)
-    stamp.write_text(json.dumps(made_of | {"hidden": digests(root, hidden, links=False)}))
-    return path
+    return hidden
 
 
 def save(path: Path, variant: Variant, stages: Iterable[str]) -> None:

@@ -92,18 +92,28 @@ def _said(line: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise StageFailedError(STEP, Outcome("failed", 2, f"{path}: {' '.join(str(error).split())}")) from error
+    except (OSError, YAMLError, ValueError) as error:
+        raise _refused(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict | None):
+        raise _refused(f"{path}: must hold a mapping of sections, given {type(tree).__name__}")
     return tree or {}
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise StageFailedError(STEP, Outcome("failed", 2, f"{override!r} must be section.key=value"))
+        raise _refused(f"{override!r} must be section.key=value")
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise StageFailedError(STEP, Outcome("failed", 2, f"{override!r}: {section} is a value, not a section"))
-    tree[last] = YAML(typ="safe", pure=True).load(value)
+            raise _refused(f"{override!r}: {section} is a value, not a section")
+    try:
+        tree[last] = YAML(typ="safe", pure=True).load(value)
+    except (YAMLError, ValueError) as error:  # ValueError: a date that Python lacks
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise _refused(f"{override!r}: the value is not valid YAML: {said}") from error
+
+
+def _refused(message: str) -> StageFailedError:
+    return StageFailedError(STEP, Outcome("failed", 2, message))

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from flows import sweep, variants
 from flows.environment import ROOT
 from flows.graph import _values, read_inputs
+from flows.outcome import StageFailedError
 from flows.snapshot import visible_files
 from flows.variants import Variant, clone, expand
 
@@ -98,6 +99,13 @@ def test_a_clone_is_the_workspace_byte_for_byte(project):
     assert "rate: 0.1" in (project.root / "params.yaml").read_text()
     assert "stored.bat" not in project.git("-C", str(path), "status", "--porcelain")
     assert project.git("status", "--porcelain") == before
+
+
+def test_nothing_is_left_of_a_clone_that_cannot_be_made(project, monkeypatch):
+    monkeypatch.setattr(variants, "_configure", lambda root, path: None)  # saves seconds of dvc
+    with pytest.raises(StageFailedError, match=r"^stage parameters: 'train\.rate=\[1': the value is not valid YAML: "):
+        clone(project.root, Variant("v", ("train.rate=[1",)))
+    assert list(project.root.glob(".dvc/tmp/sweep/*")) == []
 
 
 def test_a_variant_has_the_ignored_data_that_it_reads(project, monkeypatch):
