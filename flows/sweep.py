@@ -81,6 +81,7 @@ def sweep(
     try:
         variants = expand(grid or DEFAULT_GRID, name)
         with interruptible():
+            _check_stages(stages)
             rows = _run(variants, stages or [], jobs)
             write_comparison(rows, compared := choose_metric(rows, metric))
     except Interrupted as stop:
@@ -94,6 +95,12 @@ def sweep(
     if failed := [row for row in rows if row["error"]]:
         return Failed(message="; ".join(f"{row['name']}: {row['error']}" for row in failed), data=rows)
     return Completed(message=f"{len(rows)} variants", data=rows)
+
+
+def _check_stages(stages: list[str] | None) -> None:
+    """Raises: ValueError as `read_stages` for a stage that does not exist, before clones are made."""
+    if stages:
+        read_stages(stages)
 
 
 def _run(variants: list[Variant], stages: list[str], jobs: int) -> list[dict[str, Any]]:
@@ -159,6 +166,7 @@ def main() -> int:
     try:  # before a server starts
         grid = _grid(args.axis)
         expand(grid or DEFAULT_GRID, args.name)
+        _check_stages(args.stage)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

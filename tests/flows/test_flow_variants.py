@@ -69,6 +69,17 @@ def test_what_is_given_twice_is_refused_before_a_server_starts(monkeypatch, caps
     assert said in line
 
 
+def test_a_mistyped_stage_is_said_before_a_server_starts_or_a_clone_is_made(project, monkeypatch, capsys):
+    said = "dvc.yaml: no stage 'trian'; there are prepare, train, measure"
+    monkeypatch.setattr(sweep, "bind_server_to_this_process", lambda: pytest.fail("a server would start"))
+    monkeypatch.setattr(sys, "argv", ["sweep", "--axis", "train.rate=0.5", "--stage", "trian"])
+    assert sweep.main() == 1
+    assert capsys.readouterr().err == f"error: {said}\n"
+    monkeypatch.setattr(sweep, "clone", lambda *args: pytest.fail("a clone would be made"))
+    state = sweep.sweep.fn({"train.rate": ["0.5"]}, ["trian"])  # as a deployment runs it
+    assert (state.type.value, state.message) == ("FAILED", said)
+
+
 def test_a_clone_is_the_workspace_byte_for_byte(project):
     """Changes, untracked files, links and line ends, with git's own conversion of line ends."""
     ends = b"lf\ncrlf\r\ncr\rend\x0b\x85\xe2\x80\xa8 \t\r\n"
