@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from types import ModuleType
 
@@ -151,13 +151,14 @@ def _score(part: WeightedReward, sample: Sample) -> float:
     try:
         own = ":" in part.name
         value = own_function(part.name)(sample) if own else REWARDS[part.name].score(sample, part.argument)
-        number = float(value)
+        text = isinstance(value, str | bytes | bytearray)  # float() would read a number from it
+        number = nan if text else float(value)
     except (Exception, SystemExit) as error:  # whatever a user's function raises
         _pass_on_a_signal(error)
         reason = f"{type(error).__name__}: {error}"
         raise RewardError(_failed(part, sample, reason)) from error
     if not isfinite(number):
-        raise RewardError(_failed(part, sample, f"it gave {number}, which is not a finite number"))
+        raise RewardError(_failed(part, sample, f"it gave {value!r:.80}, which is not a finite number"))
     return number
 
 

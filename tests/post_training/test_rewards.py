@@ -56,7 +56,15 @@ def test_a_function_is_named_by_file_or_module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [("'x'", "ValueError"), ("float('nan')", "finite"), ("None", "Type"), ("exit(0)", "SystemExit: 0")],
+    [
+        ("'1.0'", "it gave '1.0', which is not a finite number"),
+        ("b'1.0'", "it gave b'1.0', which is not a finite number"),
+        ("'x'", "it gave 'x', which is not a finite number"),
+        ("float('nan')", "it gave nan, which is not a finite number"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("None", "Type"),
+        ("exit(0)", "SystemExit: 0"),
+    ],
 )
 def test_what_is_no_number_is_an_error(tmp_path, body, reason):
     (tmp_path / "bad.py").write_text(f"def f(sample):\n    return {body}\n")
