@@ -24,6 +24,7 @@ from qwen3llada.commandline import (
     parse_flags,
     put_values,
     read_yaml,
+    refuse_unread,
     validated,
     with_default,
 )
@@ -141,6 +142,7 @@ def load_stage(
         tree[_key(own)] = {name: given[name] for name in type(section).model_fields}
     tree |= {_key(name): given[name] for name in shared}
     asked = validated(request, {name: given[name] for name in request.model_fields}, "command line")
+    refuse_unread(fields, rest, asked.unread())
     return validated(Params, tree, "command line"), asked
 
 

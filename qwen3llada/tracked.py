@@ -39,6 +39,10 @@ class Request(Section):
         """Inputs of this call, in the form of dvc.yaml's `deps`, instead of the stage's own; None: the stage's own."""
         return None
 
+    def unread(self) -> dict[str, str]:
+        """Knobs of the stage without effect in this call, and the reason. As flags they are refused."""
+        return {}
+
 
 def check_inputs(stage: str, used: Mapping[str, Any], asked: Request) -> None:
     """Check that the inputs of a direct call of `stage` that other stages make exist. `used`: as in `check_tracked`.

@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, create_model
@@ -63,6 +63,15 @@ def parse_flags(fields: dict[str, Any], argv: Sequence[str], *, doc: str) -> dic
         raise ParamsError(flag_message(error, settings)) from error
     except ValidationError as error:
         raise ParamsError(f"command line: {first_error(error, settings)}") from error
+
+
+def refuse_unread(fields: dict[str, Any], argv: Sequence[str], unread: Mapping[str, str]) -> None:
+    """Raises `ParamsError` if `argv` has a flag that the call does not read. `unread`: name of the flag -> why."""
+    _, rest = _take_lists(fields, argv)
+    given = {argument.partition("=")[0] for argument in rest}
+    if found := [name for name in unread if f"--{name}" in given]:
+        named = ", ".join(f"--{name}" for name in found)
+        raise ParamsError(f"command line: {named} must be left out {unread[found[0]]}: no effect there")
 
 
 def _with_choices(settings: type[BaseModel]) -> Callable[..., Any]:

@@ -209,6 +209,14 @@ class SampleRequest(Request):
             return None
         return {flag: path for flag, path in (("--out", self.out), ("--trace", self.trace)) if path is not None}
 
+    def unread(self) -> dict[str, str]:
+        """What concerns the held-out prompts alone, if others are asked; and in a chat, the size of a batch."""
+        if self.files() is None:
+            return {}
+        mode = "--interactive" if self.interactive else "--prompts" if self.prompts else "--prompt"
+        names = ["samples", "extract", *(["batch_size"] if self.interactive else [])]
+        return dict.fromkeys(names, f"with {mode}")
+
     def reads(self) -> list[str]:
         """The model, and the held-out data if no prompts are given."""
         return [*(["${sft.data}"] if self.files() is None else []), str(self.model or "${sft.dst}")]

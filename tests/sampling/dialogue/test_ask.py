@@ -202,6 +202,12 @@ def test_fields_that_are_not_asked_are_named(tmp_path, capsys):
         (["--out", "a"], ["out and trace need a prompt or prompts"]),
         (["--trace", "a.html"], ["out and trace need a prompt or prompts"]),
         (["--system", "a"], ["system needs a prompt, prompts or interactive"]),
+        (["--prompt", "a", "--samples", "3"], ["--samples must be left out with --prompt: no effect there"]),
+        (["--prompts", "a", "--extract=last_number"], ["--extract must be left out with --prompts: no effect there"]),
+        (
+            ["--interactive", "--samples", "5", "--batch_size", "3"],
+            ["--samples, --batch_size must be left out with --interactive: no effect there"],
+        ),
         (["--prompt", "a", "--gen_length", "0"], ["gen_length", "0"]),
         (["--prompt", "a", "--cfg_scale", "-1"], ["cfg_scale", "-1"]),
         (["--prompt", "a", "--remasking", "best"], ["remasking='best'"]),
@@ -215,6 +221,20 @@ def test_flags_that_do_not_fit_are_one_line(run_stage, tmp_path, argv, words):
     assert error.startswith("error: command line: ")
     assert all(word in error for word in words)
     assert os.listdir(tmp_path) == ["params.yaml"]
+
+
+def test_flags_are_refused_only_where_they_have_no_effect(run_stage):
+    """The value of --prompt is no flag, a parameter file may state every knob, and a batch may hold one prompt."""
+    shutil.copy("params.yaml", "more.yaml")
+    for argv in (
+        ("--prompt", "--samples"),
+        ("--prompt", "a", "--batch_size", "3"),
+        ("--params", "more.yaml", "--prompt", "a"),
+        ("--samples", "3", "--extract", "last_number"),
+    ):
+        status, _, error = run_stage("--model", "nothing", *argv)
+        assert status == 1
+        assert "no effect" not in error
 
 
 def test_inputs_that_are_wrong_are_one_line(run_stage, checkpoint, tmp_path):
