@@ -23,6 +23,8 @@ from qwen3llada.sampling.params import SampleParams, SampleRequest
 if TYPE_CHECKING:  # torch takes seconds to import; errors in a request are reported before that
     from qwen3llada.sampling.dialogue.text_model import Answer, Trace
 
+BLANK = "the question is blank"
+
 
 def answer_request(request: SampleRequest, model: Path, params: SampleParams, *, seed: int) -> None:
     """Answer a request's prompts: print the answers or write them to `request.out`; write the page `request.trace`.
@@ -70,9 +72,11 @@ def print_answers(asked: Sequence[Exchange], answers: Iterable[Answer]) -> None:
 def read_questions(request: SampleRequest) -> Iterator[Exchange]:
     """The questions of a request, in order. Unused fields of the prompts file are named on stderr at the end.
 
-    Raises: InputError naming the first line without a question.
+    Raises: InputError naming the first prompt or line without a question.
     """
-    for prompt in request.prompt:
+    for number, prompt in enumerate(request.prompt, start=1):
+        if not filled(prompt):
+            raise InputError(f"prompt {number}: {BLANK}")
         yield Exchange(prompt, "", request.system)
     if request.prompts is None:
         return
@@ -99,6 +103,8 @@ def read_question(row: Any, system: str | None) -> tuple[Exchange, Lost]:
     Raises: InputError unless there is a question, turns alternate up to it, and all of it is text.
     """
     if isinstance(row, str):
+        if not filled(row):
+            raise InputError(BLANK)
         return Exchange(row, "", system), Lost((), 0)
     if not isinstance(row, Mapping):
         raise InputError(f"must be a text or an object, given {type(row).__name__}")
@@ -117,7 +123,7 @@ def read_question(row: Any, system: str | None) -> tuple[Exchange, Lost]:
         raise InputError(f"human must begin and take turns with gpt; its turns are {roles}")
     texts = [turn_text(turn) for turn in turns[: last + 1]]
     if not filled(texts[-1]):
-        raise InputError("the question is blank")
+        raise InputError(BLANK)
     if filled(row.get(HISTORY)) and not history_turns(row[HISTORY]):
         raise InputError(f"{HISTORY} must be a list of [human, gpt] pairs or of turns, given {row[HISTORY]!r:.80}")
     asked = [{"from": role, "value": text} for role, text in zip(roles, texts, strict=False)]

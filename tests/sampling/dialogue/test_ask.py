@@ -166,6 +166,7 @@ def test_every_form_of_a_question(row, question):
             "prompt 2: the value of a turn must be text, not NoneType",
         ),
         ('{"question": " "}', "prompt 2: the question is blank"),
+        ('"  "', "prompt 2: the question is blank"),
         ('{"question": 3}', "prompt 2: the value of a turn must be text, not int"),
         ('{"question": "a", "history": "b"}', r"prompt 2: history must be a list of \[human, gpt\] pairs"),
         ('{"question": "a", "system_prompt": 3}', "prompt 2: system_prompt=3 must be text or absent"),
@@ -180,6 +181,12 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
         list(read_questions(SampleRequest(prompts=file)))
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\n"])
+def test_a_blank_prompt_is_refused_before_the_model_is_loaded(run_stage, prompt):
+    status, out, error = run_stage("--model", "nothing", "--prompt", "a", "--prompt", prompt)
+    assert (status, out, error) == (1, "", "error: prompt 2: the question is blank\n")
 
 
 def test_fields_that_are_not_asked_are_named(tmp_path, capsys):
