@@ -1,7 +1,7 @@
 """Parts of a row that its mapped record does not contain: text in unused fields, and media."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,21 @@ def find_lost(row: Mapping[str, Any], record: Mapping[str, Any], *, known: tuple
             fields[path] = None
     human = [turn["value"] for turn in turns if turn["from"] == HUMAN]
     places = sum(len(_PLACEHOLDER.findall(text)) for text in texts) if has_media else sum(map(_bare_places, human))
-    return Lost(tuple(visible(path).replace(",", r"\x2c") for path in fields), max(parts, places))
+    return Lost(tuple(map(_shown, fields)), max(parts, places))
+
+
+def unused_settings(row: Mapping[str, Any], knobs: Container[str]) -> tuple[str, ...]:
+    """Fields of a row that read like a setting: a number, true or false, or anything under the name of a knob.
+
+    `find_lost` does not report them, because rows of training data have many. Fields of a conversation and those with
+    information about the row do not count.
+    """
+    names = (str(name) for name, value in row.items() if isinstance(value, int | float) or (name in knobs and value))
+    return tuple(_shown(name) for name in names if name not in CONTENT and not _is_about(name.casefold()))
+
+
+def _shown(path: str) -> str:
+    return visible(path).replace(",", r"\x2c")
 
 
 def _leaves(value: Any, path: str, known: tuple[str, ...] = (), *, words: bool = False) -> Iterator[tuple[str, Any]]:

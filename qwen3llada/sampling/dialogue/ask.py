@@ -14,7 +14,7 @@ from qwen3llada.corpus.conversations.fields import ANSWERS as ANSWER_FIELDS
 from qwen3llada.corpus.conversations.fields import GPT, HISTORY, HUMAN, SHAPES_IN_WORDS, SYSTEM_FIELDS, filled
 from qwen3llada.corpus.conversations.mapping import history_turns, map_question
 from qwen3llada.corpus.conversations.records import Exchange, role_of, turn_text
-from qwen3llada.corpus.conversations.unused_fields import Lost, find_lost
+from qwen3llada.corpus.conversations.unused_fields import Lost, find_lost, unused_settings
 from qwen3llada.destinations import ANSWERS, PAGE, Kind, check_destinations
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.lean_import import import_model_code
@@ -131,5 +131,6 @@ def read_question(row: Any, system: str | None) -> tuple[Exchange, Lost]:
     lost = find_lost(row, {"conversations": asked + answers, "system": own}, known=ANSWER_FIELDS)
     if lost.media:
         raise InputError("it asks about an image, video or audio; the model reads text only")
+    fields = dict.fromkeys((*lost.fields, *unused_settings(row, SampleParams.model_fields)))
     chosen = own if own or (own is not None and len(turns) == 1) else system
-    return Exchange(texts[-1], "", chosen, tuple(zip(texts[:-1:2], texts[1::2], strict=True))), lost
+    return Exchange(texts[-1], "", chosen, tuple(zip(texts[:-1:2], texts[1::2], strict=True))), Lost(tuple(fields), 0)

@@ -199,6 +199,16 @@ def test_fields_that_are_not_asked_are_named(tmp_path, capsys):
     assert capsys.readouterr().err == f"warning: {file}: fields that are not asked: hint (2)\n"
 
 
+def test_settings_in_a_line_are_named(tmp_path, capsys):
+    """They are no text, but who writes them expects an effect."""
+    file = tmp_path / "prompts.jsonl"
+    settings = {"temperature": 1.0, "steps": 0, "remasking": "random", "cache": None, "bf16": True, "max_tokens": 9}
+    file.write_text(json.dumps({"prompt": "a", "response": 4, "id": 7, "score": 0.5} | settings), encoding="utf-8")
+    assert len(list(read_questions(SampleRequest(prompts=file)))) == 1
+    named = "temperature (1), steps (1), remasking (1), bf16 (1), max_tokens (1)"
+    assert capsys.readouterr().err == f"warning: {file}: fields that are not asked: {named}\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
