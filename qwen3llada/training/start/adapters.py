@@ -45,16 +45,21 @@ def add_adapters(model: nn.Module, params: AdapterParams, *, resume_from: Path |
 
     `resume_from`: a folder with saved adapters to load instead of new ones.
     Returns: the peft model around `model`, for saving and merging; None for method "none".
-    Raises InputError if no linear layer has the name of a target module.
+    Raises InputError if no linear layer but the output projection, whose weight the loss reads, has the name of a
+    target module.
     """
     if params.method == "none":
         return None
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    names = {name.rsplit(".", 1)[-1] for name in layers}
     unknown = [name for name in params.target_modules if name not in names]
     if unknown:
-        raise InputError(f"adapter.target_modules={unknown} must be linear layers of the model: {sorted(names)}")
+        raise InputError(
+            f"adapter.target_modules={unknown} must be linear layers of the model before its output: {sorted(names)}"
+        )
     if resume_from is not None:
         wrapped = PeftModel.from_pretrained(model, resume_from, is_trainable=True)
     else:

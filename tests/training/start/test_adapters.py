@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from qwen3llada import Qwen3LLadaForMaskedLM
 from qwen3llada.artifacts import MARKER
 from qwen3llada.destinations import MODEL, check_destinations
+from qwen3llada.errors import InputError
 from qwen3llada.evaluation.eval_loss import EvalLossParams, evaluate_model
 from qwen3llada.modeling.loading import merged
 from qwen3llada.sampling.dialogue.text_model import TextModel
@@ -87,6 +88,13 @@ def test_the_modules_of_adapters_are_saved_in_one_order(tiny):
     model, params = Qwen3LLadaForMaskedLM.from_pretrained(tiny / "model"), AdapterParams(method="lora")
     wrapped = add_adapters(model, params, resume_from=None, checkpointed=False)
     assert wrapped.peft_config["default"].target_modules == sorted(params.target_modules)
+
+
+def test_the_output_projection_takes_no_adapter(lora):
+    """The loss reads its weight and would miss the adapter's part."""
+    adapter = lora.adapter.model_dump() | {"target_modules": ["q_proj", "lm_head"]}
+    with pytest.raises(InputError, match=r"^adapter\.target_modules=\['lm_head'\] must be linear layers .*'v_proj'\]$"):
+        train(changed(lora, adapter=adapter), seed=1)
 
 
 def test_unknown_target_and_qlora_without_gpu_are_refused(lora):
