@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from qwen3llada.commandline.messages import first_error
 from qwen3llada.diffusion.noise_types import NOISE_TYPES
 from qwen3llada.diffusion.schedules import SCHEDULES
 from qwen3llada.section import Section, one_of, refuse_unused
@@ -111,9 +112,7 @@ class NoiseParams(Section):
         try:
             return NoiseParams.model_validate(tree)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"stages: until={stage['until']}: {where}: {first['msg']}") from error
+            raise ValueError(f"stages: until={stage['until']}: {first_error(error, NoiseParams)}") from error
 
     def all(self) -> "list[NoiseParams]":
         """The noise of each stage; without stages, this noise alone."""

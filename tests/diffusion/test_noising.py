@@ -455,7 +455,11 @@ def test_levels_keep_to_their_range():
         ({"replace_share": 0.5}, "replace_share=0.5 has no effect under noise_type=mask: leave it at 0.1"),
         (
             {"schedule": "power", "stages": [{"until": 1.0, "schedule": "cosine", "power": 3.0}]},
-            "stages: until=1.0: .*power=3.0 has no effect under schedule=cosine",
+            r"stages: until=1.0: power=3.0 has no effect under schedule=cosine",
+        ),
+        (
+            {"stages": [{"until": 1.0, "epss": 0.1}]},
+            r"stages: until=1.0: epss: unknown key \(did you mean eps\?\); allowed: eps, ",
         ),
         ({"power": 3.0, "stages": [{"until": 1.0, "schedule": "cosine"}]}, "power=3.0 has no effect"),
     ],
