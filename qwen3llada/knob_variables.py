@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from qwen3llada.commandline import ParamsError
+from qwen3llada.section import is_secret
 
 PREFIX = "QWEN3LLADA_"
 TRACEBACK = f"{PREFIX}TRACEBACK"
@@ -20,10 +21,11 @@ DVC_STAGE = "DVC_STAGE"  # set by DVC to the name of the stage that it runs
 
 
 class KnobVariable(NamedTuple):
-    """A variable that is set, and the keys of its knob."""
+    """A variable that is set, the keys of its knob, and whether nobody may see its value."""
 
     name: str
     keys: tuple[str, ...]
+    secret: bool
 
 
 def knob_variables(cls: type[BaseModel], environ: Mapping[str, str]) -> list[KnobVariable]:
@@ -38,7 +40,7 @@ def knob_variables(cls: type[BaseModel], environ: Mapping[str, str]) -> list[Kno
             f"environment: {', '.join(given)} must not be set while DVC runs the stage {stage}: dvc.lock would record"
             " another value; unset it and put the value into params.yaml"
         )
-    known = {variable(keys): keys for keys in _knobs(cls)}
+    known = {variable(keys): (keys, secret) for keys, secret in _knobs(cls)}
     for name in given:
         if name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1)
@@ -47,14 +49,15 @@ def knob_variables(cls: type[BaseModel], environ: Mapping[str, str]) -> list[Kno
                 f"environment: {name}: unknown variable{hint}; allowed: {PREFIX} and a knob's keys in params.yaml, in"
                 f" capitals, joined by __"
             )
-    return [KnobVariable(name, known[name.upper()]) for name in given]
+    return [KnobVariable(name, *known[name.upper()]) for name in given]
 
 
 def announce(variables: list[KnobVariable], environ: Mapping[str, str], sections: list[str]) -> None:
     """Print to stderr the effect of each variable on a stage that reads `sections` of params.yaml."""
-    for name, keys in variables:
+    for name, keys, secret in variables:
         if keys[0] in sections:
-            print(f"environment: {name}={environ[name]} sets {'.'.join(keys)}", file=sys.stderr)
+            value = "" if secret else f"={environ[name]}"
+            print(f"environment: {name}{value} sets {'.'.join(keys)}", file=sys.stderr)
         else:
             print(f"environment: {name} has no effect: this stage does not read {keys[0]}", file=sys.stderr)
 
@@ -64,10 +67,10 @@ def variable(keys: tuple[str, ...]) -> str:
     return PREFIX + "__".join(keys).upper()
 
 
-def _knobs(cls: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _knobs(cls: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool]]:
     for name, field in cls.model_fields.items():
         keys, kind = (*above, field.alias or name), field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _knobs(kind, keys)
         else:
-            yield keys
+            yield keys, is_secret(kind)

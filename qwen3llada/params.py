@@ -3,7 +3,8 @@
 A stage sees all of `params.yaml`. The keys of its own section are plain flags (`--loss_impl dllm`,
 `--noise.schedule cosine`); shared sections that it reads are prefixed (`--pretrain_data.num_proc 4`).
 Priority, lowest first: params.yaml, the parameter set given by `--params`, environment (`QWEN3LLADA_…`), command line.
-Values from the environment are printed. Under DVC the environment must not set any (see `knob_variables.py`).
+Values from the environment are printed, except secrets. Under DVC the environment must not set any (see
+`knob_variables.py`).
 """
 
 import inspect
@@ -202,7 +203,7 @@ def _from_environment(base: Params, read: Sequence[str]) -> Params:
     """`base` with the environment's values for the entries in `read`. Raises `ParamsError`."""
     variables = knob_variables(Params, os.environ)
     announce(variables, os.environ, [_key(name) for name in read])
-    tree, set_ = base.model_dump(by_alias=True), {keys[0] for _, keys in variables}
+    tree, set_ = base.model_dump(by_alias=True), {knob.keys[0] for knob in variables}
     for name in read:
         entry = getattr(base, name)
         if _key(name) not in set_:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, SecretStr, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
@@ -93,6 +93,11 @@ def plain_types(annotation: Any) -> set[Any]:
     if parts := get_args(annotation):
         return set().union(*(plain_types(part) for part in parts))
     return {annotation} if isinstance(annotation, type) else set()
+
+
+def is_secret(annotation: Any) -> bool:
+    """Whether a knob of this type has a value that must not be printed: its type is `SecretStr`."""
+    return SecretStr in plain_types(annotation)
 
 
 def allowed_range(cls: type[BaseModel], loc: Sequence[int | str]) -> str | None:

@@ -526,6 +526,36 @@ def test_a_variable_of_another_stage_is_said_to_have_no_effect(in_root, capsys):
     assert capsys.readouterr().err == f"environment: {LR} has no effect: this stage does not read pretrain\n"
 
 
+API_KEY = "QWEN3LLADA_SERVE__API_KEY"
+
+
+def test_a_secret_sets_its_knob_and_is_never_printed(in_root, capsys):
+    in_root.setenv(API_KEY, "hidden-key")
+    params, _ = load_stage([], own="serve")
+    assert params.serve.api_key.get_secret_value() == "hidden-key"
+    assert "hidden-key" not in f"{params!r} {params.model_dump(mode='json')}"
+    assert capsys.readouterr().err == f"environment: {API_KEY} sets serve.api_key\n"
+    with pytest.raises(SystemExit):
+        load_stage(["--help"], own="serve")
+    assert "hidden-key" not in capsys.readouterr().out
+    params, _ = load_stage(["--api_key", "another-key"], own="serve")
+    assert params.serve.api_key.get_secret_value() == "another-key"
+
+
+def test_a_secret_of_the_wrong_type_is_refused_without_its_value(in_root, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("serve: {api_key: 123456}\n")
+    with pytest.raises(ParamsError, match=r"serve\.api_key: input should be a valid string") as caught:
+        load_stage(["--params", str(overlay)], own="serve")
+    assert "123456" not in str(caught.value)
+    for name, value in ((API_KEY, ""), ("QWEN3LLADA_SERVE__PORT", "x")):  # the key is good or bad, then another knob
+        in_root.setenv(API_KEY, "hidden-key")
+        in_root.setenv(name, value)
+        with pytest.raises(ParamsError) as caught:
+            load_stage([], own="serve")
+        assert "hidden-key" not in str(caught.value)
+
+
 def test_the_section_validate_has_its_name_of_the_file(in_root):
     in_root.setenv("QWEN3LLADA_VALIDATE__ON_INVALID", "quarantine")
     params, _ = load_stage([], own="validation")

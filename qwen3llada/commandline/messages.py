@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError
 
 from qwen3llada.errors import InputError
-from qwen3llada.section import allowed_range
+from qwen3llada.section import allowed_range, is_secret
 
 MOST_NAMED = 40  # flags that a message lists; `--help` lists more
 
@@ -31,7 +31,8 @@ def first_error(error: ValidationError, cls: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key}: missing, must be given{more}"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f"given {cut(repr(first['input']), 80)}, "
+    silent = first["type"] == "value_error" or _secret(cls, first["loc"])
+    given = "" if silent else f"given {cut(repr(first['input']), 80)}, "
     place = f"{key}: " if key else ""  # an error about two contradicting settings has no key
     limits = None if first["type"] == "value_error" else allowed_range(cls, first["loc"])
     allowed = f"; allowed: {limits}" if limits else ""
@@ -81,6 +82,17 @@ def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
             return []
         cls = annotation
     return [field.alias or name for name, field in cls.model_fields.items()]
+
+
+def _secret(cls: type[BaseModel], loc: Sequence[int | str]) -> bool:
+    """Whether the value at `loc` must not be printed."""
+    for part in loc:
+        by_key = {field.alias or name: field for name, field in cls.model_fields.items()}
+        kind = by_key[str(part)].annotation if str(part) in by_key else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return is_secret(kind)
+        cls = kind
+    return False
 
 
 def _flag_names(cls: type[BaseModel]) -> list[str]:

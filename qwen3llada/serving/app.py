@@ -38,7 +38,8 @@ def build_app(text: TextModel, params: ServeParams, defaults: AnswerParams) -> A
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.scheduler, app.state.metrics = service.scheduler, service.scheduler.metrics
-    app.add_middleware(Gate, api_key=params.api_key, metrics=service.scheduler.metrics)
+    api_key = None if params.api_key is None else params.api_key.get_secret_value()
+    app.add_middleware(Gate, api_key=api_key, metrics=service.scheduler.metrics)
     _add_errors(app)
     _add_pages(app, service)
 

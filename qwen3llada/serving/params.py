@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from qwen3llada.errors import InputError
 from qwen3llada.section import Section, one_of
@@ -59,7 +59,9 @@ class ServeParams(Section):
     host: str = Field("127.0.0.1", description="Address to listen at; 0.0.0.0: every network of the machine")
     port: int = Field(8000, ge=0, le=65535, description="Port, 0 to 65,535; 0: a free one")
     served_name: str | None = Field(None, description="The model's name for clients; null: its folder")
-    api_key: str | None = Field(None, min_length=1, description="What clients must give as API key; null: nothing")
+    api_key: SecretStr | None = Field(
+        None, min_length=1, description="What clients must give as API key, never printed; null: nothing"
+    )
     max_batch: int = Field(16, ge=1, le=65536, description="Answers decoded together, 1 to 65,536")
     max_queue: int = Field(256, ge=1, le=1_000_000, description="Answers that may wait, 1 to 1,000,000; more get 429")
     timeout_seconds: float = Field(
