@@ -7,13 +7,13 @@ from math import ceil
 from typing import Any
 
 from qwen3llada.commandline import validated
-from qwen3llada.corpus.conversations.prompts import encode_texts
-from qwen3llada.corpus.conversations.records import Exchange
 from qwen3llada.errors import InputError
 from qwen3llada.modeling.attention import is_causal
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import AnswerParams, DecodeParams
 from qwen3llada.sampling.request import check_request, checked_block_length, resolve_policy
+from qwen3llada.serving.messages import read_messages
+from qwen3llada.serving.prompts import check_characters, encoded, listed, most_characters
 
 KNOBS = tuple(name for name in DecodeParams.model_fields if name not in ("gen_length", "backend"))
 COMMON = ("model", "n", "stream", "stream_options", "stop", "seed", "max_tokens", "max_completion_tokens", "user")
@@ -52,6 +52,18 @@ class Asked:
     canvas: bool
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What is refused before a prompt is encoded, which takes long where it is long."""
+
+    answers: int  # of one request
+    characters: int | None = None  # of a prompt; None: no bound
+
+    @classmethod
+    def of(cls, text: TextModel, max_queue: int) -> "Limits":
+        return cls(max_queue, most_characters(text))
+
+
 class Body:
     """A JSON object whose fields are asked for by kind; what is left over is an error."""
 
@@ -80,6 +92,17 @@ class Body:
             raise InputError(f"{name}={value!r:.80} must be true or false")
         return bool(value)
 
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.whole("n", 1, 1, MOST_CHOICES)
+
+    def check_answers(self, prompts: int, limits: Limits) -> None:
+        if prompts * self.choices() > limits.answers:
+            raise InputError(
+                f"{prompts} prompts with n={self.choices()} must be at most max_queue={limits.answers} answers in one"
+                " request"
+            )
+
     def usage(self, stream: bool) -> bool:
         """Whether a stream ends with the usage."""
         options = self.values.get("stream_options")
@@ -103,20 +126,28 @@ class Body:
         return tuple(stops)
 
 
-def read_chat(text: TextModel, values: Any, defaults: AnswerParams) -> Asked:
+def read_chat(text: TextModel, values: Any, defaults: AnswerParams, limits: Limits) -> Asked:
     """A body of /v1/chat/completions. Raises InputError."""
     body = Body(values, ("messages", "logprobs", "canvas"))
-    exchange = _exchange(values.get("messages"))
+    exchange = read_messages(values.get("messages"))
+    body.check_answers(1, limits)
+    if text.model.config.prompt_template == "plain":  # another may leave out a part of a message
+        said = "".join([exchange.system or "", *(turn for pair in exchange.history for turn in pair), exchange.human])
+        check_characters([said], limits.characters, text.model.config.max_position_embeddings)
     return _asked(text, body, text.encode([exchange]), defaults, logprobs=body.switch("logprobs"))
 
 
-def read_completion(text: TextModel, values: Any, defaults: AnswerParams) -> Asked:
+def read_completion(text: TextModel, values: Any, defaults: AnswerParams, limits: Limits) -> Asked:
     """A body of /v1/completions: the prompt is text or token ids as they are, without a template. Raises InputError."""
     body = Body(values, ("prompt", "logprobs", "canvas"))
     given = values.get("logprobs")
     if not (given is None or (isinstance(given, int) and given in (0, 1))):
         raise InputError(f"logprobs={given!r:.80} must be 0 or 1: that of the token itself")
-    return _asked(text, body, _prompts(text, values.get("prompt")), defaults, logprobs=given is not None)
+    prompts = listed(values.get("prompt"))
+    body.check_answers(len(prompts), limits)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    check_characters(texts, limits.characters, text.model.config.max_position_embeddings)
+    return _asked(text, body, encoded(text, prompts), defaults, logprobs=given is not None)
 
 
 def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: AnswerParams, *, logprobs: bool) -> Asked:
@@ -125,7 +156,7 @@ def _asked(text: TextModel, body: Body, prompts: list[list[int]], defaults: Answ
         raise InputError("canvas=true needs stream=true")
     asked = Asked(
         prompts=prompts,
-        n=body.whole("n", 1, 1, MOST_CHOICES),
+        n=body.choices(),
         params=_params(text, body, prompts, defaults),
         seed=body.whole("seed", secrets.randbits(62), 0, MOST_SEED - 1),
         stops=body.stops(),
@@ -156,53 +187,3 @@ def _params(text: TextModel, body: Body, prompts: list[list[int]], defaults: Ans
     rest = max(len(prompt) % block_length for prompt in prompts) if causal else 0
     blocks = ceil((rest + length) / block_length)
     return params.model_copy(update={"steps": max(blocks, ceil(length * defaults.steps / defaults.gen_length))})
-
-
-def _prompts(text: TextModel, given: Any) -> list[list[int]]:
-    listed = given if isinstance(given, list) else [given]
-    if listed and all(isinstance(part, str) for part in listed):
-        bos = [] if text.tokenizer.bos_token_id is None else [text.tokenizer.bos_token_id]
-        return [bos + ids for ids in encode_texts(text.tokenizer, listed)]
-    rows = listed if listed and all(isinstance(part, list) for part in listed) else [listed]
-    if not all(rows) or not all(isinstance(i, int) and not isinstance(i, bool) for row in rows for i in row):
-        raise InputError(f"prompt={given!r:.80} must be a text, a list of texts, token ids, or a list of these")
-    return rows
-
-
-def _exchange(messages: Any) -> Exchange:
-    """The last question of a conversation with all before it."""
-    if not isinstance(messages, list) or not messages:
-        raise InputError("messages must be a list with at least one message")
-    turns = [(_role(number, message), _content(number, message)) for number, message in enumerate(messages)]
-    system = None
-    if turns[0][0] == "system":
-        system, turns = turns[0][1], turns[1:]
-    roles = [role for role, _ in turns]
-    if not roles or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)) or roles[-1] != "user":
-        raise InputError(
-            f"messages must be an optional system message, then user and assistant in turn, a user last; given {roles}"
-        )
-    contents = [content for _, content in turns]
-    if not contents[-1].strip():
-        raise InputError("messages: the question is blank")
-    return Exchange(contents[-1], "", system, tuple(zip(contents[:-1:2], contents[1::2], strict=True)))
-
-
-def _role(number: int, message: Any) -> str:
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in ("system", "developer", "user", "assistant"):
-        raise InputError(f"messages[{number}]: role={role!r:.40} must be system, developer, user or assistant")
-    for name, value in message.items():
-        if name not in ("role", "content") and value not in (None, "", [], {}):
-            raise InputError(f"messages[{number}]: {name!s:.40}={value!r:.40} is not supported; leave it out")
-    return "system" if role == "developer" else str(role)
-
-
-def _content(number: int, message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [p.get("text") if isinstance(p, Mapping) and p.get("type") == "text" else None for p in content]
-        content = "".join(p for p in parts if isinstance(p, str)) if all(isinstance(p, str) for p in parts) else None
-    if not isinstance(content, str):
-        raise InputError(f"messages[{number}]: content must be text, or a list of text parts")
-    return content

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3llada.corpus.conversations.prompts import encode_texts
 from qwen3llada.errors import InputError
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import AnswerParams
-from qwen3llada.serving.bodies import Asked, read_chat, read_completion
+from qwen3llada.serving.bodies import Asked, Limits, read_chat, read_completion
 from qwen3llada.serving.jobs import Job, Update
 from qwen3llada.serving.params import ServeParams
 from qwen3llada.serving.progress import Progress
@@ -20,9 +21,10 @@ from qwen3llada.serving.replies import DONE, Kind, Replies, error_body, event
 from qwen3llada.serving.scheduler import Busy, Scheduler, Stopping
 
 BODY_BYTES = 8 * 2**20
+LONG_BYTES = 2**18  # bodies above are encoded one after the other, so that short ones find a free thread
 GONE = 499  # status of what nobody reads, because the client has left; only the metrics show it
 LOOK_SECONDS = 0.5  # between looks whether the client is still there
-Reader = Callable[[TextModel, Any, AnswerParams], Asked]
+Reader = Callable[[TextModel, Any, AnswerParams, Limits], Asked]
 READERS: dict[Kind, Reader] = {"chat": read_chat, "completion": read_completion}
 
 
@@ -51,6 +53,10 @@ class Service:
         self.text, self.params, self.defaults = text, params, defaults
         self.name = params.served_name or str(params.model)
         self.scheduler = Scheduler(text, max_batch=params.max_batch, max_queue=params.max_queue)
+        self.limits, self._long = Limits.of(text, params.max_queue), asyncio.Semaphore(1)
+        encode_texts(
+            text.tokenizer, ["."]
+        )  # sets the tokenizer's options, which must not happen in two threads at once
 
     async def answer(self, request: Any, kind: Kind) -> Any:
         """The response to a request: its error is raised as a `Refusal`."""
@@ -58,10 +64,11 @@ class Service:
         from starlette.requests import ClientDisconnect
 
         try:
-            values = await body_of(request)
+            data = await body_of(request)
         except ClientDisconnect:
             return Response(status_code=GONE)
-        asked = self._checked(values, kind)
+        async with self._long if len(data) > LONG_BYTES else contextlib.nullcontext():
+            asked = await asyncio.to_thread(self._checked, data, kind)  # encoding a long prompt takes seconds
         work = self._submitted(asked)
         replies = Replies(self.text, kind, self.name, secrets.token_hex(12), asked)
         if asked.stream:
@@ -80,12 +87,17 @@ class Service:
             self.scheduler.cancel(work.jobs)
         return JSONResponse(replies.whole(work.jobs))
 
-    def _checked(self, values: Any, kind: Kind) -> Asked:
+    def _checked(self, data: bytes, kind: Kind) -> Asked:
+        """The request in a body. Raises Refusal."""
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"the body is not JSON: {error}") from error
         wanted = values.get("model") if isinstance(values, dict) else None
         if wanted not in (None, self.name):
             raise Refusal(404, f"model={wanted!r:.200} is not served here; {self.name} is")
         try:
-            return READERS[kind](self.text, values, self.defaults)
+            return READERS[kind](self.text, values, self.defaults, self.limits)
         except InputError as error:
             raise Refusal(400, " ".join(str(error).removeprefix("request: ").split())) from error
 
@@ -110,12 +122,6 @@ class Service:
             for number, prompt in enumerate(asked.prompts)
             for choice in range(asked.n)
         ]
-        if len(jobs) > self.params.max_queue:
-            raise Refusal(
-                400,
-                f"{len(asked.prompts)} prompts with n={asked.n} must be at most max_queue={self.params.max_queue}"
-                " answers in one request",
-            )
         try:
             self.scheduler.submit(jobs)
         except Busy as error:
@@ -125,17 +131,14 @@ class Service:
         return Work(jobs=jobs, updates=updates, deadline=time.monotonic() + self.params.timeout_seconds)
 
 
-async def body_of(request: Any) -> Any:
-    """The JSON value that was sent. Raises Refusal."""
+async def body_of(request: Any) -> bytes:
+    """The body that was sent. Raises Refusal."""
     data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > BODY_BYTES:
             raise Refusal(413, f"the body must have at most {BODY_BYTES:,} bytes")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is not JSON: {error}") from error
+    return bytes(data)
 
 
 async def next_update(work: Work, is_gone: Callable[[], Any] | None = None) -> Update | None:

@@ -300,6 +300,56 @@ def test_more_answers_than_ever_may_wait_are_refused_for_good(text):
         assert server.post(COMPLETE, prompt=["w1"], n=5, max_tokens=4).status_code == 200
 
 
+def test_too_many_prompts_are_refused_before_they_are_encoded(text, monkeypatch):
+    from qwen3llada.serving import bodies
+
+    with Served(text, max_queue=5) as server:
+        monkeypatch.setattr(bodies, "encoded", lambda *_: 1 / 0)
+        reply = server.post(COMPLETE, prompt=["w1 w2"] * 100_000)
+        assert reply.status_code == 400
+        assert "100000 prompts with n=1 must be at most max_queue=5" in reply.json()["error"]["message"]
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(text, monkeypatch):
+    from qwen3llada.serving import prompts, service
+
+    monkeypatch.setattr(service.Limits, "of", lambda *_: service.Limits(5, 1000))
+    with Served(text) as server:
+        monkeypatch.setattr(prompts, "encode_texts", lambda *_: 1 / 0)
+        for path, body in ((COMPLETE, {"prompt": ["w1", "w2 " * 334]}), (CHAT, {"messages": ask("w2 " * 334)})):
+            reply = server.post(path, **body)
+            assert reply.status_code == 400
+            assert "of 1,002 characters must have at most 1,000" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETE])
+def test_other_clients_are_served_while_a_long_prompt_is_encoded(text, monkeypatch, path):
+    from qwen3llada.serving import service
+
+    started, go_on, reader = threading.Event(), threading.Event(), service.READERS["chat"]
+
+    def slow_reader(text, values, *rest):
+        if values.get("seed") == 7:
+            started.set()
+            assert go_on.wait(20)
+        return reader(text, {"messages": ask()}, *rest)
+
+    for kind in service.READERS:
+        monkeypatch.setitem(service.READERS, kind, slow_reader)
+    with Served(text) as server:
+        found = []
+        client = threading.Thread(target=lambda: found.append(server.post(path, seed=7)))
+        client.start()
+        assert started.wait(10)
+        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as other:
+            assert other.get("/health").status_code == 200
+            assert other.post(CHAT, json={}).status_code == 200
+        assert not found
+        go_on.set()
+        client.join()
+    assert found[0].status_code == 200
+
+
 def test_a_defect_is_told_in_openais_form(text, monkeypatch):
     from qwen3llada.serving import service
 
