@@ -21,6 +21,7 @@ class Progress:
     mask_token_id: int
     ends: frozenset[int]
     stops: tuple[str, ...] = ()
+    strips: bool = True  # white space around the text, as in a chat; else the text is as it is
     tokens: list[int] = field(default_factory=list)  # settled, up to and including an EOS
     log_probs: list[float] = field(default_factory=list)
     text: str = ""  # settled, and not the beginning of a stop string
@@ -41,12 +42,13 @@ class Progress:
         if settled == len(self.tokens):
             return ""
         self.tokens, self.log_probs = list(canvas[:settled]), list(log_probs[:settled])
-        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        text = text.lstrip() if self.strips else text
         found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:
             self.finish, text = "stop", text[: min(found)]
         elif self.finish:
-            text = text.rstrip()
+            text = text.rstrip() if self.strips else text
         else:
             text = text[: len(text) - self._held_back(text)]
         new = text[len(self.text) :]
@@ -54,8 +56,9 @@ class Progress:
         return new
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end that may still change: white space, half a character, a stop string's beginning."""
-        whole = text.rstrip(UNFINISHED).rstrip()
+        """Characters at the end that may still go: stripped ones, half a character, a stop string's beginning."""
+        whole = text.rstrip(UNFINISHED)
+        whole = whole.rstrip() if self.strips else whole
         begun = max(
             (n for stop in self.stops for n in range(1, min(len(stop), len(text)) + 1) if text.endswith(stop[:n])),
             default=0,

@@ -69,7 +69,7 @@ class Service:
             return Response(status_code=GONE)
         async with self._long if len(data) > LONG_BYTES else contextlib.nullcontext():
             asked = await asyncio.to_thread(self._checked, data, kind)  # encoding a long prompt takes seconds
-        work = self._submitted(asked)
+        work = self._submitted(asked, kind)
         replies = Replies(self.text, kind, self.name, secrets.token_hex(12), asked)
         if asked.stream:
             chunks = streamed(work, replies, self.scheduler)
@@ -101,7 +101,7 @@ class Service:
         except InputError as error:
             raise Refusal(400, " ".join(str(error).removeprefix("request: ").split())) from error
 
-    def _submitted(self, asked: Asked) -> Work:
+    def _submitted(self, asked: Asked, kind: Kind) -> Work:
         loop, updates = asyncio.get_running_loop(), asyncio.Queue[Update]()
         ends, mask = frozenset(self.text.ends), self.text.model.config.mask_token_id
 
@@ -116,7 +116,13 @@ class Service:
                 params=asked.params,
                 seed=asked.seed,
                 wants_canvas=asked.canvas,
-                progress=Progress(tokenizer=self.text.tokenizer, mask_token_id=mask, ends=ends, stops=asked.stops),
+                progress=Progress(
+                    tokenizer=self.text.tokenizer,
+                    mask_token_id=mask,
+                    ends=ends,
+                    stops=asked.stops,
+                    strips=kind == "chat",
+                ),
                 deliver=deliver,
             )
             for number, prompt in enumerate(asked.prompts)

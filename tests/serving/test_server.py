@@ -200,6 +200,20 @@ def test_completions_take_texts_and_token_ids(served, text):
     assert body["object"] == "text_completion"
 
 
+def test_a_completion_keeps_the_white_space_of_its_answer(text, monkeypatch):
+    decode = text.tokenizer.decode
+    monkeypatch.setattr(text.tokenizer, "decode", lambda tokens, **options: f"\n {decode(tokens, **options)}")
+    with Served(text) as server:
+        choice = server.post(COMPLETE, prompt="w1", seed=0, max_tokens=4).json()["choices"][0]
+        chunks = events(server.post(COMPLETE, prompt="w1", seed=0, max_tokens=4, stream=True))
+        chat = server.post(CHAT, messages=ask("w1"), seed=0, max_tokens=4).json()["choices"][0]
+        stopped = server.post(COMPLETE, prompt="w1", seed=0, max_tokens=4, stop="\n").json()["choices"][0]
+    assert choice["text"] == f"\n {choice['text'].strip()}"
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == choice["text"]
+    assert chat["message"]["content"] == chat["message"]["content"].strip() != ""
+    assert (stopped["text"], stopped["finish_reason"]) == ("", "stop")
+
+
 def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(served):
     turns = [("developer", "w9"), ("user", "w1"), ("assistant", "w2"), ("user", [{"type": "text", "text": "w3"}])]
     messages = [{"role": role, "content": content} for role, content in turns]
