@@ -42,25 +42,26 @@ class Progress:
         if settled == len(self.tokens):
             return ""
         self.tokens, self.log_probs = list(canvas[:settled]), list(log_probs[:settled])
-        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        text = text.lstrip() if self.strips else text
-        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.finish, text = "stop", text[: min(found)]
-        elif self.finish:
-            text = text.rstrip() if self.strips else text
-        else:
-            text = text[: len(text) - self._held_back(text)]
+        text = self._settled_text()
         new = text[len(self.text) :]
         self.text += new
         return new
 
-    def _held_back(self, text: str) -> int:
-        """Characters at the end that may still go: stripped ones, half a character, a stop string's beginning."""
-        whole = text.rstrip(UNFINISHED)
-        whole = whole.rstrip() if self.strips else whole
+    def _settled_text(self) -> str:
+        """The text of the settled tokens up to a stop string, without an end that later tokens may change."""
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        text = text.lstrip() if self.strips else text
+        if self.finish is None:
+            text = text.rstrip(UNFINISHED)  # the next token may complete a character
+        found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.finish = "stop"
+            return text[: min(found)]
+        whole = text.rstrip() if self.strips else text
+        if self.finish:
+            return whole
         begun = max(
             (n for stop in self.stops for n in range(1, min(len(stop), len(text)) + 1) if text.endswith(stop[:n])),
             default=0,
         )
-        return max(len(text) - len(whole), begun)
+        return text[: min(len(whole), len(text) - begun)]
