@@ -9,6 +9,7 @@ from typing import Any, Literal
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.serving.bodies import Asked
 from qwen3llada.serving.jobs import Job, Update
+from qwen3llada.serving.token_bytes import token_bytes
 
 Kind = Literal["chat", "completion"]
 OBJECTS = {"chat": ("chat.completion", "chat.completion.chunk"), "completion": ("text_completion", "text_completion")}
@@ -60,17 +61,25 @@ class Replies:
 
     def _log_probs(self, job: Job, first: int, last: int) -> dict[str, Any]:
         """Of the settled tokens `first` to `last` (exclusive): the probability that each had when it was committed."""
-        values, decode = job.progress.log_probs[first:last], self.text.tokenizer.decode
-        pieces = [decode([token]) for token in job.progress.tokens[first:last]]
+        tokenizer, tokens = self.text.tokenizer, job.progress.tokens
+        values, pieces = job.progress.log_probs[first:last], [tokenizer.decode([token]) for token in tokens[first:last]]
         if self.kind == "completion":
-            before = sum(len(decode([token])) for token in job.progress.tokens[:first])
-            offsets = [*accumulate(map(len, pieces), initial=before)][:-1]
+            offsets = self._offsets(tokens[:last])[first:]
             return {"tokens": pieces, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
         content = [
-            {"token": piece, "logprob": value, "bytes": list(piece.encode()), "top_logprobs": []}
-            for piece, value in zip(pieces, values, strict=True)
+            {"token": piece, "logprob": value, "bytes": list(token_bytes(tokenizer, token)), "top_logprobs": []}
+            for piece, value, token in zip(pieces, values, tokens[first:last], strict=True)
         ]
         return {"content": content, "refusal": None}
+
+    def _offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Characters of the text before each token. All tokens of a character have its place."""
+        unseen = self.text.tokenizer.all_special_ids
+        lengths = [
+            0 if token in unseen or token in self.text.ends else len(piece)
+            for token, piece in zip(tokens, self.text.pieces(tokens), strict=True)
+        ]
+        return [*accumulate(lengths, initial=0)][:-1]
 
     def first_chunk(self, index: int) -> str:
         """A chat's stream begins with the role of each choice."""
