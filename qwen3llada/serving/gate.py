@@ -1,11 +1,13 @@
 """What every request passes before it reaches the application: the key, and the counting."""
 
+import asyncio
 import secrets
 from hashlib import sha256
 from typing import Any
 
 from qwen3llada.serving.metrics import Metrics
 from qwen3llada.serving.replies import error_body
+from qwen3llada.serving.scheduler import STOPPING
 
 KNOWN = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
 REFUSAL = "wrong or missing API key: the header Authorization must be: Bearer KEY"
@@ -23,8 +25,12 @@ class Gate:
             return
         from starlette.responses import JSONResponse
 
+        begun = False
+
         async def counted(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.metrics.request(path if path in KNOWN else "other", message["status"])
             await send(message)
 
@@ -33,7 +39,11 @@ class Gate:
             refusal = JSONResponse(error_body(REFUSAL, "authentication_error"), 401)
             await refusal(scope, receive, counted)
         else:
-            await self.app(scope, receive, counted)
+            try:
+                await self.app(scope, receive, counted)
+            except asyncio.CancelledError:  # the server ends before the request is complete, or its reply is read
+                if not begun:
+                    await JSONResponse(error_body(STOPPING, "server_error"), 503)(scope, receive, counted)
 
 
 def allowed(header: bytes | None, api_key: str | None) -> bool:

@@ -20,6 +20,7 @@ class Update:
     canvas: tuple[tuple[int, float], ...] | None  # (token, probability when committed or 0), where it is asked for
     finished: bool
     error: str | None = None
+    status: int = 500  # of the error in HTTP
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,13 +62,23 @@ class Job:
         if new or canvas or finished:
             self._deliver(new, canvas=canvas, finished=finished)
 
-    def fail(self, said: str) -> None:
+    def fail(self, said: str, status: int = 500) -> None:
         """Deliver an error as the last update."""
-        self._deliver("", canvas=None, finished=True, error=said)
+        settled = len(self.progress.tokens)
+        self.deliver(
+            Update(
+                index=self.index,
+                text="",
+                settled=settled,
+                step=self.passes,
+                canvas=None,
+                finished=True,
+                error=said,
+                status=status,
+            )
+        )
 
-    def _deliver(
-        self, text: str, *, canvas: tuple[tuple[int, float], ...] | None, finished: bool, error: str | None = None
-    ) -> None:
+    def _deliver(self, text: str, *, canvas: tuple[tuple[int, float], ...] | None, finished: bool) -> None:
         settled = len(self.progress.tokens)
         self.deliver(
             Update(
@@ -77,6 +88,5 @@ class Job:
                 step=self.passes,
                 canvas=canvas,
                 finished=finished,
-                error=error,
             )
         )

@@ -10,6 +10,8 @@ from qwen3llada.serving.engine import Engine
 from qwen3llada.serving.jobs import Job
 from qwen3llada.serving.metrics import Metrics
 
+STOPPING = "the server is stopping"
+
 
 class Busy(InputError):
     """More answers would wait than `max_queue`."""
@@ -26,6 +28,7 @@ class Scheduler:
         self.max_queue, self.metrics = max_queue, metrics or Metrics()
         self.engine = Engine(text, max_batch=max_batch, metrics=self.metrics)
         self._waiting: deque[Job] = deque()
+        self._wanted: set[Job] = set()  # of the requests that are not answered yet
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -33,16 +36,28 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread when the answers that run are finished; what still waits gets an error."""
+    def refuse(self) -> None:
+        """Take no more requests. What still waits gets an error; the answers that run are finished."""
         with self._changed:
             self._stopping = True
+            waiting = [*self._waiting]
+            self._waiting.clear()
             self._changed.notify_all()
+        for job in waiting:
+            job.fail(STOPPING, 503)
+
+    def give_up(self) -> None:
+        """The answers that still run get an error."""
+        with self._changed:
+            wanted = [*self._wanted]
+        for job in wanted:
+            job.fail(STOPPING, 503)
+
+    def stop(self) -> None:
+        """End the thread when the answers that run are finished; what still waits gets an error."""
+        self.refuse()
         if self._thread.is_alive():
             self._thread.join()
-        for job in self._waiting:
-            job.fail("the server is stopping")
-        self._waiting.clear()
 
     @property
     def waiting(self) -> int:
@@ -54,6 +69,11 @@ class Scheduler:
         return self.engine.running
 
     @property
+    def wanted(self) -> int:
+        """Answers of the requests that are not answered yet."""
+        return len(self._wanted)
+
+    @property
     def running(self) -> bool:
         return self._thread.is_alive() and not self._stopping
 
@@ -61,10 +81,11 @@ class Scheduler:
         """Queue all jobs of a request, or none. Raises Busy or Stopping."""
         with self._changed:
             if self._stopping:
-                raise Stopping("the server is stopping")
+                raise Stopping(STOPPING)
             if len(self._waiting) + len(jobs) > self.max_queue:
                 raise Busy(f"{len(self._waiting)} answers wait, at most {self.max_queue} may; try again later")
             self._waiting.extend(jobs)
+            self._wanted.update(jobs)
             self._changed.notify_all()
 
     def cancel(self, jobs: Iterable[Job]) -> None:
@@ -72,6 +93,7 @@ class Scheduler:
         with self._changed:
             for job in jobs:
                 job.cancelled = True
+                self._wanted.discard(job)
                 if job in self._waiting:
                     self._waiting.remove(job)
 

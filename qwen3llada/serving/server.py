@@ -18,6 +18,7 @@ def serve(params: ServeParams, defaults: SampleParams) -> None:
         import uvicorn
 
         from qwen3llada.serving.app import build_app
+        from qwen3llada.serving.stopping import stopping_server
     except ImportError as error:
         raise InputError(f"the server needs {error.name}, which is not installed (pip install '.[serve]')") from error
     import socket
@@ -38,7 +39,6 @@ def serve(params: ServeParams, defaults: SampleParams) -> None:
             app,
             log_level="warning",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=params.stop_seconds,
             ws="none",
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        stopping_server(config, app.state.scheduler, params.stop_seconds).run(sockets=[listener])

@@ -81,7 +81,7 @@ class Service:
                 if update is None:
                     return Response(status_code=GONE)
                 if update.error:
-                    raise Refusal(500, update.error, "server_error")
+                    raise Refusal(update.status, update.error, "server_error")
                 finished += update.finished
         finally:
             self.scheduler.cancel(work.jobs)

@@ -37,11 +37,13 @@ class Served:
         import uvicorn
 
         from qwen3llada.serving.app import build_app
+        from qwen3llada.serving.stopping import stopping_server
 
+        params = {"stop_seconds": 5} | params
         self.app = build_app(text, ServeParams(served_name="tiny", **params), DEFAULTS)
         self.scheduler = self.app.state.scheduler
-        config = uvicorn.Config(self.app, port=0, log_level="warning", timeout_graceful_shutdown=5)
-        self.server = uvicorn.Server(config)
+        config = uvicorn.Config(self.app, port=0, log_level="warning")
+        self.server = stopping_server(config, self.scheduler, params["stop_seconds"])
         self.thread = threading.Thread(target=self.server.run)
 
     def __enter__(self):
@@ -607,6 +609,69 @@ def test_a_server_that_stops_finishes_what_runs(text, slow):
         server.server.should_exit = True
         client.join()
     assert found[0].status_code == 200
+    assert not server.scheduler.running
+
+
+def test_what_still_waits_or_comes_while_the_server_stops_gets_503(text, slow, capfd):
+    with Served(text, max_batch=1) as server:
+        found = {}
+
+        def send(name, **body):
+            with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+                found[name] = client.post(CHAT, json={"messages": ask(), "max_tokens": 16} | body)
+
+        def start(name, **body):
+            thread = threading.Thread(target=send, args=(name,), kwargs=body)
+            thread.start()
+            return thread
+
+        threads = [start("runs")]
+        while not server.scheduler.decoding:
+            time.sleep(0.01)
+        threads += [start("waits"), start("waits as a stream", stream=True)]
+        while server.scheduler.waiting < 2:
+            time.sleep(0.01)
+        server.server.should_exit = True
+        while server.scheduler.running:
+            time.sleep(0.01)
+        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as other:
+            health, late = other.get("/health"), other.post(CHAT, json={"messages": ask()})
+        for thread in threads:
+            thread.join()
+    assert (health.status_code, health.json()["status"]) == (503, "stopping")
+    for reply in (late, found["waits"]):
+        assert (reply.status_code, reply.json()["error"]["message"]) == (503, "the server is stopping")
+    assert '"the server is stopping"' in found["waits as a stream"].text.split("\n\n")[-2]
+    assert found["runs"].status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_answers_that_run_too_long_when_the_server_stops_get_an_error(text, slow, capfd):
+    with Served(text, stop_seconds=1) as server:
+        body = {"messages": ask(), "max_tokens": 200, "temperature": 5.0, "seed": 1}
+        found = []
+
+        async def both():
+            found.extend(await load(server.url, [body, body | {"stream": True}]))
+
+        client = threading.Thread(target=lambda: asyncio.run(both()))
+        client.start()
+        while server.scheduler.decoding < 2:
+            time.sleep(0.01)
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow_client:  # its body is never complete
+            slow_client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+            time.sleep(0.2)
+            server.server.should_exit = True
+            client.join()
+            said = slow_client.makefile("rb").read()
+    whole, stream = found
+    assert (whole.status_code, whole.json()["error"]["message"]) == (503, "the server is stopping")
+    assert stream.status_code == 200
+    assert json.loads(stream.text.split("\n\n")[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+    assert b"503" in said.splitlines()[0]
+    assert b"the server is stopping" in said
+    assert "Traceback" not in capfd.readouterr().err
     assert not server.scheduler.running
 
 
