@@ -12,6 +12,7 @@ from qwen3llada.modeling.attention import is_causal
 from qwen3llada.sampling.dialogue.text_model import TextModel
 from qwen3llada.sampling.params import AnswerParams, DecodeParams
 from qwen3llada.sampling.request import check_request, checked_block_length, resolve_policy
+from qwen3llada.section import plain_types
 from qwen3llada.serving.messages import read_messages
 from qwen3llada.serving.prompts import check_characters, encoded, listed, most_characters
 
@@ -74,8 +75,12 @@ class Body:
         if unknown := sorted(str(name) for name in values if name not in allowed):
             raise InputError(f"{unknown[0]}: unknown field; allowed: {', '.join(sorted(allowed))}")
         for name, neutral in NEUTRAL.items():
-            if name in values and not any(values[name] == value for value in neutral):
+            if name in values and not any(_same(values[name], value) for value in neutral):
                 raise InputError(f"{name}={values[name]!r:.80} is not supported; leave it out")
+        for name in KNOBS:
+            check_knob(name, values.get(name))
+        if not isinstance(values.get("user"), str | None):
+            raise InputError(f"user={values['user']!r:.80} must be a text")
         self.values = values
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
@@ -126,6 +131,18 @@ class Body:
         return tuple(stops)
 
 
+def check_knob(name: str, value: Any) -> None:
+    """Raises InputError for a text where a number, true or false belongs."""
+    kinds = plain_types(DecodeParams.model_fields[name].annotation)
+    if isinstance(value, str) and kinds & {bool, int, float}:
+        raise InputError(f"{name}={value!r:.80} must be {'true or false' if bool in kinds else 'a number'}, not a text")
+
+
+def _same(given: Any, value: Any) -> bool:
+    """Whether a client gave this value; 1 is not true, and 0 is not false."""
+    return isinstance(given, bool) == isinstance(value, bool) and bool(given == value)
+
+
 def read_chat(text: TextModel, values: Any, defaults: AnswerParams, limits: Limits) -> Asked:
     """A body of /v1/chat/completions. Raises InputError."""
     body = Body(values, ("messages", "logprobs", "canvas"))
@@ -141,7 +158,7 @@ def read_completion(text: TextModel, values: Any, defaults: AnswerParams, limits
     """A body of /v1/completions: the prompt is text or token ids as they are, without a template. Raises InputError."""
     body = Body(values, ("prompt", "logprobs", "canvas"))
     given = values.get("logprobs")
-    if not (given is None or (isinstance(given, int) and given in (0, 1))):
+    if given is not None and (type(given) is not int or given not in (0, 1)):
         raise InputError(f"logprobs={given!r:.80} must be 0 or 1: that of the token itself")
     prompts = listed(values.get("prompt"))
     body.check_answers(len(prompts), limits)

@@ -30,17 +30,31 @@ def _role(number: int, message: Any) -> str:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("system", "developer", "user", "assistant"):
         raise InputError(f"messages[{number}]: role={role!r:.40} must be system, developer, user or assistant")
-    for name, value in message.items():
-        if name not in ("role", "content") and value not in (None, "", [], {}):
-            raise InputError(f"messages[{number}]: {name!s:.40}={value!r:.40} is not supported; leave it out")
+    _refuse_others(message, ("role", "content"), f"messages[{number}]")
     return "system" if role == "developer" else str(role)
 
 
 def _content(number: int, message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        parts = [p.get("text") if isinstance(p, Mapping) and p.get("type") == "text" else None for p in content]
-        content = "".join(p for p in parts if isinstance(p, str)) if all(isinstance(p, str) for p in parts) else None
+        parts = [_part(number, place, part) for place, part in enumerate(content)]
+        content = "".join(part for part in parts if part is not None) if None not in parts else None
     if not isinstance(content, str):
         raise InputError(f"messages[{number}]: content must be text, or a list of text parts")
     return content
+
+
+def _part(number: int, place: int, part: Any) -> str | None:
+    """The text of a part of a message; None where it is none."""
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        return None
+    _refuse_others(part, ("type", "text"), f"messages[{number}]: content[{place}]")
+    return text
+
+
+def _refuse_others(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Raises InputError for a field that is not known, unless it is empty and so means nothing."""
+    for name, value in values.items():
+        if name not in known and value not in (None, "", [], {}):
+            raise InputError(f"{where}: {name!s:.40}={value!r:.40} is not supported; leave it out")

@@ -254,6 +254,18 @@ def test_earlier_turns_and_a_system_message_are_part_of_the_prompt(served):
         ),
         ({"messages": [*ask()[:-1], ask()[0] | {"name": "Bob"}]}, "messages[0]: name='Bob' is not supported", None),
         ({"messages": [ask()[0] | {"tool_calls": [{}]}]}, "messages[0]: tool_calls=[{}] is not supported", None),
+        (
+            {"messages": ask([{"type": "text", "text": "w1", "cache_control": {"type": "x"}}])},
+            "messages[0]: content[0]: cache_control={'type': 'x'} is not supported",
+            None,
+        ),
+        ({"messages": ask(["w1"])}, "messages[0]: content must be text", None),
+        ({"messages": ask(), "steps": "16"}, "steps='16' must be a number, not a text", "steps"),
+        ({"messages": ask(), "temperature": "0.5"}, "temperature='0.5' must be a number", "temperature"),
+        ({"messages": ask(), "block_attention": "true"}, "must be true or false, not a text", "block_attention"),
+        ({"messages": ask(), "user": 5}, "user=5 must be a text", "user"),
+        ({"messages": ask(), "top_p": True}, "top_p=True is not supported", "top_p"),
+        ({"messages": ask(), "store": 0}, "store=0 is not supported", "store"),
         ({"messages": ask(), "n": 0}, "n=0 must be a whole number from 1 to 128", "n"),
         ({"messages": ask(), "seed": -1}, "seed=-1 must be a whole number", "seed"),
         ({"messages": ask(), "stop": [""]}, "stop=[''] must be a text or a list", "stop"),
@@ -289,6 +301,9 @@ def test_other_refusals(served):
     assert served.client.get(CHAT).status_code == 405
     for prompt in ([], [[]], [True], [1, "a"], None, {"a": 1}):
         assert served.post(COMPLETE, prompt=prompt).status_code == 400
+    for logprobs in (True, False, "1", 2, [], {}):
+        reply = served.post(COMPLETE, prompt="w1", logprobs=logprobs)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
     assert "holds token 64" in served.post(COMPLETE, prompt=[64]).json()["error"]["message"]
 
 
