@@ -20,6 +20,7 @@ PAGE = Path(__file__).with_name("page.html")
 NOTHING_ELSE = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 )
+READ = ["GET", "HEAD"]
 STARTED = int(time.time())
 
 
@@ -68,9 +69,14 @@ def _add_errors(app: Any) -> None:
         return JSONResponse(error_body(f"internal error: {type(error).__name__}", "server_error"), 500)
 
     @app.exception_handler(404)
-    @app.exception_handler(405)
     async def unknown(request: Request, error: Any) -> Response:
-        return JSONResponse(error_body(f"{request.method} {request.url.path}: no such address"), error.status_code)
+        return JSONResponse(error_body(f"{request.method} {request.url.path}: no such address"), 404)
+
+    @app.exception_handler(405)
+    async def other_method(request: Request, error: Any) -> Response:
+        allowed = ", ".join(sorted(error.headers["Allow"].split(", ")))
+        said = f"{request.method} {request.url.path}: the method must be {allowed.replace(', ', ' or ')}"
+        return JSONResponse(error_body(said), 405, {"Allow": allowed})
 
 
 def _add_pages(app: Any, service: Service) -> None:
@@ -79,21 +85,21 @@ def _add_pages(app: Any, service: Service) -> None:
 
     scheduler, name = service.scheduler, service.name
 
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     async def page() -> Response:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": NOTHING_ELSE})
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         body = {"status": "ok" if scheduler.running else "stopping", "model": name, "waiting": scheduler.waiting}
         return JSONResponse(body, 200 if scheduler.running else 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     async def metrics() -> Response:
         text = scheduler.metrics.text(waiting=scheduler.waiting, decoding=scheduler.decoding)
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> Response:
         entry = {"id": name, "object": "model", "created": STARTED, "owned_by": "qwen3llada"}
         own = {"mask": MASK, "max_tokens": service.text.model.config.max_position_embeddings}

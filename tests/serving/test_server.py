@@ -298,13 +298,30 @@ def test_other_refusals(served):
     reply = served.post(CHAT, messages=ask(), model="gpt")
     assert (reply.status_code, reply.json()["error"]["message"]) == (404, "model='gpt' is not served here; tiny is")
     assert served.client.get("/v1/none").json()["error"]["message"] == "GET /v1/none: no such address"
-    assert served.client.get(CHAT).status_code == 405
     for prompt in ([], [[]], [True], [1, "a"], None, {"a": 1}):
         assert served.post(COMPLETE, prompt=prompt).status_code == 400
     for logprobs in (True, False, "1", 2, [], {}):
         reply = served.post(COMPLETE, prompt="w1", logprobs=logprobs)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
     assert "holds token 64" in served.post(COMPLETE, prompt=[64]).json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", CHAT, "POST"), ("PUT", COMPLETE, "POST"), ("POST", "/health", "GET, HEAD"), ("DELETE", "/", "GET, HEAD")],
+)
+def test_another_method_is_told_which_are_allowed(served, method, path, allowed):
+    reply = served.client.request(method, path)
+    assert (reply.status_code, reply.headers["allow"]) == (405, allowed)
+    said = f"{method} {path}: the method must be {allowed.replace(', ', ' or ')}"
+    assert reply.json()["error"]["message"] == said
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models"])
+def test_what_can_be_read_has_a_head(served, path):
+    reply = served.client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert reply.headers["content-type"] == served.client.get(path).headers["content-type"]
 
 
 def test_half_a_surrogate_pair_is_refused_in_openais_form(served):
