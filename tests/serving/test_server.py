@@ -766,6 +766,16 @@ def test_the_page_in_a_browser(text, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.png"))) == 8
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_a_new_chat_during_an_answer_forgets_its_question():
+    from qwen3llada.serving.app import PAGE
+
+    command = ["node", str(Path(__file__).with_name("page_script.js")), str(PAGE)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout) == {"kept": [], "asked": [["old"], ["new"]], "stopping": "Stop"}
+
+
 def test_the_page_loads_nothing_from_elsewhere(served):
     reply = served.client.get("/")
     assert reply.headers["content-type"].startswith("text/html")
