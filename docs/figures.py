@@ -14,6 +14,11 @@ from qwen3llada.errors import InputError
 
 REPORTS = Path("reports")
 MODEL = Path("out/qwen3llada-sft")
+MODELS = {
+    "source": "Qwen3 that conversion started from (random weights, left to right)",
+    "pretrain": "after pretraining",
+    "sft": "after fine-tuning",
+}
 KNOBS = {
     "as it is": {},
     "`unmask: threshold`": {"unmask": "threshold"},
@@ -45,6 +50,31 @@ def results() -> None:
     print(f"| held-out loss, fine-tuning | {tuned} |")
     good = sum(analyze["summary"].get(status, 0) for status in ("identical", "grown"))
     print(f"| tensors identical after conversion (`reports/analyze.json`) | {good} of {len(analyze['tensors'])} |")
+
+
+def bounds() -> None:
+    """The likelihoods of the last run: nats per token of held-out texts and answers, by model."""
+    evaluated = json.loads((REPORTS / "evaluate.json").read_text())
+    print("| model | texts | answers, given their prompts |")
+    print("|---|---|---|")
+    for name, shown in MODELS.items():
+        found, bound = evaluated[name], "nll" if name == "source" else "nelbo"
+        cells = (
+            f"{found[f'{kind}_{bound}']:.3f} ± {found[f'{kind}_{bound}_error']:.3f}" for kind in ("text", "answers")
+        )
+        print(f"| {shown} | {' | '.join(cells)} |")
+
+
+def quality() -> None:
+    """Quality against speed in the last run: a row for each setting of the sampler."""
+    details = json.loads((REPORTS / "evaluate/details.json").read_text())
+    print("| unmask | setting | exact match | nats per token of the answers | tokens per forward pass |")
+    print("|---|---|---|---|---|")
+    for row in details["quality"]:
+        nats = f"{row['answer_nll']:.3f} ± {row['answer_nll_error']:.3f}"
+        print(
+            f"| {row['unmask']} | {row['setting']} | {row['exact_match']:.3f} | {nats} | {row['tokens_per_pass']:.2f} |"
+        )
 
 
 def knobs() -> None:
@@ -119,7 +149,7 @@ def unmasking() -> None:
 
 
 FIGURES: dict[str, Callable[..., None]] = {
-    figure.__name__: figure for figure in (results, knobs, chat_frame, block_mask, unmasking)
+    figure.__name__: figure for figure in (results, bounds, quality, knobs, chat_frame, block_mask, unmasking)
 }
 
 

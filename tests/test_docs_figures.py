@@ -1,5 +1,6 @@
 """The figures of the documentation: the command that makes them, and the picture of masking and unmasking."""
 
+import json
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from docs.outputs import ROOT
 def test_a_figure_has_to_be_named():
     done = subprocess.run([sys.executable, "-m", "docs.figures"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    allowed = "results, knobs, chat_frame, block_mask, unmasking"
+    allowed = "results, bounds, quality, knobs, chat_frame, block_mask, unmasking"
     assert done.stderr == f"error: no figure named: python -m docs.figures NAME; allowed: {allowed}\n"
     assert ", ".join(FIGURES) == allowed
 
@@ -22,7 +23,7 @@ def test_a_figure_has_to_be_named():
 @pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
-        (["knob"], 2, "error: unknown figure 'knob': python -m docs.figures NAME; allowed: results, knobs"),
+        (["knob"], 2, "error: unknown figure 'knob': python -m docs.figures NAME; allowed: results, bounds, quality"),
         (["knobs", "3"], 2, "error: knobs: 1 arguments given, 0 needed: python -m docs.figures knobs"),
         (
             ["chat_frame", "Why?"],
@@ -31,6 +32,7 @@ def test_a_figure_has_to_be_named():
         ),
         (["chat_frame", "Why?", "two"], 1, "error: chat_frame: steps='two' must be a number of steps"),
         (["results"], 1, "error: reports/sample.json: no such file; make repro writes it"),
+        (["quality"], 1, "error: reports/evaluate/details.json: no such file; make repro writes it"),
     ],
 )
 def test_an_error_is_one_line(arguments, status, line, capsys, tmp_path, monkeypatch):
@@ -40,6 +42,22 @@ def test_an_error_is_one_line(arguments, status, line, capsys, tmp_path, monkeyp
     assert captured.out == ""
     assert captured.err.startswith(line)
     assert captured.err.count("\n") == 1
+
+
+def test_the_tables_of_the_evaluation_are_read_from_its_reports(capsys, tmp_path, monkeypatch):
+    found = {f"{kind}_{what}": 1.23449 for kind in ("text", "answers") for what in ("nelbo", "nelbo_error")}
+    source = {key.replace("nelbo", "nll"): 7.0 for key in found}
+    row = {"unmask": "fixed", "setting": 4, "exact_match": 0.96666, "answer_nll": 0.1, "answer_nll_error": 0.02}
+    (tmp_path / "reports/evaluate").mkdir(parents=True)
+    evaluated = {"source": source, "pretrain": found, "sft": found}
+    (tmp_path / "reports/evaluate.json").write_text(json.dumps(evaluated))
+    (tmp_path / "reports/evaluate/details.json").write_text(json.dumps({"quality": [row | {"tokens_per_pass": 1.236}]}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["bounds"]) == main(["quality"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == "| after fine-tuning | 1.234 ± 1.234 | 1.234 ± 1.234 |"
+    assert lines[2].endswith("| 7.000 ± 7.000 | 7.000 ± 7.000 |")
+    assert lines[-1] == "| fixed | 4 | 0.967 | 0.100 ± 0.020 | 1.24 |"
 
 
 def test_the_picture_shows_the_rows_in_the_colours_of_its_theme(tmp_path):
