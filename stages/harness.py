@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness on a model: one command for each published number. Not a stage of dvc.yaml.
 
 --tasks '["world_choice"]' chooses tasks of lm-eval, of --include_path FOLDER, or the three that come with this project.
-Results and all samples are kept in reports/harness, in lm-eval's own format. Needs `pip install qwen3llada[harness]`.
+Results and all samples are kept in reports/harness, in lm-eval's own format. Needs `pip install '.[harness]'`.
 """
 
 from pathlib import Path

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -95,3 +96,13 @@ def test_a_file_of_tests_can_be_run_alone():
         on_path |= {ROOT / "tests" / folder for folder in put}
         used = imports_of(path) & helpers.keys()
         assert not {name for name in used if helpers[name] not in on_path}, path
+
+
+def test_extras_are_installed_from_the_folder_and_the_readme_names_each():
+    texts = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *HERE]
+    from_an_index = [path for path in texts if re.search(r"qwen3llada\[\w+\]", path.read_text(encoding="utf-8"))]
+    assert from_an_index == []
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    listed = re.search(r"The extras are ([^:]+):", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert listed
+    assert set(re.findall(r"`(\w+)`", listed[1])) == set(extras)

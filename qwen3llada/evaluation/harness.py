@@ -1,4 +1,4 @@
-"""qwen3llada models in EleutherAI's lm-evaluation-harness (`pip install qwen3llada[harness]`).
+"""qwen3llada models in EleutherAI's lm-evaluation-harness (`pip install '.[harness]'`).
 
     python -m qwen3llada.evaluation.harness --model qwen3llada --model_args pretrained=out/qwen3llada-sft --tasks …
 

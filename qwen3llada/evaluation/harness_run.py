@@ -109,7 +109,7 @@ def run_tasks(request: HarnessRequest, model: Path, *, seed: int) -> dict[str, A
         from lm_eval.loggers import EvaluationTracker
         from lm_eval.utils import make_table
     except ImportError as error:
-        raise InputError(f"the harness needs lm-eval (pip install qwen3llada[harness]): {error}") from error
+        raise InputError(f"the harness needs lm-eval (pip install '.[harness]'): {error}") from error
     from qwen3llada.evaluation.harness import HarnessModel
 
     manager = _task_manager(request)

@@ -51,7 +51,7 @@ def check_flash_attention_4(
     if major != HOPPER:
         raise InputError(f"{asked} needs an H100 or H200 (compute capability 9.0), this GPU has {major}.{minor}")
     if not has_flash_attention_4():
-        raise InputError(f"{asked} needs flash-attn-4, which is not installed: pip install 'qwen3llada[flash]'")
+        raise InputError(f"{asked} needs flash-attn-4, which is not installed: pip install '.[flash]'")
 
 
 def has_flash_attention_4() -> bool:
