@@ -11,6 +11,7 @@ RESULT = Path("reports/sweep.json")
 PLOT = Path("reports/sweep.svg")
 # Metrics that compare variants, best first: a likelihood bound does not depend on the training loss.
 METRICS = ("*:sft*nelbo", "*nelbo", "*:sft*guidelines", "*guidelines", "*loss")
+HIGHER = ("exact_match", "accuracy", "reward")  # parts of the names of metrics of which more is better
 
 
 def choose_metric(rows: Sequence[dict[str, Any]], wanted: str | None) -> str | None:
@@ -27,9 +28,14 @@ def choose_metric(rows: Sequence[dict[str, Any]], wanted: str | None) -> str | N
     return next((name for pattern in METRICS for name in common if fnmatch.fnmatch(name, pattern)), None)
 
 
+def better(metric: str) -> str:
+    """Which values of a metric `file:key` are better: "higher" or "lower"."""
+    return "higher" if any(word in metric.partition(":")[2] for word in HIGHER) else "lower"
+
+
 def write_comparison(rows: Sequence[dict[str, Any]], metric: str | None, root: Path = Path()) -> None:
     """Write `reports/sweep.json` and, if there is something to plot, `reports/sweep.svg`."""
-    result = {"metric": metric, "variants": list(rows)}
+    result = {"metric": metric, "better": None if metric is None else better(metric), "variants": list(rows)}
     _write(root / RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     shown = [row for row in rows if metric is not None and metric in row["metrics"]]
     if metric is not None and shown:
@@ -43,12 +49,13 @@ def _plot(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    rows = sorted(rows, key=lambda row: row["metrics"][metric], reverse=True)
+    direction = better(metric)
+    rows = sorted(rows, key=lambda row: row["metrics"][metric], reverse=direction == "lower")
     values = [row["metrics"][metric] for row in rows]
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.45 * len(rows)), layout="constrained")
     bars = axes.barh([row["name"] for row in rows], values, color="#4477aa")
     axes.bar_label(bars, [f"{value:.4g}" for value in values], padding=3)
-    axes.set_xlabel(f"{metric} (lower is better)")
+    axes.set_xlabel(f"{metric} ({direction} is better)")
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(exist_ok=True)

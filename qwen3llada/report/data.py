@@ -194,21 +194,23 @@ def read_sweep(path: Path, current: Mapping[str, float]) -> dict[str, Any] | Non
     Args:
         current: metrics of this run under the names that sweeps use, `reports/FILE:key`.
 
-    Returns: {"metric", "columns": the metrics shown, "rows": name, overrides, metrics and error of each variant and of
-        this run, "chart"}.
+    Returns: {"metric", "better": "higher" or "lower", "columns": the metrics shown, "rows": name, overrides, metrics
+        and error of each variant and of this run, "chart"}.
     """
     if not path.exists():
         return None
     with content_blamed(path):
         result = read_json(path)
         metric, rows = result["metric"], list(result["variants"])
-        columns = [name for name in (metric, ANSWERED) if name and any(name in row["metrics"] for row in rows)]
+        better = result.get("better") or "lower"  # sweeps of earlier versions do not say it
+        shown_names = dict.fromkeys(name for name in (metric, ANSWERED) if name)
+        columns = [name for name in shown_names if any(name in row["metrics"] for row in rows)]
     if any(name in current for name in columns):
         rows.append({"name": THIS_RUN, "overrides": [], "metrics": current, "error": None})
     shown = {row["name"]: row["metrics"][metric] for row in rows if metric in row["metrics"]}
-    ordered = dict(sorted(shown.items(), key=lambda item: item[1]))
+    ordered = dict(sorted(shown.items(), key=lambda item: item[1], reverse=better == "higher"))
     chart = bar_chart(ordered, label=f"{metric} by variant")
-    return {"metric": metric, "columns": columns, "rows": rows, "chart": chart}
+    return {"metric": metric, "better": better, "columns": columns, "rows": rows, "chart": chart}
 
 
 def as_yaml_lines(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

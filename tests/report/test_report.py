@@ -284,7 +284,14 @@ def test_a_sweep_is_shown_with_its_failures(tmp_path):
     assert f"{metric} {answered} s-a x=a 1.25 0.5" in text
     assert "s-b x=b – – it failed" in text
     assert "this run 0.875 0.75" in text  # from eval_loss and sample
+    assert f"{metric}, lower is better" in text
     assert "this run 0.875 s-a 1.25" in text  # the chart, best first
+
+    write_json(reports / "sweep.json", {"metric": answered, "better": "higher", "variants": rows})
+    make(tmp_path)
+    assert f"{answered}, higher is better" in shown(tmp_path)
+    assert "this run 0.75 s-a 0.5" in shown(tmp_path)
+    assert "s-a x=a 0.5 s-b" in shown(tmp_path)  # one column
 
     write_json(reports / "sweep.json", {"metric": None, "variants": rows[1:]})  # no variant has a metric
     make(tmp_path)
