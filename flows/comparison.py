@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,14 @@ PLOT = Path("reports/sweep.svg")
 # Metrics that compare variants, best first: a likelihood bound does not depend on the training loss.
 METRICS = ("*:sft*nelbo", "*nelbo", "*:sft*guidelines", "*guidelines", "*loss")
 HIGHER = ("exact_match", "accuracy", "reward")  # parts of the names of metrics of which more is better
+
+
+def check_metric(metric: str, files: Collection[str]) -> None:
+    """Raise ValueError unless `metric` is `file:key` with one of the files of metrics."""
+    file, colon, key = metric.partition(":")
+    if not (file in files and colon and key):
+        allowed = f"one of {', '.join(files)}" if files else "written by a stage that runs, and none writes metrics"
+        raise ValueError(f"{metric=} must be FILE:KEY, with FILE {allowed}")
 
 
 def choose_metric(rows: Sequence[dict[str, Any]], wanted: str | None) -> str | None:

@@ -60,6 +60,7 @@ class Stage:
     name: str
     policy: Policy = field(default_factory=Policy)
     sources: tuple[str, ...] = ()  # dependencies that no stage makes, relative to the root
+    metrics: tuple[str, ...] = ()  # files of metrics that it writes, relative to the root
 
 
 def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path()) -> list[Stage]:
@@ -73,7 +74,7 @@ def read_stages(targets: list[str], *, upstream: bool = True, root: Path = Path(
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(), cwd=root)
     if done.returncode != 0:
         raise ValueError(f"dvc.yaml: {done.stderr.strip() or f'reading it ended with status {done.returncode}'}")
-    return [_stage(entry["name"], entry["flow"], entry["sources"]) for entry in json.loads(done.stdout)]
+    return [_stage(**entry) for entry in json.loads(done.stdout)]
 
 
 def read_inputs(root: Path) -> list[tuple[str, str]]:
@@ -103,9 +104,9 @@ def _values(tree: Any, keys: list[str]) -> list[str]:
     return [tree] if isinstance(tree, str) else []
 
 
-def _stage(name: str, settings: dict, sources: Sequence[str] = ()) -> Stage:
+def _stage(name: str, flow: dict, sources: Sequence[str] = (), metrics: Sequence[str] = ()) -> Stage:
     try:
-        return Stage(name, Policy(**settings), tuple(sources))
+        return Stage(name, Policy(**flow), tuple(sources), tuple(metrics))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("meta.flow", *first["loc"]))
@@ -135,13 +136,14 @@ def _main(targets: list[str], *, upstream: bool) -> list[dict]:
                 "name": s.addressing,
                 "flow": dict((s.meta or {}).get("flow") or {}),
                 "sources": [_given(dep, repo.root_dir) for dep in s.deps if _unmade(dep, made)],
+                "metrics": [_given(out, repo.root_dir) for out in s.outs if out.metric],
             }
             for s in stages
         ]
 
 
 def _given(dep: Any, root: str) -> str:
-    """The path of a dependency: relative to the root, or absolute if it is so in dvc.yaml."""
+    """The path of a dependency or output: relative to the root, or absolute if it is so in dvc.yaml."""
     return dep.fs_path if os.path.isabs(dep.def_path) else os.path.relpath(dep.fs_path, root)
 
 

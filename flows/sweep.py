@@ -8,6 +8,7 @@ alone and fills DVC's run cache.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed, State
 
 from flows.artifacts import artifact_key, read_metrics
-from flows.comparison import choose_metric, write_comparison
+from flows.comparison import check_metric, choose_metric, write_comparison
 from flows.graph import read_stages
 from flows.interruption import Interrupted, interruptible
 from flows.outcome import StageFailedError
@@ -80,10 +81,13 @@ def sweep(
         return Failed(message=f"jobs={jobs} must be 1 or more")
     try:
         variants = expand(grid or DEFAULT_GRID, name)
+        if metric is not None:
+            check_metric(metric, [file for stage in read_stages(stages or []) for file in stage.metrics])
         with interruptible():
             _check_stages(stages)
             rows = _run(variants, stages or [], jobs)
-            write_comparison(rows, compared := choose_metric(rows, metric))
+            write_comparison(rows, metric or choose_metric(rows, None))  # also if the next line finds no such key
+            compared = choose_metric(rows, metric)
     except Interrupted as stop:
         return end_of_flow(stop)
     except ValueError as error:
@@ -138,19 +142,24 @@ def _clone(variant: Variant) -> Path | Exception:
         return error
 
 
-def _named(variant: Variant):
-    return run_variant.with_options(task_run_name=variant.name)
+def axes(texts: Sequence[str]) -> dict[str, list[str]]:
+    """The grid that the values of `--axis` describe.
 
-
-def _grid(axes: list[str]) -> dict[str, list[str]]:
-    """The values by parameter of `KEY=VALUE,VALUE` axes. Raises: ValueError for the same parameter in two of them."""
+    Raises: ValueError for one that is not KEY[,KEY]=VALUE[,VALUE], or that names keys a second time.
+    """
     grid: dict[str, list[str]] = {}
-    for axis in axes:
-        keys, _, values = axis.partition("=")
+    for text in texts:
+        keys, equals, values = text.partition("=")
+        if not (equals and all(keys.split(",")) and all(values.split(","))):
+            raise ValueError(f"--axis {text}: must be KEY[,KEY]=VALUE[,VALUE], such as sft.optim.lr=1e-3,5e-4")
         if keys in grid:
-            raise ValueError(f"--axis {axis}: {keys} must be given once, all its values in one axis")
+            raise ValueError(f"--axis {text}: {keys} is given twice; list its values in one --axis")
         grid[keys] = values.split(",")
     return grid
+
+
+def _named(variant: Variant):
+    return run_variant.with_options(task_run_name=variant.name)
 
 
 def main() -> int:
@@ -161,15 +170,15 @@ def main() -> int:
     parser.add_argument("--stage", action="append", default=[], help="stage to bring up to date; repeatable")
     parser.add_argument("--jobs", type=int, default=1, help="variants that run at once")
     parser.add_argument("--name", default="sweep", help="first part of the experiments' names")
-    parser.add_argument("--metric", help="metric to compare, as file:key")
+    parser.add_argument("--metric", help="metric to compare, as FILE:KEY, such as reports/sample.json:exact_match")
     args = parser.parse_args()
     try:  # before a server starts
-        grid = _grid(args.axis)
+        grid = axes(args.axis)
         expand(grid or DEFAULT_GRID, args.name)
         _check_stages(args.stage)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     bind_server_to_this_process()
     state = sweep(grid, args.stage, args.jobs, args.name, args.metric, return_state=True)
     return report(state)
