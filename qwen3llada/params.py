@@ -30,7 +30,7 @@ from qwen3llada.commandline import (
     with_default,
 )
 from qwen3llada.corpus.builtin.params import BuiltinParams
-from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData
+from qwen3llada.corpus.fetch.sources import ConversationData, ModelSource, TextData, check_sources
 from qwen3llada.corpus.validation.rules import ValidateParams
 from qwen3llada.destinations import MODEL, check_destinations
 from qwen3llada.errors import InputError
@@ -42,7 +42,7 @@ from qwen3llada.report.params import ReportParams
 from qwen3llada.sampling.params import SampleParams
 from qwen3llada.section import Section
 from qwen3llada.serving.params import ExportParams, ServeParams
-from qwen3llada.tracked import Request, check_inputs, check_tracked
+from qwen3llada.tracked import Request, changed, check_inputs, check_tracked
 from qwen3llada.training.params import PretrainParams, SftParams
 from qwen3llada.training.start.claiming import check_training
 
@@ -98,15 +98,18 @@ def _sets_there_are() -> str:
 
 
 def check(path: Path = PARAMS_FILE) -> None:
-    """Check the parameters and their destinations before DVC, which removes a stage's outputs before starting it.
+    """Check parameters, destinations and sources before DVC, which removes a stage's outputs before starting it.
 
-    Raises: `ParamsError`; InputError naming a knob whose folder this project must not replace.
+    Raises: `ParamsError`; InputError naming a knob whose folder this project must not replace, or whose source is not
+        there although `download` would read it.
     """
     params = load(path)
     check_destinations({"convert.dst": (params.convert.dst, MODEL)}, {"convert.src": params.convert.src})
     check_training(params.pretrain, "pretrain.")
     check_training(params.sft, "sft.")
     check_training(params.rl, "rl.")
+    if changed("download", _tree(params)):
+        check_sources(params.model, params.pretrain_data, params.sft_data)
 
 
 def load_stage(

@@ -93,6 +93,13 @@ def check_tracked(
         )
 
 
+def changed(stage: str, used: Mapping[str, Any]) -> bool:
+    """Whether the last run of `stage` had other parameters than `used`, or there was none."""
+    entry = (read_yaml(LOCK).get("stages") or {}).get(stage) if LOCK.is_file() else None
+    recorded = ((entry or {}).get("params") or {}).get("params.yaml") or {}
+    return not recorded or any(_at(used, key) != value for key, value in recorded.items())
+
+
 def _stages() -> dict[str, Any]:
     """The entries of all stages by DVC's address."""
     found = dict(read_yaml(PIPELINE).get("stages") or {})
@@ -123,10 +130,16 @@ def _filled(texts: Iterable[str], params: Mapping[str, Any]) -> dict[str, Path]:
 
 def _value(params: Mapping[str, Any], key: str) -> str:
     """The parameter at a dotted key. If it does not exist: a NUL, which no path contains; DVC itself reports that."""
+    value = _at(params, key)
+    return "\0" if value is None else str(value)
+
+
+def _at(params: Mapping[str, Any], key: str) -> Any:
+    """The parameter at a dotted key; None if it does not exist."""
     value: Any = params
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return "\0" if value is None else str(value)
+    return value
 
 
 def _locked() -> Iterator[Path]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -202,6 +203,43 @@ def test_a_check_before_dvc_removes_outputs(project, monkeypatch):
         with pytest.raises(ValueError, match="^" + words.replace(".", r"\.")):
             check()
         (project / "params.yaml").write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("model", {"source": "/no/such/checkpoint"}, "model.source: /no/such/checkpoint: no such file or folder"),
+        ("pretrain_data", {"name": "my/*.txt", "heldout_fraction": 0.1}, "pretrain_data.name: my/*.txt: no such file"),
+        ("sft_data", {"name": "my/chat.jsonl", "heldout_fraction": 0.1}, "sft_data.name: my/chat.jsonl: no such file"),
+        ("sft_data", {"name": "owner/data", "heldout_name": "no.csv"}, "sft_data.heldout_name: no.csv: no such file"),
+    ],
+)
+def test_a_source_that_is_not_there_is_reported_before_dvc_removes_the_data(
+    project, monkeypatch, section, values, words
+):
+    from qwen3llada.params import _tree, check, load
+
+    monkeypatch.chdir(project)
+    edit(project, **{section: values})
+    with pytest.raises(ValueError, match="^" + re.escape(words)):
+        check()
+    tree = _tree(load())
+    params = {"model": tree["model"]} | {
+        f"{s}.{k}": v for s in ("pretrain_data", "sft_data") for k, v in tree[s].items()
+    }
+    lock = {"stages": {"download": {"params": {"params.yaml": params}}}}
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    check()  # download has run with these parameters: it does not run again, and its sources may be gone
+
+
+def test_a_source_that_is_there_or_on_the_hub_is_accepted(project, monkeypatch):
+    from qwen3llada.params import check
+
+    monkeypatch.chdir(project)
+    (project / "my").mkdir()
+    (project / "my/a.txt").write_text("mine")
+    edit(project, model={"source": "owner/model"}, pretrain_data={"name": "my/*.txt", "heldout_fraction": 0.1})
+    check()
 
 
 def test_sources_that_are_the_stages_own_output(project):

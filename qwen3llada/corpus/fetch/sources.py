@@ -175,12 +175,34 @@ class ConversationData(DataSource):
 
 def local_sources(raw: Path, model: ModelSource, text: TextData, conversations: ConversationData) -> dict[str, str]:
     """Local paths that are read, by knob. For a glob: its first file in the folder `raw`, if there is one."""
-    given = {"model.source": model.source}
-    for section, data in (("pretrain_data", text), ("sft_data", conversations)):
-        given |= {f"{section}.name": data.name, f"{section}.heldout_name": data.heldout_name or ""}
-        given |= {f"{section}.mixture.{number}": source.name for number, source in enumerate(data.mixture)}
+    given = _given(model, text, conversations)
     for knob, name in given.items():
         if glob.has_magic(name):
             found = glob.glob(str(Path(name).expanduser()), recursive=True)
             given[knob] = next((file for file in found if raw.absolute() in Path(file).absolute().parents), "")
+    return {knob: name for knob, name in given.items() if name}
+
+
+def check_sources(model: ModelSource, text: TextData, conversations: ConversationData) -> None:
+    """Raise InputError naming a knob that gives a path on this machine where nothing is."""
+    for knob, name in _given(model, text, conversations).items():
+        if name in (BUILTIN, MIXTURE):
+            continue
+        from qwen3llada.corpus.fetch.local import is_local  # with pyarrow
+
+        path = Path(name).expanduser()
+        try:
+            empty = is_local(name) and not path.exists() and not glob.glob(str(path), recursive=True)
+        except InputError as error:
+            raise InputError(f"{knob}: {error}") from error
+        if empty:
+            raise InputError(f"{knob}: {name}: no such file or folder")
+
+
+def _given(model: ModelSource, text: TextData, conversations: ConversationData) -> dict[str, str]:
+    """The names of all sources by knob."""
+    given = {"model.source": model.source}
+    for section, data in (("pretrain_data", text), ("sft_data", conversations)):
+        given |= {f"{section}.name": data.name, f"{section}.heldout_name": data.heldout_name or ""}
+        given |= {f"{section}.mixture.{number}": source.name for number, source in enumerate(data.mixture)}
     return {knob: name for knob, name in given.items() if name}
