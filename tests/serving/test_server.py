@@ -6,6 +6,7 @@ import itertools
 import json
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -573,6 +574,33 @@ def test_a_reply_waits_for_the_text_of_every_answer(text, monkeypatch):
         found = server.post(CHAT, messages=ask(), seed=3, n=2, max_tokens=4, steps=2).json()
     assert found["choices"] == right["choices"]
     assert found["usage"] == right["usage"]
+
+
+STAGE = """
+import signal, sys
+from pathlib import Path
+from qwen3llada.params import _terminate
+from qwen3llada.sampling.params import SampleParams
+from qwen3llada.serving.params import ServeParams
+from qwen3llada.serving.server import serve
+
+signal.signal(signal.SIGTERM, _terminate)  # as for every stage
+serve(ServeParams(model=Path(sys.argv[1]), port=0), SampleParams())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_ends_with_status_0(servable, number):
+    command = [sys.executable, "-c", STAGE, str(servable)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert " at http://127.0.0.1:" in child.stdout.readline()
+        child.send_signal(number)
+        out, error = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert (child.returncode, out) == (0, "stopped\n"), error
+    assert "stopped by" not in error
 
 
 def test_a_request_to_a_server_that_stops_gets_503(text):
