@@ -71,6 +71,20 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def measured(value: float, error: float | None) -> str:
+    """A value with its standard error: two significant digits of the error, and the value to the same decimals.
+
+    Without an error, or with one that is 0 or no number: each as `number` writes it.
+    """
+    if error is None:
+        return number(value)
+    if not (isfinite(error) and error > 0):
+        return f"{number(value)} ± {number(error)}"
+    decimals = 1 - int(f"{error:.1e}".partition("e")[2])  # of the rounded error: 0.0996 is 0.10
+    shown = (f"{round(x, decimals):,.{max(decimals, 0)}f}" for x in (value, error))
+    return " ± ".join(shown)
+
+
 def thin(points: Sequence[Point]) -> Sequence[Point]:
     """At most `POINTS` of the points at even distances, including the last one."""
     stride = ceil(len(points) / POINTS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3llada.artifacts import new_file, read_jsonl, text_digest
 from qwen3llada.errors import InputError
-from qwen3llada.report.charts import number
+from qwen3llada.report.charts import measured, number
 from qwen3llada.report.data import (
     LEVELS,
     PHASES,
@@ -176,7 +176,7 @@ def _script(identity: str, html: str) -> str:
 
 def _render(template: str, context: Mapping[str, Any]) -> str:
     pages = page_templates(TEMPLATES)
-    pages.filters["number"] = number
+    pages.filters |= {"number": number, "measured": measured}
     return pages.get_template(template).render(context)
 
 

@@ -434,6 +434,23 @@ class TestCharts:
     def test_numbers_for_people(self, value, text):
         assert charts.number(value) == text
 
+    @pytest.mark.parametrize(
+        ("value", "error", "text"),
+        [
+            (7.182623, 0.011535, "7.183 ± 0.012"),
+            (0.043979, 0.007882, "0.0440 ± 0.0079"),
+            (3.729204, 0.164602, "3.73 ± 0.16"),
+            (0.5, 0.0996, "0.50 ± 0.10"),
+            (12_345.6, 234.0, "12,350 ± 230"),
+            (-38.96, 3.54, "-39.0 ± 3.5"),
+            (7.182623, None, "7.183"),
+            (1.0, 0.0, "1 ± 0"),
+            (1.25, float("nan"), "1.25 ± nan"),
+        ],
+    )
+    def test_a_value_has_the_decimals_of_its_error(self, value, error, text):
+        assert charts.measured(value, error) == text
+
 
 def test_flat_numbers_leaves_out_what_is_none():
     assert flat_numbers({"a": {"b": 1, "c": None, "d": True}, "e": "x", "f": 2.5}) == {"a.b": 1, "f": 2.5}
@@ -501,14 +518,14 @@ def test_likelihoods_have_their_errors_and_quality_its_chart(tmp_path):
     write_outputs(tmp_path)
     page = make(tmp_path)
     text = " ".join(" ".join(Page(page).text).split())
-    assert "Fine-tuning 1.25 ± 0.03125 2.5 ± 0.0625" in text
-    assert "Qwen3 that conversion started from, left to right 7.125 ± 0.011 7.25 ± 0.042" in text
+    assert "Fine-tuning 1.250 ± 0.031 2.500 ± 0.062" in text
+    assert "Qwen3 that conversion started from, left to right 7.125 ± 0.011 7.250 ± 0.042" in text
     points = {"threshold": [(1.0, 0.5), (2.0, 0.5)], "fixed": [(1.0, 0.5), (2.0, 0.5)]}
     chart = charts.line_chart(points, x_label="tokens per forward pass", y_label="exact match", dots=True)
     assert chart in page
     assert "321.5" not in page  # of the machine: beside the page
     assert "threshold 1 0.5 0.75 1 321.5" in shown(tmp_path)
-    assert "Fine-tuning**: text 1.25 ± 0.03125, answers 2.5 ± 0.0625" in (tmp_path / "reports/summary.md").read_text()
+    assert "Fine-tuning**: text 1.250 ± 0.031, answers 2.500 ± 0.062" in (tmp_path / "reports/summary.md").read_text()
 
 
 def test_a_likelihood_without_a_standard_error_stands_alone(tmp_path):
@@ -516,8 +533,8 @@ def test_a_likelihood_without_a_standard_error_stands_alone(tmp_path):
     numbers = read_json(reports / "evaluate.json")
     write_json(reports / "evaluate.json", numbers | {"sft": numbers["sft"] | {"text_nelbo_error": None}})
     text = " ".join(" ".join(Page(make(tmp_path)).text).split())
-    assert "Fine-tuning 1.25 2.5 ± 0.0625" in text
-    assert "Fine-tuning**: text 1.25, answers 2.5 ± 0.0625" in (tmp_path / "reports/summary.md").read_text()
+    assert "Fine-tuning 1.25 2.500 ± 0.062" in text
+    assert "Fine-tuning**: text 1.25, answers 2.500 ± 0.062" in (tmp_path / "reports/summary.md").read_text()
 
 
 def test_without_speeds_of_this_machine_there_is_no_table_of_them(tmp_path):
