@@ -122,9 +122,14 @@ def same(one: list[str], other: list[str]) -> bool:
 
 
 def workspace(folder: Path) -> Path:
-    """A folder with links to everything in the project, so that what a command writes beside it leaves no trace."""
-    for entry in ROOT.iterdir():
-        (folder / entry.name).symlink_to(entry)
+    """A folder with links to everything in the project, so that what a command writes beside it leaves no trace.
+
+    `out` is a folder of its own, with links to the folders in the project's.
+    """
+    out = ROOT / "out"
+    (folder / "out").mkdir()
+    for entry in [*(e for e in ROOT.iterdir() if e != out), *(e for e in out.glob("*") if e.is_dir())]:
+        (folder / entry.relative_to(ROOT)).symlink_to(entry)
     return folder
 
 

@@ -127,5 +127,6 @@ def test_an_output_without_a_comment_is_found():
 def test_commands_run_beside_the_project(tmp_path):
     folder = workspace(tmp_path)
     assert (folder / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
-    (folder / "new").touch()
-    assert not (ROOT / "new").exists()
+    for name in ("new-file-of-a-page", "out/new-file-of-a-page"):
+        (folder / name).touch()
+        assert not (ROOT / name).exists()
