@@ -480,7 +480,7 @@ def test_flags_of_a_stage_beat_the_parameter_set(flag, monkeypatch):
 @pytest.mark.parametrize("given", ['["mlflow", "wandb"]', "mlflow,wandb"])
 def test_a_list_of_names_is_a_flag(key, given, monkeypatch):
     monkeypatch.chdir(ROOT)
-    params, _ = load_stage([f"--{key}", given], own="sft", shared=("seed",))
+    params, _ = load_stage(["--adapter.method", "lora", f"--{key}", given], own="sft", shared=("seed",))
     section, name = key.split(".")
     assert getattr(getattr(params.sft, section), name) == ("mlflow", "wandb")
 

@@ -74,6 +74,12 @@ class AdapterParams(Section):
         True, description="Add the adapters to the base weights in the final model; false: dst holds the adapters alone"
     )
 
+    @model_validator(mode="after")
+    def _has_adapters(self) -> Self:
+        if self.method == "none":
+            refuse_unused(self, [name for name in type(self).model_fields if name != "method"], "method=none")
+        return self
+
 
 class RunParams(Section):
     """Parameters of a run that do not depend on what is learnt."""

@@ -83,6 +83,12 @@ def test_adapters_alone_are_saved_on_request_and_read_with_their_base(lora, tmp_
         TextModel.load(lora.dst)
 
 
+def test_knobs_of_adapters_are_refused_where_there_are_none():
+    assert AdapterParams.model_validate(AdapterParams(method="none").model_dump()).method == "none"
+    with pytest.raises(ValueError, match="rank=200 has no effect under method=none: leave it at 16"):
+        AdapterParams(rank=200)
+
+
 def test_the_modules_of_adapters_are_saved_in_one_order(tiny):
     """peft keeps a set, whose order in `adapter_config.json` differs from run to run."""
     model, params = Qwen3LLadaForMaskedLM.from_pretrained(tiny / "model"), AdapterParams(method="lora")
