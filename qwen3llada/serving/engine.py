@@ -148,9 +148,11 @@ class Engine:
             job.passes += 1  # nothing new is settled
             return
         final = tokens if settled is None else tokens.masked_fill(~settled, self._mask)
-        job.tell(tokens[answer].tolist(), final[answer].tolist(), sure[answer].tolist())
-        if job.progress.finish is not None:
+
+        def count() -> None:
             self.metrics.answer(time.monotonic() - job.arrived, len(job.progress.tokens))
+
+        job.tell(tokens[answer].tolist(), final[answer].tolist(), sure[answer].tolist(), count)
 
     def _drop_batch(self) -> list[Job]:
         """Forget the running batch; the jobs that were in it."""

@@ -49,16 +49,20 @@ class Job:
         """Whether nothing is left to do for it."""
         return self.cancelled or self.progress.finish is not None
 
-    def tell(self, tokens: Sequence[int], settled: Sequence[int], sure: Sequence[float]) -> None:
+    def tell(
+        self, tokens: Sequence[int], settled: Sequence[int], sure: Sequence[float], count: Callable[[], None]
+    ) -> None:
         """Deliver what a pass did. Nothing is delivered where nothing new is settled and no canvas is asked for.
 
         Args, each [gen_length]: the answer's tokens; the same with a mask for each token that may still be revised; the
-        probability of each when it was committed.
+        probability of each when it was committed. `count` is called for a finished answer, before the client has it.
         """
         self.passes += 1
         new = self.progress.update(settled, [log(max(p, 1e-45)) for p in sure])
         canvas = tuple(zip(tokens, sure, strict=True)) if self.wants_canvas else None
         finished = self.progress.finish is not None
+        if finished:
+            count()
         if new or canvas or finished:
             self._deliver(new, canvas=canvas, finished=finished)
 

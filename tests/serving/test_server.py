@@ -422,6 +422,21 @@ def test_models_health_and_metrics(served):
     assert lines['qwen3llada_answer_seconds_bucket{le="+Inf"}'] == lines["qwen3llada_answers_total"]
 
 
+def test_a_finished_answer_is_counted_before_its_client_has_it(text, monkeypatch):
+    from qwen3llada.serving.jobs import Job
+
+    with Served(text) as server:
+        metrics, deliver, seen = server.scheduler.metrics, Job._deliver, []
+
+        def counted_by_then(job, new, **rest):
+            seen.extend([metrics._answers] * rest["finished"])
+            deliver(job, new, **rest)
+
+        monkeypatch.setattr(Job, "_deliver", counted_by_then)
+        server.post(CHAT, messages=ask())
+    assert seen == [1]
+
+
 def test_a_key_is_asked_for_where_there_is_one(text):
     with Served(text, api_key="secret") as server:
         for key, status in ((None, 401), ("Bearer wrong", 401), ("Bearer secret", 200)):
