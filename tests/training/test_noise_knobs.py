@@ -50,9 +50,10 @@ def test_a_run_uses_new_entries_of_every_registry(fine_tuning, monkeypatch):
 @pytest.mark.parametrize("noise_type", NOISE_TYPES)
 @pytest.mark.parametrize("method", ["none", "lora"])
 def test_a_model_says_what_noise_it_was_trained_with(pretraining, noise_type, method):
+    adapter: dict = {"method": method}
     if method == "lora":
         pytest.importorskip("peft")
-    adapter = {"method": method, "rank": 2, "target_modules": ["q_proj"]}
+        adapter |= {"rank": 2, "target_modules": ["q_proj"]}
     params = changed(pretraining, noise={"noise_type": noise_type}, adapter=adapter, max_steps=1, do_eval_loss=False)
     train(params, seed=1)
     assert json.loads((params.dst / "config.json").read_text())["noise_type"] == noise_type
