@@ -82,7 +82,7 @@ def test_a_sweep_leaves_the_workspace_alone(project):
     output = done.communicate(timeout=PATIENCE)[0]
     (project.root / "later.txt").unlink()
     assert done.returncode == 1, output
-    assert "rates-1: stage train: exit status 2: error: params.yaml: train.rate: given -1" in output
+    assert any("rates-1: " in line and "train.rate: must not be negative" in line for line in output.splitlines())
     assert (project.dvc("status").stdout, project.git("status", "--porcelain"), project.git("diff")) == before
 
     result = json.loads((project.root / "reports/sweep.json").read_text())
