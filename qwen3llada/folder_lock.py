@@ -1,13 +1,12 @@
 """A lock that allows one run at a time in a folder. The system releases it however the process ends."""
 
-import fcntl
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qwen3llada.artifacts.one_writer import lock
 from qwen3llada.destinations import LOCK_FILE
 from qwen3llada.errors import InputError
 
@@ -35,17 +34,13 @@ def hold_folder(knob: str, folder: Path, *, create: bool) -> None:
             return
         os.close(_held.pop(key))  # the folder was removed and made again
     descriptor = _open(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(descriptor, path):
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
         raise InputError(
             f"{knob}={str(folder)!r} is in use by {holder}: two runs in one folder would overwrite each other's"
             " checkpoints; give another folder or wait"
-        ) from None
-    except OSError as error:
-        print(f"warning: {path} cannot be locked ({error.strerror}): no second run must use it", file=sys.stderr)
+        )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _held[key] = descriptor

@@ -1,6 +1,7 @@
 """Outputs are complete or absent, and never written in place."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -294,6 +295,18 @@ def test_what_another_process_is_writing_is_refused_and_left_alone(tmp_path):
         "record.json": "first",
     }
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_system_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for content in ("old", "new"):
+        write_together(tmp_path, content)
+    assert state(tmp_path)["record.json"] == "new"
+    (line,) = capsys.readouterr().err.splitlines()  # once
+    assert line == f"warning: {tmp_path} cannot be locked (No locks available): no second run must use it"
 
 
 def test_outputs_stay_if_somebody_removes_a_new_one_before_it_is_renamed(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def new_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(folder, paths[0].parent if len({path.parent for path in paths}) == 1 else folder):
+    with only_writer(folder, folder):
         for temporary in temporaries:
             remove(temporary)
         try:

@@ -47,7 +47,7 @@ class Batch:
     valid: Tensor  # [B, L] bool, real tokens, including the EOS tokens that extend an answer
     prompt_lengths: Tensor | None  # [B] int64 in SFT
     t: Tensor  # [B] or [B, L] float32, noise levels
-    t_complement: Tensor | None = None  # the same of the second view
+    t_complement: Tensor | None = None  # the same of the second view, if there is one
     padded: bool  # whether there is any padding, known without a device sync
     step: StepFacts
     cursors: Mapping[int, Any] | None = None  # position -> where the stream goes on after it

@@ -168,14 +168,15 @@ class Collator:
     def _padding_only(self, step: StepFacts) -> Batch:
         tokens = torch.full((1, self._round_up(step.longest)), PADDING_TOKEN)
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
+        two_views = self.phase(step.number).noise.views == 2
         return Batch(
             tokens=tokens,
             noised=Noised(tokens, nothing, torch.ones(1)),
-            complement=Noised(tokens, nothing, torch.ones(1)) if self.phase(step.number).noise.views == 2 else None,
+            complement=Noised(tokens, nothing, torch.ones(1)) if two_views else None,
             valid=nothing,
             prompt_lengths=torch.zeros(1, dtype=torch.long) if self.sft else None,
             t=torch.ones(1),
-            t_complement=torch.ones(1),
+            t_complement=torch.ones(1) if two_views else None,
             padded=True,
             step=step,
         )

@@ -81,7 +81,7 @@ def mask_probabilities(t: Tensor, params: NoiseParams) -> Tensor:
 def levels_of(p_mask: Tensor, params: NoiseParams) -> Tensor:
     """Noise levels t [like p_mask], float32, where `mask_probabilities` gives about `p_mask`: its inverse by a table.
 
-    A probability that many levels have, or none, gets the level nearest to it at the end of their range.
+    A probability below that of level 0 gets level 0, and one above that of level 1 gets level 1.
     """
     import torch
 

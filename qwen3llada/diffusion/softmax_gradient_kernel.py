@@ -1,7 +1,6 @@
 """Cross-entropies and the gradient of a chunk of logits on a GPU: one Triton kernel, one program a row.
 
-It reads a row twice, the second time partly from the cache, and writes it once. What torch.compile makes of the same
-formula reads it three times.
+It reads a row twice and writes it once. What torch.compile makes of the same formula reads it three times.
 """
 
 import torch
@@ -20,8 +19,11 @@ def _softmax_gradient(
     logits_ptr, targets_ptr, scale_ptr, losses_ptr, rows, vocabulary,
     SMOOTHING: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """See `softmax_gradient_`. Each lane has a maximum and a sum of its own until the row is read (online softmax,
-    Milakov and Gimelshein, arXiv 1805.02867)."""
+    """One row of `softmax_gradient_`.
+
+    Each lane has a maximum and a sum of its own until the row is read (online softmax, Milakov and Gimelshein, arXiv
+    1805.02867).
+    """
     row = tl.program_id(0)
     at = logits_ptr + row.to(tl.int64) * vocabulary
     target, scale = tl.load(targets_ptr + row), tl.load(scale_ptr + row)

@@ -94,8 +94,8 @@ class BatchLoss:
         weights = layout.of_views([self._weights(batch, view) / len(views) for view in views])
         positions = weights.flatten().nonzero().squeeze(1)
         shape = batch.tokens.shape
-        of_each = [batch.t] if batch.t_complement is None else [batch.t, batch.t_complement]
-        levels = [by_position(t, shape, "t").expand(shape) for t in of_each[: len(views)]]
+        of_each = [t for t in (batch.t, batch.t_complement) if t is not None]
+        levels = [by_position(t, shape, "t").expand(shape) for t in of_each]
         alike = causal and layout.source is None and layout.documents is None
         return Prepared(
             tokens=layout.tokens,

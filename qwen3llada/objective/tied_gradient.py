@@ -37,11 +37,12 @@ class TiedGradient:
         return gradient
 
     def keep(self, gradient: Tensor) -> None:
+        """Hold the projection's gradient [V, D] for `take`."""
         self._of_projection = gradient
 
     @property
-    def without(self) -> int | None:
-        """The token whose embedding gets no gradient."""
+    def padding_idx(self) -> int | None:
+        """The embedding's: the token whose row gets no gradient from it."""
         return self._embedding.padding_idx
 
 
@@ -70,8 +71,8 @@ class _Embed(torch.autograd.Function):
     def backward(ctx, grad_output):
         (tokens,) = ctx.saved_tensors
         gradient = ctx.tied.take()
-        if ctx.tied.without is not None:
-            grad_output = grad_output.masked_fill((tokens == ctx.tied.without)[..., None], 0.0)
+        if ctx.tied.padding_idx is not None:
+            grad_output = grad_output.masked_fill((tokens == ctx.tied.padding_idx)[..., None], 0.0)
         return gradient.index_add_(0, tokens.flatten(), grad_output.flatten(0, -2)), None, None
 
 

@@ -54,9 +54,8 @@ class Service:
         self.name = params.served_name or str(params.model)
         self.scheduler = Scheduler(text, max_batch=params.max_batch, max_queue=params.max_queue)
         self.limits, self._long = Limits.of(text, params.max_queue), asyncio.Semaphore(1)
-        encode_texts(
-            text.tokenizer, ["."]
-        )  # sets the tokenizer's options, which must not happen in two threads at once
+        # The first call sets the tokenizer's options, which must not happen in two threads at once.
+        encode_texts(text.tokenizer, ["."])
 
     async def answer(self, request: Any, kind: Kind) -> Any:
         """The response to a request: its error is raised as a `Refusal`."""

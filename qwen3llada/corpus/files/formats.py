@@ -80,7 +80,9 @@ def _array_items(path: Path) -> Iterator[tuple[Row, int]]:
         text = _Lookahead(open_text(stream))
         try:
             text.take("[")
-            more = text.peek() != "]" or text.take("]") != "]"
+            more = text.peek() != "]"
+            if not more:
+                text.take("]")
             while more:
                 start = text.position
                 value = text.value()
