@@ -64,6 +64,14 @@ def test_a_projection_that_is_not_differentiated_is_an_error():
         states.sum().backward()
 
 
+def test_a_gradient_is_taken_once():
+    tied, gradient = TiedGradient(nn.Embedding(5, 3)), torch.ones(5, 3)
+    tied.keep(gradient)
+    assert tied.take() is gradient
+    with pytest.raises(RuntimeError, match="was not"):
+        tied.take()
+
+
 def test_a_cpu_keeps_what_autograd_does():
     embedding = nn.Embedding(5, 3)
     assert not is_worthwhile(embedding, embedding.weight)
